@@ -1,0 +1,87 @@
+"""Training: loss, metrics, optimizer and schedule of a classifier; everything that is the same for every mixer."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from metaformer.config import ConfigError, nearest
+from metaformer.model import derive
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(L.LightningModule):
+    """A network under a recipe (the `recipe` node of the configuration). Accuracies are fractions."""
+
+    def __init__(self, net: nn.Module, recipe: Mapping[str, Any], *, classes: int, seed: int) -> None:
+        super().__init__()
+        if recipe["optimizer"] not in (known := list_optimizers()):
+            raise ConfigError(
+                f"recipe.optimizer={recipe['optimizer']}: not one of timm's{nearest(recipe['optimizer'], known)}"
+            )
+        self.net, self.recipe, self.seed = net, recipe, seed
+        splits = ("train", "val", "test")
+        self.accuracy = nn.ModuleDict({f"{s}_accuracy": MulticlassAccuracy(classes, average="micro") for s in splits})
+        self.predictions: list[Tensor] = []
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Whatever draws from a global generator in this step is a function of (seed, step): a resumed run draws the
+        # same, and so do two runs that differ in their mixer.
+        seed = derive(self.seed, "step", self.global_step)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        return self._step("train", batch, smoothing=self.recipe["label_smoothing"])[0]
+
+    def validation_step(self, batch: Batch) -> None:
+        self._step("val", batch)
+
+    def on_test_epoch_start(self) -> None:
+        self.predictions = []
+
+    def test_step(self, batch: Batch) -> None:
+        self.predictions.append(self._step("test", batch)[1].argmax(1).cpu())
+
+    def _step(self, split: str, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        logits = self.net(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        accuracy = self.accuracy[f"{split}_accuracy"]
+        accuracy(logits, labels)
+        epoch = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(labels)}
+        self.log(f"{split}_loss", loss, **epoch)
+        self.log(f"{split}_accuracy", accuracy, **epoch)
+        return loss, logits
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """timm's parameter groups (no decay on biases, norms and scales), warm-up and cosine, stepped every update."""
+        recipe = self.recipe
+        optimizer = create_optimizer_v2(
+            self.net, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"]
+        )
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            "cosine",
+            num_epochs=recipe["epochs"],
+            warmup_epochs=recipe["warmup_epochs"],
+            warmup_lr=recipe["warmup_lr"],
+            min_lr=recipe["min_lr"],
+            step_on_epochs=False,
+            # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
+            updates_per_epoch=self.trainer.estimated_stepping_batches // (self.trainer.max_epochs or 1),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.global_step)

@@ -1,0 +1,410 @@
+"""The configuration: a typed schema, strict validation, composition, and the run id. Imports no torch.
+
+Hydra accepts `+typo=1` even under a typed schema, and its choices are open strings. Here every node is compared with
+its own dataclass, so that nothing is silently ignored.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+SCHEMA_VERSION = 1  # raise it when a default changes: the run id hashes only what differs from the defaults
+UNHASHED = ("study", "runtime", "logger", "debug")  # these never change a result
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class ConfigError(ValueError):
+    """What the user wrote cannot be run; the message is one line that names the key and the nearest valid choice."""
+
+
+def choice(*allowed: str) -> Any:
+    """A string field whose first value is the default and the only other values are those listed."""
+    return field(default=allowed[0], metadata={"choices": allowed})
+
+
+def ints(*values: int) -> Any:
+    return field(default_factory=lambda: list(values))
+
+
+@dataclass
+class Model:
+    """The architecture round the mixer; every field is an argument of `metaformer.model.MetaFormer`."""
+
+    depths: list[int] = ints(2, 2, 6, 2)
+    dims: list[int] = ints(64, 128, 320, 512)
+    mlp_ratio: float = 4.0
+    stem: list[int] = ints(7, 4, 2)  # kernel, stride, padding
+    downsample: list[int] | None = ints(3, 2, 1)  # between stages; None keeps one resolution and one width
+    norm: str = choice("group", "layer", "batch", "none")
+    act: str = choice("gelu", "relu", "silu")
+    layer_scale: float | None = 1e-5
+    residual: bool = True
+    channel_mlp: bool = True
+    position: list[bool] | None = None  # a learned position embedding before stage i
+    drop_path: float = 0.0
+
+
+@dataclass
+class Data:
+    name: str = choice("fashion_small", "fashion_mnist", "cifar10", "cifar100", "image_folder", "digits")
+    root: str | None = None  # a path of this machine: never hashed
+    train: int | None = None  # images kept for training, the same number of each class; None keeps all
+    val: int = 5000  # images carved out of the training set where the data set has no validation split
+    size: int = 224  # image_folder: side of the square images, in pixels
+
+
+@dataclass
+class Recipe:
+    """How every mixer of a study is trained."""
+
+    epochs: int = 5
+    batch: int = 128  # images per optimizer step, over all devices
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    label_smoothing: float = 0.1
+    crop: int = 2  # random crop after padding by so many pixels
+    flip: bool = True  # random horizontal flip
+    precision: str = choice("fp32", "bf16")
+
+
+@dataclass
+class Runtime:
+    accelerator: str = choice("auto", "cpu", "gpu")
+    threads: int | None = None  # per run; None shares the cores between the runs that go on at once
+    runs: str = "runs"  # the folder of the run folders
+    force: bool = False  # train again what is finished
+    progress: bool = True
+
+
+@dataclass
+class Logger:
+    """metrics.csv is always written; wandb mirrors it."""
+
+    wandb: bool = False
+    mode: str = choice("online", "offline")
+    project: str = "metaformer"
+    entity: str | None = None
+
+
+@dataclass
+class Debug:
+    mode: str = choice("none", "fast", "overfit", "profile")
+
+
+@dataclass
+class Study:
+    name: str | None = None
+    question: str = ""
+    reference: str = "pooling"  # the mixer that all others are compared with
+
+
+@dataclass
+class Config:
+    mixer: Any = None
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    recipe: Recipe = field(default_factory=Recipe)
+    runtime: Runtime = field(default_factory=Runtime)
+    logger: Logger = field(default_factory=Logger)
+    debug: Debug = field(default_factory=Debug)
+    study: Study = field(default_factory=Study)
+    seed: int = 0
+
+
+GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "debug", "experiments")
+
+
+# ------------------------------------------------------------------ where the configuration files are
+
+
+def conf_dir() -> Path:
+    """`conf/` inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Make the schema and the resolvers of `conf/` known to Hydra and OmegaConf."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
+    OmegaConf.register_new_resolver("cores", cores, replace=True)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_local_files() -> None:
+    """Refuse a file of the working directory that Hydra would hide behind a packaged one of the same name."""
+    here = Path.cwd()
+    for group in GROUPS:
+        packaged = (conf_dir().parent if group == "experiments" else conf_dir()) / group
+        if packaged == here / group:
+            continue
+        for local in sorted((here / group).glob("*.yaml")):
+            if (packaged / local.name).exists():
+                raise ConfigError(
+                    f"{group}/{local.name} has the name of a packaged file and would be ignored; rename it"
+                )
+
+
+# ------------------------------------------------------------------ validation
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def by_closeness(word: str, words: Iterable[str]) -> list[str]:
+    return sorted(words, key=lambda w: -difflib.SequenceMatcher(None, word, w).ratio())
+
+
+def validate(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as a plain dict, or a ConfigError. Checks all that can be known without torch."""
+    tree = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    config: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    _check_keys(config, Config, "")
+    _check_mixer(config["mixer"], len(config["model"]["depths"]))
+    _check_values(config)
+    if config["data"]["name"] == "image_folder":
+        config["data"]["fingerprint"] = folder_fingerprint(config["data"]["root"])
+    return config
+
+
+def _check_keys(node: dict[str, Any], schema: type, path: str) -> None:
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    hints = get_type_hints(schema)
+    for key, value in node.items():
+        if key not in fields:
+            raise ConfigError(f"{path}{key}: no such key{nearest(key, fields)}")
+        allowed = fields[key].metadata.get("choices")
+        if allowed and value not in allowed:
+            ordered = ", ".join(by_closeness(str(value), allowed))
+            raise ConfigError(f"{path}{key}={value}: expected one of {ordered}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            _check_keys(value, hints[key], f"{path}{key}.")
+
+
+def _check_mixer(mixer: Any, stages: int) -> None:
+    if not isinstance(mixer, dict) or not mixer:
+        raise ConfigError("mixer: expected a config with _target_, or with stage1, stage2, ...")
+    per_stage = [f"stage{i}" for i in range(1, stages + 1)]
+    if "_target_" in mixer:
+        both = [key for key in mixer if re.fullmatch(r"stage\d+", key)]
+        if both:
+            raise ConfigError(f"mixer.{both[0]}: the mixer is the same in every stage; options go to mixer.<option>")
+        nodes = {"mixer": mixer}
+    else:
+        stray = [key for key in mixer if not re.fullmatch(r"stage\d+", key)]
+        if stray:
+            keys = ", ".join(f"mixer.{stage}.{stray[0]}" for stage in per_stage)
+            raise ConfigError(f"mixer.{stray[0]}: the mixer differs by stage; expected one of {keys}")
+        if sorted(mixer) != sorted(per_stage):
+            raise ConfigError(f"mixer: names {', '.join(sorted(mixer))}, but the model has {stages} stages")
+        nodes = {f"mixer.{stage}": mixer[stage] for stage in per_stage}
+    for key, node in nodes.items():
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if not isinstance(target, str) or "." not in target:
+            raise ConfigError(f"{key}._target_={target}: expected the dotted path of a class, like my_mixer.Shift")
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    model, recipe, data = config["model"], config["recipe"], config["data"]
+    for key in ("dims", "position"):
+        if model[key] is not None and len(model[key]) != len(model["depths"]):
+            raise ConfigError(
+                f"model.{key}={model[key]}: expected {len(model['depths'])} values, one for each of model.depths"
+            )
+    for key in ("stem", "downsample"):
+        if model[key] is not None and len(model[key]) != 3:
+            raise ConfigError(f"model.{key}={model[key]}: expected kernel, stride, padding")
+    if model["downsample"] is None and len(set(model["dims"])) > 1:
+        raise ConfigError(f"model.dims={model['dims']}: expected one width, since model.downsample is null")
+    at_least = {
+        "model.depths": (min(model["depths"], default=0), 1),
+        "model.dims": (min(model["dims"], default=0), 1),
+        "recipe.epochs": (recipe["epochs"], 1),
+        "recipe.batch": (recipe["batch"], 1),
+        "recipe.lr": (recipe["lr"], 0),
+        "recipe.crop": (recipe["crop"], 0),
+        "recipe.warmup_epochs": (recipe["warmup_epochs"], 0),
+        "data.val": (data["val"], 1),
+        "seed": (config["seed"], 0),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            raise ConfigError(f"{key}={value}: expected at least {least}")
+    if not 0 <= model["drop_path"] < 1:
+        raise ConfigError(f"model.drop_path={model['drop_path']}: expected a rate from 0 up to, not including, 1")
+    if data["root"] is not None and not Path(data["root"]).is_dir():
+        raise ConfigError(f"data.root={data['root']}: no such folder")
+    if data["name"] == "image_folder" and data["root"] is None:
+        raise ConfigError("data.root: expected the folder of data=image_folder, with train/<class>/ and test/<class>/")
+
+
+@cache
+def folder_fingerprint(root: str) -> str:
+    """A hash of the names and sizes of all image files under `root`: machine paths do not count, contents do."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in IMAGES):
+        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def import_object(path: str, key: str) -> Any:
+    """The object at a dotted path; `key` is named when it cannot be imported, with the cause."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"{key}={path}: cannot import '{module_name}' ({type(error).__name__}: {error})") from error
+    if not hasattr(module, name):
+        public = [n for n in dir(module) if not n.startswith("_")]
+        raise ConfigError(f"{key}={path}: '{module_name}' has no '{name}'{nearest(name, public)}")
+    return getattr(module, name)
+
+
+# ------------------------------------------------------------------ the run id
+
+
+def run_id(config: dict[str, Any]) -> str:
+    """Eight hex digits: a hash of all that can change the result of a run."""
+    return _digest(config)
+
+
+def cell_id(config: dict[str, Any]) -> str:
+    """Eight hex digits: a run without its seed."""
+    return _digest({**config, "seed": None})
+
+
+def _digest(config: dict[str, Any]) -> str:
+    defaults = dataclasses.asdict(Config())
+    hashed = {key: value for key, value in config.items() if key not in UNHASHED}
+    hashed["data"] = {key: value for key, value in hashed["data"].items() if key != "root"}
+    content = _differences(hashed, defaults)
+    content["schema"] = SCHEMA_VERSION
+    content["sources"] = [_source_hash(target) for target in _targets(config["mixer"])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _differences(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in node.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _differences(value, default), {}
+        if key not in defaults or value != default:
+            changed[key] = value
+    return changed
+
+
+def _targets(node: Any) -> Iterable[str]:
+    """The dotted paths of code that a mixer node names: its class, and the layer that it adapts."""
+    if isinstance(node, dict):
+        for key, value in sorted(node.items()):
+            if key in ("_target_", "layer") and isinstance(value, str):
+                yield value
+            else:
+                yield from _targets(value)
+
+
+def _source_hash(target: str) -> str:
+    """A hash of the file that defines a mixer outside this package, so that an edited mixer is a new run."""
+    module = target.rpartition(".")[0]
+    if module.split(".")[0] == __package__:
+        return ""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return ""  # importing it will say what is wrong
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------ composition and its errors
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """Compose a configuration without Hydra's command line, `hydra` node included."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose(config_name, list(overrides), return_hydra_config=True)
+
+
+def explain(error: Exception) -> str:
+    """A Hydra or OmegaConf error as one line: what was wrong, what was expected, the nearest valid choice."""
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: no such choice; expected one of {', '.join(by_closeness(name, error.options))}"
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and isinstance(cause, Exception):
+        causes.append(cause)
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        siblings = _siblings(unknown[1]) or [k for c in causes for k in getattr(c, "parent_node", None) or ()]
+        return f"{unknown[1]}: no such key{nearest(unknown[1].rpartition('.')[2], map(str, siblings))}"
+    for cause in causes:
+        if isinstance(cause, OmegaConfBaseException):
+            key = getattr(cause, "full_key", None) or ""
+            expected = re.search(
+                r"could not be converted to (\w+)|not (?:a subclass of|convertible to) (\w+)", str(cause)
+            )
+            if expected and key:
+                value = re.search(r"Value '([^']*)'", str(cause))
+                kind = (expected[1] or expected[2]).lower()
+                return f"{key}={value[1] if value else ''}: expected {_article(kind)}"
+    return " ".join(str(causes[-1] if isinstance(error, ConfigCompositionException) else error).split())
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _siblings(key: str) -> list[str]:
+    """The valid keys beside an unknown one, as far as the schema knows them."""
+    schema: Any = Config
+    for part in key.split(".")[:-1]:
+        hints = get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+        kinds = [hints.get(part), *get_args(hints.get(part))]
+        schema = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if schema is None:
+            return []
+    return [f.name for f in dataclasses.fields(schema)] + (list(GROUPS) if schema is Config else [])
+
+
+def fail_with_one_line(error: Exception) -> None:
+    """Print an error of the user's as one line and leave with status 2."""
+    message = explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,183 @@
+"""One run: a cell and a seed, a folder, a `result.json` that is written last. Imports torch only to train.
+
+runs/pooling-tiny-fashion_small-s0-1a2b3c4d/
+    config.yaml  metrics.csv  weights.pt  predictions.npz  result.json
+    last.ckpt (until it is finished)  failed.json (until it is tried again)  run.log (in a multirun)
+"""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from metaformer.config import ConfigError, cell_id, run_id, validate
+
+Outcome = dict[str, Any]  # name, folder, status (finished | found | failed | refused), and its result or reason
+
+
+def choices_of(hydra: Any) -> dict[str, str]:
+    """What was chosen in each config group, by the words that the user typed."""
+    groups = ("mixer", "model", "data", "recipe", "experiments")
+    return {group: str(hydra.runtime.choices.get(group)) for group in groups}
+
+
+def run_folder(config: Mapping[str, Any], choices: Mapping[str, str]) -> Path:
+    """The folder of a run: found by its id, or else named for people by what was chosen."""
+    runs = Path(config["runtime"]["runs"])
+    if config["debug"]["mode"] != "none":
+        return runs / f"debug-{config['debug']['mode']}"
+    identity = run_id(config)
+    name = "-".join([choices["mixer"], choices["model"], choices["data"], f"s{config['seed']}", identity])
+    return next(runs.glob(f"*-{identity}"), runs / name)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None. One that cannot be read is an error: nobody's result is redone unasked."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to train this run again") from error
+
+
+def job(cfg: DictConfig) -> Outcome:
+    """Train the run that `cfg` describes, unless it is there. In a multirun it returns how it went and never raises."""
+    hydra = HydraConfig.get()
+    choices = choices_of(hydra)
+    if hydra.mode != RunMode.MULTIRUN:
+        config = validate(cfg)
+        return train(config, choices, run_folder(config, choices))
+    outcome: Outcome = {"name": f"{choices['mixer']}-{choices['model']}", "status": "refused"}
+    try:
+        config = validate(cfg)
+        folder = run_folder(config, choices)
+        outcome |= {"name": folder.name, "status": "failed"}
+        return train(config, choices, folder, jobs=int(hydra.launcher.get("n_jobs", 1)), log="run.log")
+    except ConfigError as error:
+        return outcome | {"status": "refused", "reason": str(error)}
+    except Exception as error:
+        return outcome | {"reason": f"{type(error).__name__}: {error}"}
+
+
+def train(
+    config: dict[str, Any], choices: Mapping[str, str], folder: Path, *, jobs: int = 1, log: str | None = None
+) -> Outcome:
+    """Skip a finished run; else check the configuration, then make the folder and train under its lock.
+
+    Args:
+        jobs: how many runs share the cores of this machine.
+        log: a file in the folder for all that is printed, instead of a progress bar.
+    """
+    debug = config["debug"]["mode"]
+    force = config["runtime"]["force"] or debug != "none"
+    outcome: Outcome = {"name": folder.name, "folder": str(folder)}
+    if not force and (result := read_result(folder)):
+        return outcome | {"status": "found", "result": result}
+    with output_to(Path(os.devnull) if log else None):
+        from metaformer import data, training
+
+        images = data.load(config["data"])
+        net = training.build_net(config, images)
+        if config["recipe"]["batch"] > len(images.train):
+            raise ConfigError(
+                f"recipe.batch={config['recipe']['batch']}: there are {len(images.train)} training images"
+            )
+    if debug == "profile":
+        with output_to(Path(os.devnull)):  # the profiler talks of devices that are not there
+            table = training.profile(config, net, images)
+        return {"name": folder.name, "status": "profiled", "table": table}
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not force and (result := read_result(folder)):
+            return outcome | {"status": "found", "result": result}
+        for stale in folder.iterdir() if force else [folder / "failed.json"]:
+            if stale.is_file() and stale.name != ".lock":
+                stale.unlink(missing_ok=True)
+        write(folder / "config.yaml", yaml.safe_dump({"choices": dict(choices), **config}, sort_keys=False))
+        show = config["runtime"]["progress"] and log is None and sys.stderr.isatty()
+        with output_to(folder / log if log else None):
+            try:
+                measured = training.fit(config, net, images, folder, jobs=jobs, show=show)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                failure = {"reason": reason, "traceback": traceback.format_exc(), "time": now()}
+                write(folder / "failed.json", json.dumps(failure, indent=2))
+                raise
+        result = {
+            "name": folder.name,
+            "choices": dict(choices),
+            "run_id": run_id(config),
+            "cell_id": cell_id(config),
+            "seed": config["seed"],
+            **measured,
+            "host": platform.node(),
+            "python": platform.python_version(),
+            "git": git_state(),
+            "finished": now(),
+            "config": config,
+        }
+        write(folder / "result.json", json.dumps(result, indent=2))
+    return outcome | {"status": "finished", "result": result}
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is either there whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@cache
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from and whether it was changed since; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "changed": bool(changed)}
+
+
+@contextlib.contextmanager
+def output_to(path: Path | None) -> Iterator[None]:
+    """Append what this process prints, libraries in C included, to a file; None leaves it as it is."""
+    if path is None:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, descriptor in zip(saved, (1, 2), strict=True):
+            os.dup2(stream, descriptor)
+            os.close(stream)

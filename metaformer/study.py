@@ -1,0 +1,271 @@
+"""A study: which runs it is made of, which of them are finished, and what came out.
+
+`StudySweeper` expands a grid as Hydra's own sweeper does, with three differences: a bad configuration in any cell is refused before
+anything runs, only what is not finished is launched, and it ends with a summary.
+"""
+
+import csv
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from metaformer import report
+from metaformer.config import GROUPS, ConfigError, validate
+from metaformer.run import Outcome, choices_of, git_state, job, read_result, run_folder
+
+WITHOUT_EFFECT = ("experiments", "runtime", "logger", "hydra")  # overrides that change no result of a study
+
+
+@dataclass
+class Planned:
+    """One run of a study before it is launched."""
+
+    cell: str  # what was varied, as it was typed, without the seed
+    mixer: str
+    folder: Path
+    config: dict[str, Any]
+    overrides: list[str]
+
+
+class StudySweeper(Sweeper):
+    __module__ = "hydra_plugins.metaformer"  # see register()
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, params: DictConfig | None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=job, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        planned = self.plan(arguments)
+        study = planned[0].config["study"]
+        runtime = planned[0].config["runtime"]
+        finished = {} if runtime["force"] else {p.folder: r for p in planned if (r := read_result(p.folder))}
+        pending = [p for p in planned if p.folder not in finished]
+        # Its own descriptor, since a run in this process sends what it prints to a file.
+        file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+        console = Console(file=file, width=None if file.isatty() else 120)
+        console.print(
+            f"[bold]{study['name'] or 'sweep'}[/]: {len(planned)} runs, {len(finished)} finished, {len(pending)} to do"
+        )
+        if study["question"]:
+            console.print(study["question"])
+        _note_other_code(finished.values(), console)
+        outcomes: list[Outcome] = []
+        if pending:
+            with follow(planned, pending, console, show=runtime["progress"]):
+                returned = self.launcher.launch([p.overrides for p in pending], initial_job_idx=0)
+            outcomes = [r.return_value for r in returned]
+        failures = [o for o in outcomes if o["status"] in ("failed", "refused")]
+        rows = [row(p, result) for p in planned if (result := read_result(p.folder))]
+        whole = not self._changed(arguments)
+        report.summarise(study, rows, console, write=whole and bool(study["name"]))
+        for outcome in failures:
+            console.print(
+                f"[red]{outcome['status']}[/] {outcome['name']}: {outcome['reason']}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if failures:
+            console.print(f"{len(failures)} of {len(planned)} runs did not finish; the same command tries them again")
+            raise SystemExit(1)
+
+    def plan(self, arguments: list[str]) -> list[Planned]:
+        """Every run of the grid, composed and validated; a run that two points of the grid describe is listed once."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has loaded its plugins
+
+        loader = self.hydra_context.config_loader
+        grid = [f"{key}={values}" for key, values in self.params.items()]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(grid + arguments)
+        points = BasicSweeper.split_arguments(overrides, None)[0]
+        varied = [i for i, values in enumerate(zip(*points, strict=True)) if len(set(values)) > 1]
+        planned: dict[Path, Planned] = {}
+        for point in points:
+            cfg = loader.load_sweep_config(self.config, list(point))
+            choices = choices_of(cfg.hydra)
+            config = validate(cfg)
+            words = [_word(point[i]) for i in varied if not point[i].startswith("seed=")]
+            folder = run_folder(config, choices)
+            planned.setdefault(
+                folder,
+                Planned(" ".join(words) or choices["mixer"], choices["mixer"], folder, config, list(point)),
+            )
+        if config["debug"]["mode"] != "none":
+            raise ConfigError(f"debug={config['debug']['mode']}: is for one run, not for a sweep")
+        return list(planned.values())
+
+    @staticmethod
+    def _changed(arguments: Sequence[str]) -> bool:
+        """Whether the command line narrowed or changed the study that its file describes."""
+        keys = (argument.lstrip("+~").split("=")[0] for argument in arguments)
+        return any(key.replace("/", ".").split(".")[0] not in WITHOUT_EFFECT for key in keys)
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
+    sys.modules["hydra_plugins.metaformer"] = sys.modules[__name__]
+    Plugins.instance().register(StudySweeper)
+
+
+def _word(override: str) -> str:
+    """`mixer=pooling` -> `pooling`, `recipe.lr=0.1` -> `lr=0.1`."""
+    key, _, value = override.lstrip("+").partition("=")
+    return value if key in GROUPS else f"{key.rpartition('.')[2]}={value}"
+
+
+def _note_other_code(results: Any, console: Console) -> None:
+    """One line where finished runs were made by another version of the code than this one."""
+    here = git_state()
+    others = sum(1 for result in results if result["git"] and here and result["git"]["commit"] != here["commit"])
+    if others:
+        console.print(f"note: {others} finished runs come from another commit; runtime.force=true trains them again")
+
+
+def row(planned: Planned, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished run as one row of results.csv; accuracies are fractions."""
+    return {
+        "cell": planned.cell,
+        "mixer": planned.mixer,
+        "seed": result["seed"],
+        "val_accuracy": result["metrics"]["val_accuracy"],
+        "test_accuracy": result["metrics"]["test_accuracy"],
+        "train_accuracy": result["metrics"]["train_accuracy"],
+        "params": result["params"],
+        "trainable": result["trainable"],
+        "macs": result["macs"],
+        "seconds": result["seconds"],
+        "run": result["name"],
+        "cell_id": result["cell_id"],
+        "commit": result["git"]["commit"][:12] if result["git"] else "",
+    }
+
+
+# ------------------------------------------------------------------ while it runs
+
+
+@contextmanager
+def follow(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, show: bool) -> Iterator[None]:
+    """Show how far a study is, read from the runs' own files: a table on a terminal, a line for each run elsewhere."""
+    stop = threading.Event()
+    watch = _live if console.is_terminal else _lines
+    thread = threading.Thread(target=watch, args=(planned, pending, console, stop), daemon=True)
+    if show:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if show:
+            thread.join()
+
+
+def last_row(folder: Path) -> dict[str, str] | None:
+    """The newest whole row of a run's metrics.csv."""
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("seconds")]
+    except OSError:
+        return None
+    return rows[-1] if rows else None
+
+
+def _ended(run: Planned) -> str | None:
+    for status in ("result", "failed"):
+        if (run.folder / f"{status}.json").exists():
+            return status
+    return None
+
+
+def _lines(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
+    started, told = time.time(), {p.folder for p in pending if _ended(p)}  # an old failed.json is no news
+    told -= {p.folder for p in pending if not (p.folder / "failed.json").exists()}
+    count = len(planned) - len(pending)
+    over = False
+    while not over:
+        over = stop.wait(1.0)
+        for run in pending:
+            if run.folder in told and not (run.folder / "result.json").exists():
+                continue
+            if (status := _ended(run)) and (run.folder, status) not in told:
+                told.add((run.folder, status))
+                count += 1
+                seen = last_row(run.folder) if status == "result" else None
+                words = f"val {float(seen['val_accuracy']):.1%}" if seen else "failed"
+                elapsed = time.time() - started
+                console.print(
+                    f"[{count}/{len(planned)}] {run.cell} seed {run.config['seed']}: {words}, {elapsed:.0f} s",
+                    markup=False,
+                )
+
+
+def _live(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    progress = Progress(*columns, console=console)
+    task = progress.add_task("runs", total=len(planned), left="")
+    started = time.time()
+    begun = _epochs(pending)
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        over = False
+        while not over:
+            over = stop.wait(0.5)
+            done, total = _epochs(pending), sum(p.config["recipe"]["epochs"] for p in pending)
+            left = (time.time() - started) * (total - done) / (done - begun) if done > begun else None
+            finished = len(planned) - len(pending) + sum(1 for p in pending if _ended(p))
+            progress.update(task, completed=finished, left=f"about {left / 60:.0f} min left" if left else "")
+            grid = Table.grid()
+            grid.add_row(progress)
+            grid.add_row(_so_far(planned))
+            live.update(grid)
+
+
+def _epochs(runs: Sequence[Planned]) -> int:
+    return sum(int(row["epoch"]) for run in runs if (row := last_row(run.folder)))
+
+
+def _so_far(planned: Sequence[Planned]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("cell", "finished", "training", "val accuracy so far"):
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    for cell in dict.fromkeys(p.cell for p in planned):
+        runs = [p for p in planned if p.cell == cell]
+        rows = {p.folder: row for p in runs if (row := last_row(p.folder))}
+        finished = sum(1 for p in runs if _ended(p) == "result")
+        training = [
+            f"seed {p.config['seed']}: epoch {rows[p.folder]['epoch']}/{p.config['recipe']['epochs']}"
+            for p in runs
+            if p.folder in rows and not _ended(p)
+        ]
+        accuracies = [float(row["val_accuracy"]) for row in rows.values() if row["val_accuracy"]]
+        mean = f"{sum(accuracies) / len(accuracies):.1%}" if accuracies else ""
+        table.add_row(cell, f"{finished}/{len(runs)}", ", ".join(training), mean)
+    return table

@@ -1,0 +1,45 @@
+"""Train one run, or with `-m` or `experiments=NAME` many: `python -m metaformer.train [overrides]`."""
+
+import os
+import sys
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from metaformer import config, report, run, study
+
+
+@hydra.main(config_path=str(config.conf_dir()), config_name="train", version_base="1.3")
+def app(cfg: DictConfig) -> None:
+    outcome = run.job(cfg)
+    if outcome["status"] == "profiled":
+        Console().print(outcome["table"])
+    else:
+        report.print_run(outcome["status"], outcome["folder"], outcome["result"], Console())
+
+
+def main() -> None:
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # the real exception, which explain() turns into one line
+    config.register()
+    study.register()
+    try:
+        config.check_local_files()
+        app()
+    except (config.ConfigError, HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
+            raise
+        config.fail_with_one_line(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is finished is kept, and the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    # By its own name, so that worker processes import the functions that they are sent.
+    from metaformer.train import main as entry
+
+    entry()

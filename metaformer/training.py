@@ -1,0 +1,312 @@
+"""From a configuration to trained weights: build and check the network, fit it with Lightning, test it once."""
+
+import contextlib
+import csv
+import logging
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+from metaformer.classifier import Classifier
+from metaformer.config import ConfigError, cores
+from metaformer.cost import count
+from metaformer.data import ImageData, Images, Split
+from metaformer.mixers import from_config
+from metaformer.model import MetaFormer, MetaFormerBlock
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+def build_net(config: Mapping[str, Any], images: Images) -> MetaFormer:
+    """The network of a configuration, tried on two images, so that what cannot work is refused before it trains."""
+    factories = from_config(config["mixer"], len(config["model"]["depths"]))
+    try:
+        net = MetaFormer(
+            factories,
+            in_chans=images.channels,
+            num_classes=len(images.classes),
+            img_size=images.size,
+            seed=config["seed"],
+            **config["model"],
+        ).to(memory_format=torch.channels_last)
+    except ValueError as error:
+        raise ConfigError(f"model and mixer do not fit: {error}") from error
+    blocks = [(name, module) for name, module in net.named_modules() if isinstance(module, MetaFormerBlock)]
+    hooks = [block.mixer.register_forward_hook(_same_shape(name)) for name, block in blocks]
+    try:
+        with torch.no_grad():
+            net.eval()(images.normalise(images.test.images[:2]))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"the model fails on its first batch: {type(error).__name__}: {error}") from error
+    for hook in hooks:
+        hook.remove()
+    return net.train()
+
+
+def _same_shape(place: str) -> Any:
+    def check(mixer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        wanted, got = list(inputs[0].shape), list(getattr(output, "shape", []))
+        if got != wanted:
+            kind = type(mixer).__name__
+            raise ConfigError(f"mixer {kind} at {place} returned {got or type(output).__name__}, expected {wanted}")
+
+    return check
+
+
+def fit(config: Mapping[str, Any], net: MetaFormer, images: Images, folder: Path, *, jobs: int, show: bool) -> dict:
+    """Train from the start or from `last.ckpt`, then test once; the measured part of result.json."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
+    recipe, debug = dict(config["recipe"]), config["debug"]["mode"]
+    last = folder / "last.ckpt"
+    resumed = torch.load(last, weights_only=True) if last.exists() else None
+    # Sums depend on the number of threads in the last bits: a resumed run keeps the number that it began with.
+    threads = resumed["threads"] if resumed else config["runtime"]["threads"] or max(1, cores() // jobs)
+    torch.set_num_threads(threads)
+    if debug == "overfit":
+        batch = min(recipe["batch"], len(images.train))
+        images = Images(images.train[torch.arange(batch)], images.val, images.test, images.classes)
+        recipe |= {"epochs": 200, "batch": batch, "label_smoothing": 0.0, "warmup_epochs": 0}
+    module = Classifier(net, recipe, classes=len(images.classes), seed=config["seed"])
+    data = ImageData(images, recipe, config["seed"], augment=debug != "overfit")
+    with wandb_run(config, folder) as mirror:
+        metrics = MetricsFile(folder / "metrics.csv", mirror)
+        trainer = L.Trainer(
+            accelerator=config["runtime"]["accelerator"],
+            devices=1,
+            max_epochs=1 if debug == "fast" else recipe["epochs"],
+            precision=PRECISION[recipe["precision"]],
+            deterministic=True,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            callbacks=[metrics, *_callbacks(folder, debug, threads, show)],
+            logger=False,
+            enable_checkpointing=debug == "none",
+            enable_progress_bar=show,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            **_limits(debug),
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec|exists and is not empty)")
+            try:
+                trainer.fit(module, data, ckpt_path=str(last) if resumed else None, weights_only=True)
+            except SystemExit as stopped:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from stopped
+            tested = trainer.test(module, data, verbose=False)[0]
+        cost = count(net, (images.channels, *images.size))
+        rows = metrics.rows()
+        trained = {k: float(v) for k, v in rows[-1].items() if k.endswith(("_loss", "_accuracy")) and v}
+        result = {
+            "metrics": trained | tested,
+            "params": cost.params,
+            "trainable": cost.trainable,
+            "macs": cost.macs,
+            "uncounted_ops": cost.uncounted,
+            "epochs": len(rows),
+            "seconds": round(sum(float(row["seconds"]) for row in rows), 3),
+            "threads": threads,
+            "device": device_name(trainer.strategy.root_device),
+            "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchmetrics", "hydra-core")},
+        }
+        if mirror is not None:
+            mirror.summarise({f"final/{k}": v for k, v in result["metrics"].items()} | {"params": cost.params})
+    if debug == "none":
+        keep(folder, config, net, torch.cat(module.predictions), images.test)
+    return result
+
+
+def keep(folder: Path, config: Mapping[str, Any], net: nn.Module, predictions: Tensor, test: Split) -> None:
+    """Write the weights (a state_dict and a plain dict) and what was predicted for each test image."""
+    np.savez_compressed(
+        folder / "predictions.npz",
+        predictions=predictions.short().numpy(),
+        labels=test.labels.short().numpy(),
+    )
+    torch.save({"state_dict": net.state_dict(), "config": dict(config)}, folder / "weights.pt")
+    (folder / "last.ckpt").unlink(missing_ok=True)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def _callbacks(folder: Path, debug: str, threads: int, show: bool) -> list[L.Callback]:
+    callbacks: list[L.Callback] = [RichProgressBar()] if show else []
+    if debug == "none":
+        callbacks.append(RecordThreads(threads))
+        callbacks.append(
+            ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        )
+    if debug == "overfit":
+        callbacks.append(
+            EarlyStopping(
+                "train_accuracy",
+                mode="max",
+                stopping_threshold=1.0,
+                patience=200,
+                check_on_train_epoch_end=True,
+            )
+        )
+    return callbacks
+
+
+def _limits(debug: str) -> dict[str, int]:
+    if debug == "fast":
+        return {"limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2}
+    return {"limit_val_batches": 0} if debug == "overfit" else {}
+
+
+class RecordThreads(L.Callback):
+    """Keep the number of threads in the checkpoint, for the run that resumes from it."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["threads"] = self.threads
+
+
+class MetricsFile(L.Callback):
+    """One row an epoch in metrics.csv, mirrored to wandb where there is one.
+
+    Lightning's CSVLogger deletes the file of an earlier start, and with it the rows from before a resume.
+    """
+
+    COLUMNS = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+
+    def __init__(self, path: Path, mirror: "Mirror | None" = None) -> None:
+        self.path, self.mirror = path, mirror
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._write([row for row in self.rows() if int(row["epoch"]) <= trainer.current_epoch], "w")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in self.COLUMNS}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
+        row |= {"seconds": round(time.perf_counter() - self.started, 3)}
+        self._write([row], "a")
+        if self.mirror is not None:
+            self.mirror.log(row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
+        with self.path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, self.COLUMNS)
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+class Mirror:
+    """A wandb run that can fail without ending the training: the local files are the truth."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self._try(lambda: self.run.log(dict(row)))
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        self._try(lambda: self.run.summary.update(dict(values)))
+
+    def _try(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:
+            print(f"wandb: {type(error).__name__}: {error}; training goes on", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def wandb_run(config: Mapping[str, Any], folder: Path) -> Iterator[Mirror | None]:
+    """A wandb run with the id of this run, grouped by cell, finished whatever happens; None where none is wanted."""
+    logger = config["logger"]
+    if not logger["wandb"]:
+        yield None
+        return
+    import wandb
+
+    identity = folder.name.rpartition("-")[2]
+    try:
+        run = wandb.init(
+            project=logger["project"],
+            entity=logger["entity"],
+            mode=logger["mode"],
+            dir=folder,
+            id=identity,
+            name=folder.name,
+            group=folder.name.replace(f"-s{config['seed']}-{identity}", ""),
+            tags=[config["study"]["name"]] if config["study"]["name"] else [],
+            config=dict(config),
+            resume="allow",
+            settings=wandb.Settings(init_timeout=60),
+        )
+    except Exception as error:
+        print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
+        yield None
+        return
+    failed = True
+    try:
+        yield Mirror(run)
+        failed = False
+    finally:
+        Mirror(run)._try(lambda: run.finish(exit_code=int(failed)))
+
+
+def profile(config: Mapping[str, Any], net: MetaFormer, images: Images, steps: int = 10) -> "Table":
+    """Where the time of `steps` training steps goes on the CPU, as a table of ops."""
+    from rich.table import Table
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    threads = config["runtime"]["threads"] or cores()
+    torch.set_num_threads(threads)
+    recipe = config["recipe"]
+    data = ImageData(images, recipe, config["seed"]).train_dataloader()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe["lr"])
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe["precision"] == "bf16"):
+            loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    batches = iter(data)
+    step(next(batches))
+    with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _, batch in zip(range(steps), batches, strict=False):
+            step(batch)
+    ops = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
+    total = sum(op.self_cpu_time_total for op in ops)
+    table = Table(title=f"A training step of {recipe['batch']} images, {threads} threads", title_justify="left")
+    for name in ("op", "share", "ms a step", "calls a step"):
+        table.add_column(name, justify="left" if name == "op" else "right")
+    for op in ops[:15]:
+        share = op.self_cpu_time_total / total
+        table.add_row(op.key, f"{share:.1%}", f"{op.self_cpu_time_total / steps / 1e3:.2f}", f"{op.count / steps:.0f}")
+    return table
