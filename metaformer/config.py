@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -151,8 +152,6 @@ def register() -> None:
 
 def cores() -> int:
     """The processor cores that this process may use."""
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -378,11 +377,11 @@ def explain(error: Exception) -> str:
         if isinstance(cause, OmegaConfBaseException):
             key = getattr(cause, "full_key", None) or ""
             expected = re.search(
-                r"could not be converted to (\w+)|not (?:a subclass of|convertible to) (\w+)", str(cause)
+                r"could not be converted to (\w+)|is not a valid (\w+)", str(cause)
             )
             if expected and key:
                 value = re.search(r"Value '([^']*)'", str(cause))
-                kind = (expected[1] or expected[2]).lower()
+                kind = (expected[1] or expected[2]).lower().replace("bool", "boolean")
                 return f"{key}={value[1] if value else ''}: expected {_article(kind)}"
     return " ".join(str(causes[-1] if isinstance(error, ConfigCompositionException) else error).split())
 
@@ -403,8 +402,10 @@ def _siblings(key: str) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)] + (list(GROUPS) if schema is Config else [])
 
 
-def fail_with_one_line(error: Exception) -> None:
-    """Print an error of the user's as one line and leave with status 2."""
+def explain_or_raise(error: Exception) -> None:
+    """Print an error of the user's as one line and leave with status 2; with HYDRA_FULL_ERROR=1 let it go on."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
     message = explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

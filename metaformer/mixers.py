@@ -96,7 +96,8 @@ class Fourier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         full = x if x.dtype == torch.float64 else x.float()
-        return torch.fft.fftn(full, dim=self.axes, norm="ortho").real.to(x.dtype)
+        mixed = torch.fft.fftn(full, dim=self.axes, norm="ortho").real.to(x.dtype)
+        return mixed.contiguous(memory_format=torch.channels_last)
 
 
 class SpatialMLP(nn.Module):
@@ -121,7 +122,8 @@ class SpatialMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_resolution(self, x)
-        return to_map(self.mlp(to_tokens(x).transpose(1, 2)).transpose(1, 2), like=x)
+        mixed = self.mlp(to_tokens(x).transpose(1, 2)).transpose(1, 2)
+        return to_map(mixed, like=x).contiguous(memory_format=torch.channels_last)
 
 
 class DepthwiseConv(nn.Conv2d):

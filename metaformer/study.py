@@ -1,7 +1,7 @@
 """A study: which runs it is made of, which of them are finished, and what came out.
 
-`StudySweeper` expands a grid as Hydra's own sweeper does, with three differences: a bad configuration in any cell is refused before
-anything runs, only what is not finished is launched, and it ends with a summary.
+`StudySweeper` expands a grid as Hydra's own sweeper does, with three differences: a bad configuration in any cell is
+refused before anything runs, only what is not finished is launched, and it ends with a summary.
 """
 
 import csv

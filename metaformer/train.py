@@ -22,17 +22,16 @@ def app(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # the real exception, which explain() turns into one line
+    wanted = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # the real exception arrives here, whether it is shown whole or not
     config.register()
     study.register()
     try:
         config.check_local_files()
         app()
     except (config.ConfigError, HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
-            raise
-        config.fail_with_one_line(error)
+        os.environ["HYDRA_FULL_ERROR"] = wanted or ""
+        config.explain_or_raise(error)
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, and the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,0 +1,65 @@
+"""Every configuration file composes, validates, and builds what it says."""
+
+import csv
+
+import pytest
+import torch
+from conftest import compose, repository
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from metaformer import config as cfg
+from metaformer.mixers import from_config
+from metaformer.model import MetaFormer
+
+CONF = repository() / "conf"
+FILES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
+STUDIES = sorted(p.stem for p in (repository() / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_of_conf_composes(file, tmp_path):
+    group, name = file.split("/")
+    overrides = [f"{group}={name}"]
+    if name == "custom":
+        overrides.append("mixer._target_=my_mixer.Shift")
+    if name == "image_folder":
+        overrides.append(f"data.root={tmp_path}")
+    config = compose(*overrides)
+    factories = [] if name == "custom" else from_config(config["mixer"], 4)
+    if factories:
+        with torch.device("meta"):
+            net = MetaFormer(factories, in_chans=1, img_size=28, num_classes=10, **config["model"])
+        assert net(torch.zeros(2, 1, 28, 28, device="meta")).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_composes_for_each_of_its_runs(name):
+    cfg.register()
+    whole = cfg.compose([f"experiments={name}"])
+    assert whole.study.name == name  # `_self_` does not have the last word
+    assert whole.hydra.mode.name == "MULTIRUN"
+    params = OmegaConf.to_container(whole.hydra.sweeper.params)
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    assert all(override.is_sweep_override() for override in parsed)
+    identities = set()
+    for override in parsed:
+        for value in override.sweep_string_iterator():
+            identities.add(cfg.run_id(compose(f"experiments={name}", f"{override.get_key_element()}={value}")))
+    assert len(identities) > 1
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_results_are_those_of_the_study(name):
+    file = repository() / "experiments" / name / "results.csv"
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    for row in rows:
+        config = compose(f"experiments={name}", f"mixer={row['mixer']}", f"seed={row['seed']}")
+        assert row["run"].endswith(cfg.run_id(config))
+
+
+def test_the_paper_model_is_s12():
+    config = compose("model=s12")["model"]
+    assert (config["depths"], config["dims"], config["layer_scale"]) == ([2, 2, 6, 2], [64, 128, 320, 512], 1e-5)
+    assert config["drop_path"] == 0.1

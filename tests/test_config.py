@@ -1,0 +1,187 @@
+"""Nothing is silently ignored, and the run id changes with whatever changes the result."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import compose
+
+from metaformer import config as cfg
+from metaformer.config import ConfigError, cell_id, run_id
+
+
+def error_of(*overrides: str) -> str:
+    """The one line that these overrides get."""
+    try:
+        compose(*overrides)
+    except ConfigError as error:
+        line = str(error)
+    except Exception as error:
+        line = cfg.explain(error)
+    else:
+        pytest.fail(f"{overrides} were accepted")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["mixerr=pooling"], "mixerr: no such key; did you mean 'mixer'?"),
+        (["recipe.lrr=1"], "recipe.lrr: no such key; did you mean 'lr'?"),
+        (["mixer.pool_sise=5"], "mixer.pool_sise: no such key; did you mean 'pool_size'?"),
+        (["+typo=1"], "typo: no such key"),
+        (["+sed=1"], "sed: no such key; did you mean 'seed'?"),
+        (["++model.depth=3"], "model.depth: no such key; did you mean 'depths'?"),
+        (["recipe.lr=abc"], "recipe.lr=abc: expected a float"),
+        (["seed=abc"], "seed=abc: expected an integer"),
+        (["seed=1.5"], "seed=1.5: expected an integer"),
+        (["seed=-1"], "seed=-1: expected at least 0"),
+        (["model.residual=maybe"], "model.residual=maybe: expected a boolean"),
+        (["model.dims=[a,b]"], "model.dims[0]=a: expected an integer"),
+        (["model.norm=grup"], "model.norm=grup: expected one of group, "),
+        (["mixer=poling"], "mixer=poling: no such choice; expected one of pooling, "),
+        (["experiments=quikstart"], "experiments=quikstart: no such choice; expected one of quickstart"),
+        (["recipe=shrt"], "recipe=shrt: no such choice; expected one of short"),
+        (["model.dims=[8,8,8]"], "model.dims=[8, 8, 8]: expected 4 values, one for each of model.depths"),
+        (["model.dims=[8,8,8,16]"], "expected one width, since model.downsample is null"),
+        (["model.stem=[4,4]"], "model.stem=[4, 4]: expected kernel, stride, padding"),
+        (["model.drop_path=1"], "model.drop_path=1.0: expected a rate from 0"),
+        (["recipe.epochs=0"], "recipe.epochs=0: expected at least 1"),
+        (["data.root=/no/such/folder"], "data.root=/no/such/folder: no such folder"),
+        (["data=image_folder"], "data.root: expected the folder of data=image_folder"),
+        (
+            ["mixer=ppaa", "+mixer.pool_size=5"],
+            "mixer.pool_size: the mixer differs by stage; expected one of mixer.stage1.pool_size, ",
+        ),
+        (["mixer=ppaa", "mixer.pool_size=5"], "mixer.pool_size: no such key"),
+        (["+mixer.stage1.pool_size=5"], "mixer.stage1: the mixer is the same in every stage"),
+        (["mixer=ppaa", "model.depths=[1]", "model.dims=[64]"], "but the model has 1 stages"),
+        (["mixer=custom"], "mixer._target_"),
+        (["mixer=custom", "mixer._target_=Shift"], "mixer._target_=Shift: expected the dotted path of a class"),
+    ],
+)
+def test_bad_input_gets_one_line(overrides, expected):
+    assert expected in error_of(*overrides)
+
+
+def test_the_nearest_choice_comes_first():
+    line = error_of("mixer=atention")
+    assert line.split("one of ")[1].startswith("attention, ")
+    assert "pooling" in line
+
+
+def test_options_of_a_mixer_and_of_one_stage_of_a_hybrid():
+    assert compose("mixer=pooling", "mixer.pool_size=5")["mixer"]["pool_size"] == 5
+    hybrid = compose("mixer=ppaa", "mixer.stage1.pool_size=5")["mixer"]
+    assert [hybrid[f"stage{i}"].get("pool_size") for i in range(1, 5)] == [5, 3, None, None]
+
+
+def test_local_mixers_and_studies_are_found():
+    Path("mixer").mkdir()
+    Path("mixer/shift.yaml").write_text("_target_: my_mixer.Shift\nstep: 2\n")
+    Path("mixer/iapa.yaml").write_text(
+        "defaults: [identity@stage1, attention@stage2, pooling@stage3, attention@stage4]\n"
+    )
+    Path("experiments").mkdir()
+    Path("experiments/mine.yaml").write_text("# @package _global_\nstudy: {name: mine}\nseed: 3\n")
+    assert compose("mixer=shift")["mixer"] == {"_target_": "my_mixer.Shift", "step": 2}
+    assert compose("mixer=iapa")["mixer"]["stage1"] == {"_target_": "metaformer.mixers.Identity"}
+    config = compose("experiments=mine")
+    assert (config["study"]["name"], config["seed"]) == ("mine", 3)
+
+
+@pytest.mark.parametrize("name", ["mixer/pooling.yaml", "experiments/quickstart.yaml"])
+def test_a_local_file_with_the_name_of_a_packaged_one_is_refused(name):
+    Path(name).parent.mkdir()
+    Path(name).write_text("{}")
+    with pytest.raises(ConfigError, match=f"{name} has the name of a packaged file"):
+        cfg.check_local_files()
+
+
+def test_golden_run_ids():
+    """A change here orphans every finished run: raise SCHEMA_VERSION and mean it."""
+    assert run_id(compose()) == GOLDEN["default"]
+    assert run_id(compose("mixer=ppaa", "model=s12")) == GOLDEN["ppaa"]
+    assert run_id(compose("mixer=attention", "seed=2", "recipe.lr=1e-3")) == GOLDEN["attention"]
+
+
+GOLDEN = {"default": "4a8bfb23", "ppaa": "9f967884", "attention": "15fd786f"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "recipe.lr=1e-3", "recipe.precision=bf16", "model.act=relu", "mixer.pool_size=5", "data.train=100"],
+)
+def test_what_changes_the_result_changes_the_run_id(override):
+    assert run_id(compose(override)) != run_id(compose())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["runtime.threads=2", "runtime.runs=elsewhere", "logger=wandb", "study.name=x", "data.root=.", "runtime=cpu"],
+)
+def test_what_does_not_change_the_result_leaves_the_run_id(override):
+    assert run_id(compose(override)) == run_id(compose())
+
+
+def test_a_value_equal_to_the_default_is_no_difference():
+    assert run_id(compose("model.act=gelu")) == run_id(compose())
+    assert run_id(compose("++recipe.weight_decay=0.05")) == run_id(compose())
+
+
+def test_the_cell_is_the_run_without_its_seed():
+    a, b = compose("seed=0"), compose("seed=1")
+    assert cell_id(a) == cell_id(b) != cell_id(compose("mixer=identity"))
+    assert run_id(a) != run_id(b)
+
+
+def test_an_edited_mixer_is_a_new_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    overrides = ("mixer=custom", "mixer._target_=edited_mixer.Shift")
+    source = Path("edited_mixer.py")
+    source.write_text("class Shift: ...\n")
+    first = run_id(compose(*overrides))
+    assert run_id(compose(*overrides)) == first
+    source.write_text("class Shift: pass\n")
+    assert run_id(compose(*overrides)) != first
+
+
+def test_the_layer_that_an_adapter_wraps_counts_too(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    overrides = ("mixer=custom", "mixer._target_=metaformer.mixers.AsTokens", "+mixer.layer=edited_layer.Layer")
+    Path("edited_layer.py").write_text("class Layer: ...\n")
+    first = run_id(compose(*overrides))
+    Path("edited_layer.py").write_text("class Layer: pass\n")
+    assert run_id(compose(*overrides)) != first
+
+
+def test_images_in_a_folder_are_part_of_the_run_id_and_their_place_is_not():
+    for root in ("a", "b"):
+        for split in ("train", "test"):
+            Path(root, split, "cat").mkdir(parents=True)
+            Path(root, split, "cat", "1.png").write_bytes(b"123")
+
+    def identity(root: str) -> str:
+        cfg.folder_fingerprint.cache_clear()
+        return run_id(compose("data=image_folder", f"data.root={root}"))
+
+    assert identity("a") == identity("b")
+    Path("b/train/cat/2.png").write_bytes(b"4")
+    assert identity("a") != identity("b")
+
+
+def test_every_model_option_is_an_argument_of_the_model():
+    import inspect
+
+    from metaformer.model import MetaFormer
+
+    assert {f.name for f in dataclasses.fields(cfg.Model)} <= set(inspect.signature(MetaFormer).parameters)
+
+
+@pytest.mark.parametrize("module", ["config", "run", "study", "stats", "report", "train", "evaluate"])
+def test_no_torch_before_a_run(module):
+    code = f"import metaformer.{module}, metaformer, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
