@@ -24,13 +24,14 @@ class Classifier(L.LightningModule):
 
     def __init__(self, net: nn.Module, recipe: Mapping[str, Any], *, classes: int, seed: int) -> None:
         super().__init__()
-        if recipe["optimizer"] not in (known := list_optimizers()):
+        if recipe["optimizer"] not in (known := [str(name) for name in list_optimizers()]):
             raise ConfigError(
                 f"recipe.optimizer={recipe['optimizer']}: not one of timm's{nearest(recipe['optimizer'], known)}"
             )
         self.net, self.recipe, self.seed = net, recipe, seed
-        splits = ("train", "val", "test")
-        self.accuracy = nn.ModuleDict({f"{s}_accuracy": MulticlassAccuracy(classes, average="micro") for s in splits})
+        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
+            MulticlassAccuracy(classes, average="micro") for _ in range(3)
+        )
         self.predictions: list[Tensor] = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -57,14 +58,13 @@ class Classifier(L.LightningModule):
         images, labels = batch
         logits = self.net(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        accuracy = self.accuracy[f"{split}_accuracy"]
+        accuracy = getattr(self, f"{split}_accuracy")
         accuracy(logits, labels)
-        epoch = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(labels)}
-        self.log(f"{split}_loss", loss, **epoch)
-        self.log(f"{split}_accuracy", accuracy, **epoch)
+        values = {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
+        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss, logits
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """timm's parameter groups (no decay on biases, norms and scales), warm-up and cosine, stepped every update."""
         recipe = self.recipe
         optimizer = create_optimizer_v2(
@@ -79,7 +79,7 @@ class Classifier(L.LightningModule):
             min_lr=recipe["min_lr"],
             step_on_epochs=False,
             # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
-            updates_per_epoch=self.trainer.estimated_stepping_batches // (self.trainer.max_epochs or 1),
+            updates_per_epoch=int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -13,12 +13,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -148,6 +149,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
     OmegaConf.register_new_resolver("cores", cores, replace=True)
+    OmegaConf.register_new_resolver("help_groups", help_groups, replace=True)
 
 
 def cores() -> int:
@@ -155,11 +157,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def group_dir(group: str) -> Path:
+    """The packaged folder of a config group."""
+    return (conf_dir().parent if group == "experiments" else conf_dir()) / group
+
+
+def help_groups() -> str:
+    """A line for each config group: its choices, packaged and of the working directory."""
+    lines = []
+    for group in GROUPS:
+        names = {path.stem for root in (group_dir(group), Path.cwd() / group) for path in root.glob("*.yaml")}
+        lines.append(f"{group}: {', '.join(sorted(names))}")
+    return "\n".join(lines)
+
+
 def check_local_files() -> None:
     """Refuse a file of the working directory that Hydra would hide behind a packaged one of the same name."""
     here = Path.cwd()
     for group in GROUPS:
-        packaged = (conf_dir().parent if group == "experiments" else conf_dir()) / group
+        packaged = group_dir(group)
         if packaged == here / group:
             continue
         for local in sorted((here / group).glob("*.yaml")):
@@ -184,7 +200,7 @@ def by_closeness(word: str, words: Iterable[str]) -> list[str]:
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as a plain dict, or a ConfigError. Checks all that can be known without torch."""
-    tree = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    tree = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     config: dict[str, Any] = {str(key): value for key, value in plain.items()}
@@ -292,17 +308,17 @@ def import_object(path: str, key: str) -> Any:
 # ------------------------------------------------------------------ the run id
 
 
-def run_id(config: dict[str, Any]) -> str:
+def run_id(config: Mapping[str, Any]) -> str:
     """Eight hex digits: a hash of all that can change the result of a run."""
     return _digest(config)
 
 
-def cell_id(config: dict[str, Any]) -> str:
+def cell_id(config: Mapping[str, Any]) -> str:
     """Eight hex digits: a run without its seed."""
     return _digest({**config, "seed": None})
 
 
-def _digest(config: dict[str, Any]) -> str:
+def _digest(config: Mapping[str, Any]) -> str:
     defaults = dataclasses.asdict(Config())
     hashed = {key: value for key, value in config.items() if key not in UNHASHED}
     hashed["data"] = {key: value for key, value in hashed["data"].items() if key != "root"}
@@ -376,9 +392,7 @@ def explain(error: Exception) -> str:
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException):
             key = getattr(cause, "full_key", None) or ""
-            expected = re.search(
-                r"could not be converted to (\w+)|is not a valid (\w+)", str(cause)
-            )
+            expected = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", str(cause))
             if expected and key:
                 value = re.search(r"Value '([^']*)'", str(cause))
                 kind = (expected[1] or expected[2]).lower().replace("bool", "boolean")
@@ -402,10 +416,14 @@ def _siblings(key: str) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)] + (list(GROUPS) if schema is Config else [])
 
 
+USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+
 def explain_or_raise(error: Exception) -> None:
     """Print an error of the user's as one line and leave with status 2; with HYDRA_FULL_ERROR=1 let it go on."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     message = explain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
+    message = " ".join(message.split())
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -1,12 +1,13 @@
 """What a model costs: parameters and multiply-accumulates (MACs).
 
 Convolutions, matrix products and attention are counted with torch's own formulas; average pooling as one MAC for each
-element of its window, a transform of M points as 5/2 M log2 M (half for a real one). Norms, activations and
+element of its window, a Fourier transform of M points as 5/2 M log2 M. Norms, activations and
 element-wise arithmetic are free by convention. An op with no formula and not known to be free is named, never
 counted as zero.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,17 +137,15 @@ def _pooling(x: Tensor, kernel: list[int], *_: Any, out: Tensor) -> int:
 
 def _fft(x: Tensor, dim: list[int], *_: Any, out: Tensor) -> int:
     points = math.prod(x.shape[d] for d in dim)
-    share = 2 if x.is_complex() else 1  # of 5/4 M log2 M
-    return round(share * 1.25 * x.numel() * math.log2(points)) if points > 1 else 0
+    return round(2.5 * x.numel() * math.log2(points)) if points > 1 else 0
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Any) -> int:
     return sdpa_flop_count(query.shape, key.shape, value.shape) // 2
 
 
-FORMULAS = {
+FORMULAS: dict[Any, Callable[..., int]] = {
     aten.avg_pool2d: _pooling,
-    aten._fft_r2c: _fft,
     aten._fft_c2c: _fft,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }

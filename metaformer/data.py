@@ -172,8 +172,11 @@ def _carve(train: Split, test: Split, classes: list[str], config: Mapping[str, A
 def _fashion_small(_: Mapping[str, Any]) -> Images:
     with np.load(ASSETS / "fashion_small.npz") as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    splits = [Split(arrays[f"{s}_images"][..., None], arrays[f"{s}_labels"].long()) for s in ("train", "val", "test")]
-    return Images(*splits, classes=FASHION_CLASSES)
+    train, val, test = (
+        Split(arrays[f"{split}_images"][..., None], arrays[f"{split}_labels"].long())
+        for split in ("train", "val", "test")
+    )
+    return Images(train, val, test, FASHION_CLASSES)
 
 
 FASHION_CLASSES = [
@@ -213,7 +216,8 @@ def _torchvision(config: Mapping[str, Any]) -> Images:
                 ) from error
         images = torch.as_tensor(found.data)
         splits.append(Split(images if images.ndim == 4 else images[..., None], torch.as_tensor(found.targets)))
-    return _carve(*splits, classes=list(found.classes), config=config)
+    train_split, test_split = splits
+    return _carve(train_split, test_split, list(found.classes), config)
 
 
 def _digits(config: Mapping[str, Any]) -> Images:

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from metaformer.config import ConfigError, compose, explain_or_raise, validate
+from metaformer.config import USER_ERRORS, ConfigError, compose, explain_or_raise, validate
 from metaformer.run import output_to, read_result
 
 ALLOWED = ("data", "runtime")
@@ -78,7 +75,7 @@ def main() -> None:
         folder, config = parse(sys.argv[1:])
         with output_to(Path(os.devnull)):
             measured = evaluate(folder, config)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except USER_ERRORS as error:
         explain_or_raise(error)
         return
     recorded = json.loads((folder / "result.json").read_text())

@@ -37,6 +37,13 @@ def to_map(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
+def init_weights(layer: nn.Linear | nn.Conv2d) -> None:
+    """The official initialisation of linear layers and of the 1x1 convolutions of an MLP."""
+    trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class Identity(nn.Identity):
     """No token mixing: the lower bound of the ablation (PoolFormer, arXiv:2111.11418, Table 5)."""
 
@@ -67,9 +74,8 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
-        trunc_normal_(self.qkv.weight, std=0.02)
-        trunc_normal_(self.proj.weight, std=0.02)
-        nn.init.zeros_(self.proj.bias)
+        init_weights(self.qkv)
+        init_weights(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(to_tokens(x)).unflatten(-1, (3, -1, self.head_dim))
@@ -116,9 +122,7 @@ class SpatialMLP(nn.Module):
             self.mlp = nn.Sequential(nn.Linear(tokens, hidden), nn.GELU(), nn.Linear(hidden, tokens))
         for layer in self.mlp.modules():
             if isinstance(layer, nn.Linear):
-                trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                init_weights(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         check_resolution(self, x)
@@ -212,7 +216,7 @@ def _factory(node: Mapping[str, Any], key: str) -> MixerFactory:
 def _hints(target: type) -> dict[str, Any]:
     """The constructor's annotations, or none where they name what cannot be resolved at run time."""
     try:
-        return get_type_hints(target.__init__)
+        return get_type_hints(target.__init__)  # type: ignore[misc]
     except (NameError, TypeError):
         return {}
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, LayerScale2d, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 
-from metaformer.mixers import MixerFactory, build
+from metaformer.mixers import MixerFactory, build, init_weights
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda dim: nn.GroupNorm(1, dim),  # over channels and space: the paper's Modified LayerNorm
@@ -33,9 +33,8 @@ class ChannelMLP(nn.Module):
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = ACTIVATIONS[act]()
         self.fc2 = nn.Conv2d(hidden, dim, 1)
-        for layer in (self.fc1, self.fc2):
-            trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        init_weights(self.fc1)
+        init_weights(self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -157,11 +156,11 @@ class MetaFormer(nn.Module):
         for name, values in {"dims": dims, "mixer": mixers, "position": positions}.items():
             if len(values) != len(depths):
                 raise ValueError(f"{name} has {len(values)} values for {len(depths)} stages")
-        rates = calculate_drop_path_rates(drop_path, list(depths), stagewise=True)
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
 
         with seeded(seed, "stem"):
             self.stem = PatchEmbed(in_chans, dims[0], *stem)
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
         resolution = self.stem.resolution(size)
         stages: list[Stage] = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
@@ -181,7 +180,7 @@ class MetaFormer(nn.Module):
                     layer_scale=layer_scale,
                     residual=residual,
                     channel_mlp=channel_mlp,
-                    drop_path=rates[i][j],
+                    drop_path=next(rates),
                     seed=seed,
                     path=f"stages.{i}.blocks.{j}",
                 )
@@ -192,8 +191,7 @@ class MetaFormer(nn.Module):
         self.norm = NORMS[norm](dims[-1])
         with seeded(seed, "head"):
             self.head = nn.Linear(dims[-1], num_classes)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            init_weights(self.head)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> the last stage's map [B, C, h, w], before the final norm."""
@@ -212,14 +210,14 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, kernel: int, stride: int, padding: int) -> None:
         super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride, padding
         self.conv = nn.Conv2d(in_chans, dim, kernel, stride, padding)
 
     def resolution(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the map that it makes of a map of `size`."""
-        (kernel, _), (stride, _), (padding, _) = self.conv.kernel_size, self.conv.stride, self.conv.padding
-        height, width = ((side - kernel + 2 * padding) // stride + 1 for side in size)
+        height, width = ((side - self.kernel + 2 * self.padding) // self.stride + 1 for side in size)
         if min(height, width) < 1:
-            raise ValueError(f"a map of {size[0]}x{size[1]} is too small for a patch of {kernel} pixels")
+            raise ValueError(f"a map of {size[0]}x{size[1]} is too small for a patch of {self.kernel} pixels")
         return height, width
 
     def forward(self, x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def picture(found: Sequence[Finding], rows: Sequence[Row], study: Mapping[str, A
     for place, f in enumerate(reversed(found)):
         seeds = list(_by_seed([r for r in rows if r["cell"] == f.cell], "test_accuracy").values())
         colour = "#c0392b" if f.cell == study["reference"] else "#1f4e79"
-        axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.3, markersize=5, markeredgewidth=0)
+        axes.plot(seeds, [place - 0.2] * len(seeds), "o", color=colour, alpha=0.3, markersize=5, markeredgewidth=0)
         if not math.isnan(f.test.low):
             axes.plot([f.test.low, f.test.high], [place, place], color=colour, linewidth=2)
         axes.plot([f.test.mean], [place], "D", color=colour, markersize=6)

@@ -52,7 +52,7 @@ class StudySweeper(Sweeper):
     launcher: Launcher
 
     def __init__(self, params: DictConfig | None) -> None:
-        self.params = params or {}
+        self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -99,7 +99,7 @@ class StudySweeper(Sweeper):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has loaded its plugins
 
         loader = self.hydra_context.config_loader
-        grid = [f"{key}={values}" for key, values in self.params.items()]
+        grid = [f"{key!s}={values}" for key, values in (self.params or {}).items()]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(grid + arguments)
         points = BasicSweeper.split_arguments(overrides, None)[0]
         varied = [i for i, values in enumerate(zip(*points, strict=True)) if len(set(values)) > 1]
@@ -151,9 +151,7 @@ def row(planned: Planned, result: Mapping[str, Any]) -> dict[str, Any]:
         "cell": planned.cell,
         "mixer": planned.mixer,
         "seed": result["seed"],
-        "val_accuracy": result["metrics"]["val_accuracy"],
-        "test_accuracy": result["metrics"]["test_accuracy"],
-        "train_accuracy": result["metrics"]["train_accuracy"],
+        **{name: round(result["metrics"][name], 6) for name in ("train_accuracy", "val_accuracy", "test_accuracy")},
         "params": result["params"],
         "trainable": result["trainable"],
         "macs": result["macs"],
@@ -201,25 +199,24 @@ def _ended(run: Planned) -> str | None:
 
 
 def _lines(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
-    started, told = time.time(), {p.folder for p in pending if _ended(p)}  # an old failed.json is no news
-    told -= {p.folder for p in pending if not (p.folder / "failed.json").exists()}
+    started = time.time()
+    before = {(p.folder, "failed") for p in pending if _ended(p)}  # a failure of an earlier launch is no news
+    told: set[tuple[Path, str]] = set()
     count = len(planned) - len(pending)
     over = False
     while not over:
         over = stop.wait(1.0)
         for run in pending:
-            if run.folder in told and not (run.folder / "result.json").exists():
-                continue
-            if (status := _ended(run)) and (run.folder, status) not in told:
+            status = _ended(run)
+            if status is None:
+                before.discard((run.folder, "failed"))
+            elif (run.folder, status) not in told | before:
                 told.add((run.folder, status))
                 count += 1
                 seen = last_row(run.folder) if status == "result" else None
                 words = f"val {float(seen['val_accuracy']):.1%}" if seen else "failed"
-                elapsed = time.time() - started
-                console.print(
-                    f"[{count}/{len(planned)}] {run.cell} seed {run.config['seed']}: {words}, {elapsed:.0f} s",
-                    markup=False,
-                )
+                line = f"[{count}/{len(planned)}] {run.cell} seed {run.config['seed']}: {words}"
+                console.print(f"{line}, {time.time() - started:.0f} s", markup=False)
 
 
 def _live(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:

@@ -4,9 +4,7 @@ import os
 import sys
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from metaformer import config, report, run, study
@@ -29,7 +27,7 @@ def main() -> None:
     try:
         config.check_local_files()
         app()
-    except (config.ConfigError, HydraException, OmegaConfBaseException) as error:
+    except config.USER_ERRORS as error:
         os.environ["HYDRA_FULL_ERROR"] = wanted or ""
         config.explain_or_raise(error)
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ from metaformer.data import ImageData, Images, Split
 from metaformer.mixers import from_config
 from metaformer.model import MetaFormer, MetaFormerBlock
 
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def build_net(config: Mapping[str, Any], images: Images) -> MetaFormer:
@@ -108,11 +108,11 @@ def fit(config: Mapping[str, Any], net: MetaFormer, images: Images, folder: Path
                 trainer.fit(module, data, ckpt_path=str(last) if resumed else None, weights_only=True)
             except SystemExit as stopped:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped
-            tested = trainer.test(module, data, verbose=False)[0]
+            tested = dict(trainer.test(module, data, verbose=False)[0])
         cost = count(net, (images.channels, *images.size))
         rows = metrics.rows()
         trained = {k: float(v) for k, v in rows[-1].items() if k.endswith(("_loss", "_accuracy")) and v}
-        result = {
+        result: dict[str, Any] = {
             "metrics": trained | tested,
             "params": cost.params,
             "trainable": cost.trainable,
@@ -158,7 +158,7 @@ def _callbacks(folder: Path, debug: str, threads: int, show: bool) -> list[L.Cal
             EarlyStopping(
                 "train_accuracy",
                 mode="max",
-                stopping_threshold=1.0,
+                stopping_threshold=1 - 1e-6,
                 patience=200,
                 check_on_train_epoch_end=True,
             )
@@ -166,7 +166,7 @@ def _callbacks(folder: Path, debug: str, threads: int, show: bool) -> list[L.Cal
     return callbacks
 
 
-def _limits(debug: str) -> dict[str, int]:
+def _limits(debug: str) -> dict[str, Any]:
     if debug == "fast":
         return {"limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2}
     return {"limit_val_batches": 0} if debug == "overfit" else {}
@@ -201,7 +201,7 @@ class MetricsFile(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in self.COLUMNS}
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
         row |= {"seconds": round(time.perf_counter() - self.started, 3)}
         self._write([row], "a")

@@ -43,7 +43,7 @@ def main() -> None:
         taken[source] = np.concatenate([taken[source], index])
         arrays |= {f"{split}_images": images[index], f"{split}_labels": labels[index]}
     target = Path(__file__).with_name("fashion_small.npz")
-    np.savez_compressed(target, **arrays)
+    np.savez_compressed(target, **arrays)  # type: ignore[arg-type]
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
 
 
