@@ -1,0 +1,58 @@
+"""The wheel carries the configuration and the studies, and runs elsewhere."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import TINY, repository
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, repository()]
+    subprocess.run([*pip, *build], check=True)
+    wheel = next(folder.glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    return folder
+
+
+def test_what_the_wheel_holds(installed):
+    names = set(zipfile.ZipFile(next(installed.glob("*.whl"))).namelist())
+    assert {
+        "metaformer/conf/train.yaml",
+        "metaformer/conf/mixer/ppaa.yaml",
+        "metaformer/conf/hydra/sweeper/study.yaml",
+    } <= names
+    assert {"metaformer/experiments/quickstart.yaml", "metaformer/assets/fashion_small.npz"} <= names
+    assert any(name.endswith("licenses/NOTICE") for name in names)
+    assert not [n for n in names if n.startswith(("tests", "conf", "experiments")) or n.endswith((".png", ".csv"))]
+
+
+def test_it_runs_from_another_folder_and_writes_there(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed / "site")}
+
+    def python(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    where = python("-c", "import metaformer; print(metaformer.__file__)").stdout
+    assert where.startswith(str(installed / "site"))
+    done = python("-m", "metaformer.train", "experiments=quickstart", "mixer=identity,pooling", "seed=0", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs, 0 finished, 2 to do" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_names_are_imported_when_they_are_used():
+    import metaformer
+
+    assert metaformer.Pooling.__module__ == "metaformer.mixers"
+    assert set(dir(metaformer)) >= {"MetaFormer", "MetaFormerBlock", "Attention"}
+    assert all(getattr(metaformer, name) for name in metaformer.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Poling'"):
+        _ = metaformer.Poling

@@ -1,0 +1,99 @@
+"""Every command and snippet of the README, run as it is printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, repository
+
+README = (repository() / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line and line[0] != "#"]
+OURS = [line.rpartition(" && ")[2] for line in COMMANDS if "python -m metaformer." in line]
+SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
+
+
+def shell(command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "WANDB_SILENT": "true"}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_readme_gives_two_commands():
+    first, second = COMMANDS[:2]
+    assert first.endswith("pip install -e . && python -m metaformer.train experiments=quickstart")
+    assert second.endswith("pip install -e '.[dev]' && pytest")
+
+
+@pytest.fixture
+def readme_folder(tmp_path):
+    """A folder with the files that the README tells its reader to write."""
+    for snippet in SNIPPETS:
+        if name := re.match(r"# (\w+\.py)", snippet):
+            (tmp_path / name[1]).write_text(snippet)
+    for text in [text for kind, text in BLOCKS if kind == "yaml"]:
+        name = re.match(r"# (\S+\.yaml)", text)
+        (tmp_path / name[1]).parent.mkdir(exist_ok=True)
+        (tmp_path / name[1]).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [c for c in OURS if ".train" in c])
+def test_commands_that_train(command, readme_folder):
+    """With fewer images, epochs and seeds, so that they fit into a test."""
+    small = " ".join(word for word in TINY if word.split("=")[0] not in command)
+    if "experiments=" in command and "seed=" not in command:
+        small += " seed=0"
+    if "debug=" in command or "--help" in command:
+        small = ""
+    done = shell(f"{command} {small}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_other_commands(readme_folder):
+    assert shell(f"python -m metaformer.train {' '.join(TINY)}").returncode == 0
+    run = next(readme_folder.glob("runs/pooling-*")).relative_to(readme_folder)
+    for command in [c for c in OURS if ".train" not in c]:
+        done = shell(command.replace("runs/RUN", str(run)))
+        assert done.returncode == 0, done.stderr
+    leftovers = [c for c in COMMANDS[2:] if "metaformer." not in c and "speed.py" not in c]
+    assert leftovers == []
+
+
+def test_the_speed_script(tmp_path):
+    script = repository() / "experiments" / "speed" / "speed.py"
+    assert f"python {script.relative_to(repository())}" in README
+    done = shell(f"python {script} --rounds 1 --what small data --out {tmp_path / 'speed.csv'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "speed.csv").read_text().count("\n") == 7
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets(snippet, readme_folder):
+    (readme_folder / "snippet.py").write_text(snippet)
+    done = shell("python snippet.py")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_custom_mixer_has_at_most_12_lines():
+    mixer = next(snippet for snippet in SNIPPETS if snippet.startswith("# my_mixer.py"))
+    assert len(mixer.strip().splitlines()) <= 12
+
+
+def test_the_table_is_that_of_the_study():
+    assert (repository() / "experiments" / "quickstart" / "table.md").read_text() in README
+    assert (repository() / "experiments" / "quickstart" / "accuracy.svg").exists()
+
+
+def test_every_file_is_in_the_file_list():
+    for path in (repository() / "metaformer").glob("*.py"):
+        assert f"`{path.name}`" in README or path.name == "__init__.py", path.name
+    for group in (path.name for path in (repository() / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+        assert f"`{group}`" in README, group
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (repository() / target).exists(), target
