@@ -60,8 +60,8 @@ class Classifier(L.LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         accuracy = getattr(self, f"{split}_accuracy")
         accuracy(logits, labels)
-        values = {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss, logits
 
     def configure_optimizers(self) -> Any:

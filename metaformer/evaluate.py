@@ -49,7 +49,11 @@ def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     if trained_on != len(images.classes):
         raise ConfigError(f"data={config['data']['name']}: {len(images.classes)} classes, the run has {trained_on}")
     net = training.build_net(config, images)
-    net.load_state_dict(saved["state_dict"])
+    try:
+        net.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ConfigError(f"run={folder}: its weights fit the images of its training only: {first}") from error
     module = Classifier(net, config["recipe"], classes=len(images.classes), seed=config["seed"])
     source = data.ImageData(images, config["recipe"], config["seed"])
     if config["runtime"]["threads"]:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, compose, repository
+from conftest import MIXERS, TINY, compose, repository
+from rich.console import Console
 
-from metaformer import data, training
+from metaformer import study, training
 from metaformer.classifier import Classifier
 from metaformer.config import ConfigError, run_id
 from metaformer.model import derive
@@ -311,11 +312,29 @@ def test_the_repository_is_what_git_state_describes():
     assert state is None or len(state["commit"]) == 40
 
 
-def test_data_that_two_mixers_see_is_the_same():
-    images = data.load(compose()["data"])
-    recipe = compose()["recipe"]
-    for epoch in (0, 1):
-        a, b = (data.Batches(images, recipe["batch"], seed=0, epoch=epoch, crop=2, flip=True) for _ in range(2))
-        for (x, y), (u, v) in zip(a, b, strict=True):
+def test_every_mixer_sees_the_same_batches():
+    seen = {}
+    step = Classifier.training_step
+
+    class Watched(Classifier):
+        def training_step(self, batch):
+            seen.setdefault(self.run, []).append((batch[0].clone(), batch[1].clone()))
+            return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Classifier", Watched)
+        for mixer in MIXERS:
+            Watched.run = mixer
+            go(f"mixer={mixer}", "recipe.crop=1")
+    assert {len(batches) for batches in seen.values()} == {36}
+    for mixer in MIXERS:
+        for (x, y), (u, v) in zip(seen[mixer], seen["identity"], strict=True):
             assert torch.equal(x, u)
             assert torch.equal(y, v)
+
+
+def test_finished_runs_of_another_commit_are_noted(monkeypatch):
+    console = Console(record=True, width=100)
+    monkeypatch.setattr(study, "git_state", lambda: {"commit": "b" * 40, "changed": False})
+    study._note_other_code([{"git": {"commit": c * 40}} for c in "aba"] + [{"git": None}], console)
+    assert "2 finished runs come from another commit" in console.export_text()

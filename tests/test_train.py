@@ -72,7 +72,8 @@ def test_one_run_then_evaluate(cli, tmp_path):
     assert f"300 images (recorded: {accuracy})" in again.stdout
 
     other = cli("evaluate", f"run={folder}", "data=fashion_small")
-    assert "the model fails" in other.stderr or "accuracy" in other.stdout
+    assert "2,000 images" in other.stdout
+    assert "recorded" not in other.stdout
     for bad, message in {
         "run=runs/nothing": f"no finished run there (weights.pt); finished beside it: {Path(folder).name}",
         "seed=1": "expected run=FOLDER",
@@ -199,3 +200,27 @@ def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, several):
         again = cli("train", *command)
         assert f"6 runs, {len(finished)} finished" in again.stdout
         assert finished < set(results(tmp_path))
+
+
+def test_two_launches_of_one_run_train_it_once(tmp_path):
+    command = ["data=digits", "recipe.epochs=15", "runtime.threads=1"]
+    both = [start(*command) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sorted(out.split()[0] for out, _ in outputs) == ["finished", "found"]
+    assert len(rows(tmp_path / "runs")) == 15
+
+
+def test_weights_bound_to_a_resolution_are_not_evaluated_at_another(cli, tmp_path):
+    assert cli("train", *TINY, "mixer=spatial_mlp").returncode == 0
+    run = next(tmp_path.glob("runs/*"))
+    done = cli("evaluate", f"run={run}", "data=fashion_small")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "fit the images of its training only: size mismatch for stages.0.blocks.0.mixer.mlp.weight" in done.stderr
+
+
+def test_the_basic_launcher_works_too(cli, tmp_path):
+    done = cli("train", "-m", "hydra/launcher=basic", "mixer=identity,pooling", "data=digits", "recipe.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert "[2/2] pooling seed 0: val" in done.stdout
+    assert len(results(tmp_path)) == 2
