@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,8 @@ class Estimate:
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Student's t interval of the mean."""
+    from scipy import stats  # a third of the time to --help, which needs no statistics
+
     n = len(values)
     mean = float(np.mean(values)) if n else float("nan")
     if n < 2:
