@@ -5,7 +5,7 @@ from typing import Any
 
 _HOME = {
     "MetaFormer": "model",
-    "MetaFormerBlock": "model",
+    "MetaFormerBlock": "block",
     **dict.fromkeys(
         (
             "Identity",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from metaformer.config import ConfigError, nearest
-from metaformer.model import derive
+from metaformer.seeds import derive
 
 Batch = tuple[Tensor, Tensor]
 

@@ -52,13 +52,20 @@ class Model:
     mlp_ratio: float = 4.0
     stem: list[int] = ints(7, 4, 2)  # kernel, stride, padding
     downsample: list[int] | None = ints(3, 2, 1)  # between stages; None keeps one resolution and one width
+    patch_norm: bool = False
     norm: str = choice("group", "layer", "batch", "none")
-    act: str = choice("gelu", "relu", "silu")
+    norm_eps: float = 1e-5
+    act: str = choice("gelu", "relu", "silu", "star_relu")
+    bias: bool = True  # in the channel MLPs and the norms of the blocks
     layer_scale: float | None = 1e-5
+    res_scale: list[float | None] | None = None  # initial scale of the skip paths of stage i
     residual: bool = True
     channel_mlp: bool = True
     position: list[bool] | None = None  # a learned position embedding before stage i
     drop_path: float = 0.0
+    head: str = choice("norm_pool", "pool_norm", "mlp")
+    head_dropout: float = 0.0
+    init: str = choice("official", "timm")  # of the patch embeddings
 
 
 @dataclass
@@ -251,7 +258,7 @@ def _check_mixer(mixer: Any, stages: int) -> None:
 
 def _check_values(config: dict[str, Any]) -> None:
     model, recipe, data = config["model"], config["recipe"], config["data"]
-    for key in ("dims", "position"):
+    for key in ("dims", "position", "res_scale"):
         if model[key] is not None and len(model[key]) != len(model["depths"]):
             raise ConfigError(
                 f"model.{key}={model[key]}: expected {len(model['depths'])} values, one for each of model.depths"

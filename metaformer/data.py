@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaformer.config import IMAGES, ConfigError
-from metaformer.model import derive
+from metaformer.seeds import derive
 
 EVAL_BATCH = 500
 ASSETS = Path(__file__).resolve().parent / "assets"

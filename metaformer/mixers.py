@@ -44,6 +44,18 @@ def init_weights(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
+class StarReLU(nn.Module):
+    """`scale * relu(x)^2 + bias` with two learned numbers (arXiv:2210.13452, Eq. 7)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.relu().square() + self.bias
+
+
 class Identity(nn.Identity):
     """No token mixing: the lower bound of the ablation (PoolFormer, arXiv:2111.11418, Table 5)."""
 
@@ -65,15 +77,18 @@ class Pooling(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, without a bias on q, k and v (arXiv:1706.03762; official PoolFormer hybrids)."""
+    """Multi-head self-attention (arXiv:1706.03762), without a bias on q, k and v as in the official code.
 
-    def __init__(self, dim: int, head_dim: int = 32) -> None:
+    `proj_bias` is that of the official PoolFormer hybrids; CAFormer has none.
+    """
+
+    def __init__(self, dim: int, head_dim: int = 32, proj_bias: bool = True) -> None:
         super().__init__()
         if dim % head_dim:
             raise ValueError(f"dim={dim} is not divisible by head_dim={head_dim}")
         self.head_dim = head_dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
         init_weights(self.qkv)
         init_weights(self.proj)
 
@@ -137,6 +152,23 @@ class DepthwiseConv(nn.Conv2d):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} is even: only an odd kernel keeps the resolution")
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
+
+
+class SepConv(nn.Module):
+    """Inverted separable convolution of ConvFormer (arXiv:2210.13452, Eq. 5; MobileNetV2): it mixes channels too."""
+
+    def __init__(self, dim: int, expansion: int = 2, kernel_size: int = 7) -> None:
+        super().__init__()
+        hidden = expansion * dim
+        self.pwconv1 = nn.Conv2d(dim, hidden, 1, bias=False)
+        self.act1 = StarReLU()
+        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden, bias=False)
+        self.pwconv2 = nn.Conv2d(hidden, dim, 1, bias=False)
+        for layer in (self.pwconv1, self.dwconv, self.pwconv2):
+            init_weights(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
 
 
 class RandomMixing(nn.Module):

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from rich.table import Table
 
+from metaformer.block import MetaFormerBlock
 from metaformer.classifier import Classifier
 from metaformer.config import ConfigError, cores
 from metaformer.cost import count
 from metaformer.data import ImageData, Images, Split
 from metaformer.mixers import from_config
-from metaformer.model import MetaFormer, MetaFormerBlock
+from metaformer.model import MetaFormer
 
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 

@@ -9,7 +9,7 @@ import torch
 from metaformer import config as cfg
 
 torch.set_num_threads(1)
-MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "random")
+MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
 
 

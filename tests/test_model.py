@@ -8,8 +8,9 @@ from conftest import MIXERS, compose
 from torch import nn
 
 from metaformer import mixers as M
+from metaformer.block import MetaFormerBlock, PositionEmbedding, make_norm
 from metaformer.mixers import from_config
-from metaformer.model import MetaFormer, MetaFormerBlock, PositionEmbedding, Stage
+from metaformer.model import MetaFormer
 
 S12 = {"depths": [2, 2, 6, 2], "dims": [64, 128, 320, 512], "drop_path": 0.1}
 P, A, S = M.Pooling, M.Attention, M.SpatialMLP
@@ -98,8 +99,8 @@ def test_drop_path_drops_whole_samples_and_rescales():
 
 def test_layer_scale_is_a_vector_and_zero_is_not_none():
     block = MetaFormerBlock(8, (2, 2), P, layer_scale=1e-5)
-    assert block.scale1.gamma.shape == block.scale2.gamma.shape == (8,)
-    assert torch.equal(block.scale1.gamma, torch.full((8,), 1e-5))
+    assert block.layer_scale1.gamma.shape == block.layer_scale2.gamma.shape == (8,)
+    assert torch.equal(block.layer_scale1.gamma, torch.full((8,), 1e-5))
     x = torch.randn(2, 8, 2, 2)
     assert torch.equal(MetaFormerBlock(8, (2, 2), P, layer_scale=0.0)(x), x)
     assert not torch.equal(MetaFormerBlock(8, (2, 2), P, layer_scale=None)(x), x)
@@ -119,7 +120,7 @@ def test_the_block_is_its_formula():
 def test_norms_differ_and_the_head_norms_before_it_pools():
     x = torch.randn(2, 64, 8, 8)
     kinds = ("group", "layer", "batch", "none")
-    outputs = {norm: MetaFormer(P, depths=[1], dims=[64], norm=norm).norm.train()(x) for norm in kinds}
+    outputs = {kind: make_norm(kind, 64).train()(x) for kind in kinds}
     for a, b in itertools.combinations(outputs, 2):
         assert not torch.allclose(outputs[a], outputs[b], atol=1e-3), (a, b)
     net = MetaFormer(P, depths=[1], dims=[64], num_classes=5)
@@ -145,11 +146,6 @@ def test_position_embedding_is_zero_at_first_and_bound_to_its_size():
     assert not position.offset.any()
     with pytest.raises(ValueError, match="built for 7x7 tokens and got 8x8"):
         position(torch.randn(1, 8, 8, 8))
-
-
-def test_a_stage_runs_downsampling_position_blocks():
-    names = [name for name, _ in Stage([nn.Identity()], nn.Identity(), nn.Identity()).named_children()]
-    assert names == ["downsample", "position", "blocks"]
 
 
 @pytest.mark.parametrize("name", ["identity", "pooling", "attention", "fourier", "depthwise"])

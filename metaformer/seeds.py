@@ -1,0 +1,23 @@
+"""Common random numbers: whatever is drawn is a function of the run's seed and of its place."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, *place: object) -> int:
+    """A seed of its own for a place (a module path, a step), from the run's seed; stable across machines."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:6], "big")
+
+
+@contextmanager
+def seeded(seed: int | None, *place: object) -> Iterator[None]:
+    """Draw from torch's generator as if it had been seeded for this place, and leave it as it was; None: as it is."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, *place))
+        yield
