@@ -141,8 +141,8 @@ class SpatialMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_resolution(self, x)
-        mixed = self.mlp(to_tokens(x).transpose(1, 2)).transpose(1, 2)
-        return to_map(mixed, like=x).contiguous(memory_format=torch.channels_last)
+        mixed = self.mlp(x.flatten(2)).unflatten(2, self.resolution)
+        return mixed.contiguous(memory_format=torch.channels_last)
 
 
 class DepthwiseConv(nn.Conv2d):
