@@ -20,9 +20,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(L.LightningModule):
-    """A network under a recipe (the `recipe` node of the configuration). Accuracies are fractions."""
+    """A network under a recipe (the `recipe` node of the configuration). Accuracies are fractions.
 
-    def __init__(self, net: nn.Module, recipe: Mapping[str, Any], *, classes: int, seed: int) -> None:
+    With a teacher, the loss is that of DeiT (arXiv:2012.12877, Eq. 2 and 3). A student with a distillation token (of
+    timm, `deit_*_distilled_*`) learns from the teacher through that token, any other through its only output.
+    """
+
+    def __init__(
+        self, net: nn.Module, recipe: Mapping[str, Any], *, classes: int, seed: int, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if recipe["optimizer"] not in (known := [str(name) for name in list_optimizers()]):
             raise ConfigError(
@@ -33,6 +39,13 @@ class Classifier(L.LightningModule):
             MulticlassAccuracy(classes, average="micro") for _ in range(3)
         )
         self.predictions: list[Tensor] = []
+        self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
+        if self.teacher and hasattr(net, "set_distilled_training"):
+            net.set_distilled_training(True)  # type: ignore[operator]
+
+    def on_fit_start(self) -> None:
+        for teacher in self.teacher:
+            teacher.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Whatever draws from a global generator in this step is a function of (seed, step): a resumed run draws the
@@ -56,13 +69,27 @@ class Classifier(L.LightningModule):
 
     def _step(self, split: str, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        logits = self.net(images).float()
+        output = self.net(images)
+        logits, distilled = (o.float() for o in (output if isinstance(output, tuple) else (output, output)))
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if split == "train" and self.teacher:
+            alpha = self.recipe["distill"]["alpha"]
+            loss = (1 - alpha) * loss + alpha * self._distillation(images, distilled)
         accuracy = getattr(self, f"{split}_accuracy")
         accuracy(logits, labels)
         self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss, logits
+
+    def _distillation(self, images: Tensor, logits: Tensor) -> Tensor:
+        distill = self.recipe["distill"]
+        with torch.no_grad():
+            taught = self.teacher[0](images).float()
+        if distill["mode"] == "hard":
+            return F.cross_entropy(logits, taught.argmax(1))
+        tau = distill["tau"]
+        student, teacher = ((z / tau).log_softmax(1) for z in (logits, taught))
+        return tau**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
     def configure_optimizers(self) -> Any:
         """timm's parameter groups (no decay on biases, norms and scales), warm-up and cosine, stepped every update."""

@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 SCHEMA_VERSION = 1  # raise it when a default changes: the run id hashes only what differs from the defaults
-UNHASHED = ("study", "runtime", "logger", "debug")  # these never change a result
+UNHASHED = ("study", "runtime", "logger", "debug", "reference", "cost")  # these never change a result
+BUILTIN = {"_target_": "builtin"}  # mixer=builtin
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -45,8 +46,13 @@ def ints(*values: int) -> Any:
 
 @dataclass
 class Model:
-    """The architecture round the mixer; every field is an argument of `metaformer.model.MetaFormer`."""
+    """The architecture round the mixer; the fields after `name` are arguments of `metaformer.model.MetaFormer`.
 
+    A published model (`source` zoo or timm, and its `name`) brings its mixers: it takes `mixer=builtin` only.
+    """
+
+    source: str = choice("metaformer", "zoo", "timm")
+    name: str | None = None
     depths: list[int] = ints(2, 2, 6, 2)
     dims: list[int] = ints(64, 128, 320, 512)
     mlp_ratio: float = 4.0
@@ -62,7 +68,7 @@ class Model:
     residual: bool = True
     channel_mlp: bool = True
     position: list[bool] | None = None  # a learned position embedding before stage i
-    drop_path: float = 0.0
+    drop_path: float | None = None  # None: 0, or what a published model has
     head: str = choice("norm_pool", "pool_norm", "mlp")
     head_dropout: float = 0.0
     init: str = choice("official", "timm")  # of the patch embeddings
@@ -75,6 +81,18 @@ class Data:
     train: int | None = None  # images kept for training, the same number of each class; None keeps all
     val: int = 5000  # images carved out of the training set where the data set has no validation split
     size: int = 224  # image_folder: side of the square images, in pixels
+    classes: int | None = None  # image_folder: how many are expected; known without looking for the other sets
+
+
+@dataclass
+class Distill:
+    """A teacher of timm with weights from a file (DeiT, arXiv:2012.12877, Eq. 2 and 3)."""
+
+    teacher: str | None = None
+    weights: str | None = None
+    mode: str = choice("hard", "soft")
+    alpha: float = 0.5  # weight of the teacher's loss
+    tau: float = 1.0  # temperature, soft only
 
 
 @dataclass
@@ -93,6 +111,17 @@ class Recipe:
     crop: int = 2  # random crop after padding by so many pixels
     flip: bool = True  # random horizontal flip
     precision: str = choice("fp32", "bf16")
+    initialize_from: str | None = None  # a file of weights to fine-tune
+    distill: Distill = field(default_factory=Distill)
+
+
+@dataclass
+class Reference:
+    """What a paper reports for this cell; not part of the run id."""
+
+    params: float | None = None  # in millions
+    macs: float | None = None  # in billions
+    top1: float | None = None  # in %
 
 
 @dataclass
@@ -127,6 +156,16 @@ class Study:
 
 
 @dataclass
+class Cost:
+    """The command `python -m metaformer.cost`."""
+
+    modules: bool = False  # a row for each module of the model
+    throughput: bool = False  # images per second of this machine, forward and training step
+    batch: int = 8  # of the throughput
+    out: str | None = None  # a .csv or .json file
+
+
+@dataclass
 class Config:
     mixer: Any = None
     model: Model = field(default_factory=Model)
@@ -136,6 +175,8 @@ class Config:
     logger: Logger = field(default_factory=Logger)
     debug: Debug = field(default_factory=Debug)
     study: Study = field(default_factory=Study)
+    reference: Reference = field(default_factory=Reference)
+    cost: Cost = field(default_factory=Cost)
     seed: int = 0
 
 
@@ -212,9 +253,12 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     config: dict[str, Any] = {str(key): value for key, value in plain.items()}
     _check_keys(config, Config, "")
-    _check_mixer(config["mixer"], len(config["model"]["depths"]))
+    if config["model"]["source"] == "metaformer":
+        _check_mixer(config["mixer"], len(config["model"]["depths"]))
+    else:
+        _check_published(config)
     _check_values(config)
-    if config["data"]["name"] == "image_folder":
+    if config["data"]["name"] == "image_folder" and config["data"]["root"] is not None:
         config["data"]["fingerprint"] = folder_fingerprint(config["data"]["root"])
     return config
 
@@ -252,8 +296,24 @@ def _check_mixer(mixer: Any, stages: int) -> None:
         nodes = {f"mixer.{stage}": mixer[stage] for stage in per_stage}
     for key, node in nodes.items():
         target = node.get("_target_") if isinstance(node, dict) else None
+        if node == BUILTIN:
+            raise ConfigError("mixer=builtin: belongs to a published model (model=zoo or model=timm); choose a mixer")
         if not isinstance(target, str) or "." not in target:
             raise ConfigError(f"{key}._target_={target}: expected the dotted path of a class, like my_mixer.Shift")
+
+
+def _check_published(config: dict[str, Any]) -> None:
+    """A model that brings its mixers: nothing that would not be used may be set."""
+    source, defaults = config["model"]["source"], dataclasses.asdict(Model())
+    if config["mixer"] != BUILTIN:
+        raise ConfigError(f"mixer: model.source={source} brings its own mixers; expected mixer=builtin")
+    if config["model"]["name"] is None:
+        raise ConfigError(f"model.name: expected the name of a model, since model.source={source}")
+    for key, value in config["model"].items():
+        if key not in ("source", "name", "drop_path") and value != defaults[key]:
+            raise ConfigError(
+                f"model.{key}={value}: '{config['model']['name']}' has its own; only drop_path can be set"
+            )
 
 
 def _check_values(config: dict[str, Any]) -> None:
@@ -282,12 +342,23 @@ def _check_values(config: dict[str, Any]) -> None:
     for key, (value, least) in at_least.items():
         if value < least:
             raise ConfigError(f"{key}={value}: expected at least {least}")
-    if not 0 <= model["drop_path"] < 1:
+    if not 0 <= (model["drop_path"] or 0) < 1:
         raise ConfigError(f"model.drop_path={model['drop_path']}: expected a rate from 0 up to, not including, 1")
     if data["root"] is not None and not Path(data["root"]).is_dir():
         raise ConfigError(f"data.root={data['root']}: no such folder")
-    if data["name"] == "image_folder" and data["root"] is None:
-        raise ConfigError("data.root: expected the folder of data=image_folder, with train/<class>/ and test/<class>/")
+    distill = recipe["distill"]
+    for key, file in {
+        "recipe.initialize_from": recipe["initialize_from"],
+        "recipe.distill.weights": distill["weights"],
+    }.items():
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"{key}={file}: no such file")
+    if distill["teacher"] is None and distill != dataclasses.asdict(Distill()):
+        raise ConfigError(
+            "recipe.distill.teacher: expected the name of a timm model, since other keys of distill are set"
+        )
+    if distill["teacher"] is not None and distill["weights"] is None:
+        raise ConfigError("recipe.distill.weights: expected a file with the weights of the teacher")
 
 
 @cache
@@ -329,10 +400,26 @@ def _digest(config: Mapping[str, Any]) -> str:
     defaults = dataclasses.asdict(Config())
     hashed = {key: value for key, value in config.items() if key not in UNHASHED}
     hashed["data"] = {key: value for key, value in hashed["data"].items() if key != "root"}
+    hashed["recipe"] = _with_contents(hashed["recipe"])
     content = _differences(hashed, defaults)
     content["schema"] = SCHEMA_VERSION
     content["sources"] = [_source_hash(target) for target in _targets(config["mixer"])]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _with_contents(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the hash of each file of weights in place of its path."""
+    recipe = {**recipe, "distill": dict(recipe["distill"])}
+    for node, key in ((recipe, "initialize_from"), (recipe["distill"], "weights")):
+        if node[key] is not None and Path(node[key]).is_file():
+            node[key] = _file_hash(node[key], Path(node[key]).stat().st_mtime_ns)
+    return recipe
+
+
+@cache
+def _file_hash(path: str, modified: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _differences(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

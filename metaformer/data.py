@@ -147,6 +147,24 @@ def load(config: Mapping[str, Any]) -> Images:
     return data
 
 
+SHAPES = {  # channels, side, classes
+    "fashion_small": (1, 28, 10),
+    "fashion_mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+    "digits": (1, 8, 10),
+}
+
+
+def shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels, side in pixels and number of classes of a data set, without reading it."""
+    if config["name"] != "image_folder":
+        return SHAPES[config["name"]]
+    if config["classes"] is None:
+        raise ConfigError("data.classes: expected the number of classes, since the images are not read here")
+    return 3, config["size"], config["classes"]
+
+
 def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
     """Rows of `count` images with the same number of each class (up to one), and the other rows; always the same."""
     if not 0 < count < len(labels):
@@ -231,12 +249,16 @@ def _digits(config: Mapping[str, Any]) -> Images:
 
 
 def _image_folder(config: Mapping[str, Any]) -> Images:
+    if config["root"] is None:
+        raise ConfigError("data.root: expected the folder of the images, with train/<class>/ and test/<class>/")
     root = Path(config["root"])
     folders = {split: root / split for split in ("train", "val", "test")}
     for split in ("train", "test"):
         if not folders[split].is_dir():
             raise ConfigError(f"data.root={root}: expected a folder '{split}' in it, with one folder for each class")
     classes = sorted(p.name for p in folders["train"].iterdir() if p.is_dir())
+    if config["classes"] not in (None, len(classes)):
+        raise ConfigError(f"data.classes={config['classes']}: {folders['train']} has {len(classes)} class folders")
     splits = {name: _read_folder(path, classes, config["size"]) for name, path in folders.items() if path.is_dir()}
     if "val" in splits:
         return Images(splits["train"], splits["val"], splits["test"], classes)

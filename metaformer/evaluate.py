@@ -45,9 +45,10 @@ def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
     saved = torch.load(folder / "weights.pt", weights_only=True)
     images = data.load(config["data"])
-    trained_on = saved["state_dict"]["head.weight"].shape[0]
-    if trained_on != len(images.classes):
-        raise ConfigError(f"data={config['data']['name']}: {len(images.classes)} classes, the run has {trained_on}")
+    if len(saved["classes"]) != len(images.classes):
+        here, there = len(images.classes), len(saved["classes"])
+        raise ConfigError(f"data={config['data']['name']}: it has {here} classes, the run {there}")
+    config["recipe"] |= {"initialize_from": None}
     net = training.build_net(config, images)
     try:
         net.load_state_dict(saved["state_dict"])

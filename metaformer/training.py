@@ -21,31 +21,22 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from rich.table import Table
 
+from metaformer import zoo
 from metaformer.block import MetaFormerBlock
 from metaformer.classifier import Classifier
 from metaformer.config import ConfigError, cores
 from metaformer.cost import count
-from metaformer.data import ImageData, Images, Split
-from metaformer.mixers import from_config
-from metaformer.model import MetaFormer
+from metaformer.data import ImageData, Images
 
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def build_net(config: Mapping[str, Any], images: Images) -> MetaFormer:
+def build_net(config: Mapping[str, Any], images: Images) -> nn.Module:
     """The network of a configuration, tried on two images, so that what cannot work is refused before it trains."""
-    factories = from_config(config["mixer"], len(config["model"]["depths"]))
-    try:
-        net = MetaFormer(
-            factories,
-            in_chans=images.channels,
-            num_classes=len(images.classes),
-            img_size=images.size,
-            seed=config["seed"],
-            **config["model"],
-        ).to(memory_format=torch.channels_last)
-    except ValueError as error:
-        raise ConfigError(f"model and mixer do not fit: {error}") from error
+    net = zoo.from_config(config, images.channels, len(images.classes), images.size)
+    if config["recipe"]["initialize_from"]:
+        zoo.initialize(net, config["recipe"]["initialize_from"])
+    net = net.to(memory_format=torch.channels_last)
     blocks = [(name, module) for name, module in net.named_modules() if isinstance(module, MetaFormerBlock)]
     hooks = [block.mixer.register_forward_hook(_same_shape(name)) for name, block in blocks]
     try:
@@ -70,7 +61,7 @@ def _same_shape(place: str) -> Any:
     return check
 
 
-def fit(config: Mapping[str, Any], net: MetaFormer, images: Images, folder: Path, *, jobs: int, show: bool) -> dict:
+def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path, *, jobs: int, show: bool) -> dict:
     """Train from the start or from `last.ckpt`, then test once; the measured part of result.json."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
     recipe, debug = dict(config["recipe"]), config["debug"]["mode"]
@@ -83,7 +74,8 @@ def fit(config: Mapping[str, Any], net: MetaFormer, images: Images, folder: Path
         batch = min(recipe["batch"], len(images.train))
         images = Images(images.train[torch.arange(batch)], images.val, images.test, images.classes)
         recipe |= {"epochs": 200, "batch": batch, "label_smoothing": 0.0, "warmup_epochs": 0}
-    module = Classifier(net, recipe, classes=len(images.classes), seed=config["seed"])
+    teacher = build_teacher(recipe["distill"], images)
+    module = Classifier(net, recipe, classes=len(images.classes), seed=config["seed"], teacher=teacher)
     data = ImageData(images, recipe, config["seed"], augment=debug != "overfit")
     with wandb_run(config, folder) as mirror:
         metrics = MetricsFile(folder / "metrics.csv", mirror)
@@ -128,19 +120,38 @@ def fit(config: Mapping[str, Any], net: MetaFormer, images: Images, folder: Path
         if mirror is not None:
             mirror.summarise({f"final/{k}": v for k, v in result["metrics"].items()} | {"params": cost.params})
     if debug == "none":
-        keep(folder, config, net, torch.cat(module.predictions), images.test)
+        keep(folder, config, net, torch.cat(module.predictions), images)
     return result
 
 
-def keep(folder: Path, config: Mapping[str, Any], net: nn.Module, predictions: Tensor, test: Split) -> None:
-    """Write the weights (a state_dict and a plain dict) and what was predicted for each test image."""
-    np.savez_compressed(
-        folder / "predictions.npz",
-        predictions=predictions.short().numpy(),
-        labels=test.labels.short().numpy(),
-    )
-    torch.save({"state_dict": net.state_dict(), "config": dict(config)}, folder / "weights.pt")
+def keep(folder: Path, config: Mapping[str, Any], net: nn.Module, predictions: Tensor, images: Images) -> None:
+    """Write the weights (a state_dict and plain data) and what was predicted for each test image."""
+    labels = images.test.labels.short().numpy()
+    np.savez_compressed(folder / "predictions.npz", predictions=predictions.short().numpy(), labels=labels)
+    content = {"state_dict": net.state_dict(), "config": dict(config), "classes": images.classes}
+    torch.save(content, folder / "weights.pt")
     (folder / "last.ckpt").unlink(missing_ok=True)
+
+
+def build_teacher(distill: Mapping[str, Any], images: Images) -> nn.Module | None:
+    """The frozen teacher that a recipe names, tried on two images; None where there is none."""
+    if distill["teacher"] is None:
+        return None
+    import timm
+
+    try:
+        teacher = timm.create_model(
+            distill["teacher"],
+            in_chans=images.channels,
+            num_classes=len(images.classes),
+            checkpoint_path=distill["weights"],
+        ).eval()
+        with torch.no_grad():
+            teacher(images.normalise(images.test.images[:2]))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"recipe.distill.teacher={distill['teacher']}: {type(error).__name__}: {reason}") from error
+    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def device_name(device: torch.device) -> str:
@@ -278,7 +289,7 @@ def wandb_run(config: Mapping[str, Any], folder: Path) -> Iterator[Mirror | None
         Mirror(run)._try(lambda: run.finish(exit_code=int(failed)))
 
 
-def profile(config: Mapping[str, Any], net: MetaFormer, images: Images, steps: int = 10) -> "Table":
+def profile(config: Mapping[str, Any], net: nn.Module, images: Images, steps: int = 10) -> "Table":
     """Where the time of `steps` training steps goes on the CPU, as a table of ops."""
     from rich.table import Table
     from torch.profiler import ProfilerActivity

@@ -18,8 +18,10 @@ from torch import nn
 
 from metaformer.config import ConfigError, by_closeness, conf_dir
 from metaformer.mixers import Attention, Identity, MixerFactory, Pooling, RandomMixing, SepConv, SpatialMLP
+from metaformer.mixers import from_config as mixers_from_config
 from metaformer.model import MetaFormer
-from metaformer.weights import Weights, load_strictly, read, to_ours
+from metaformer.seeds import seeded
+from metaformer.weights import Weights, load_strictly, read, resize, to_ours
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,44 @@ def create(name: str, **options: Any) -> MetaFormer:
     return MetaFormer(published.mixers, **{**published.options, **options})
 
 
+def from_config(config: Mapping[str, Any], channels: int, classes: int, size: tuple[int, int]) -> nn.Module:
+    """The network of a configuration for such images: a MetaFormer with its mixer, a published model, or timm's.
+
+    Raises:
+        ConfigError: model, mixer and images do not fit together.
+    """
+    model = dict(config["model"])
+    source, name, drop_path = model.pop("source"), model.pop("name"), model.pop("drop_path")
+    shape: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
+    path: dict[str, Any] = {} if drop_path is None else {"drop_path": drop_path}
+    try:
+        if source == "timm":
+            with seeded(config["seed"], "net"):
+                return _timm_model(name, size, **shape, **({} if drop_path is None else {"drop_path_rate": drop_path}))
+        if source == "zoo":
+            return create(name, img_size=size, seed=config["seed"], **shape, **path)
+        mixers = mixers_from_config(config["mixer"], len(model["depths"]))
+        return MetaFormer(mixers, img_size=size, seed=config["seed"], **shape, **path, **model)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"model and mixer do not fit: {error}") from error
+
+
+def _timm_model(name: str, size: tuple[int, int], **options: Any) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        nearest = ", ".join(by_closeness(name, timm.list_models())[:5])
+        raise ConfigError(f"model.name={name}: no such model of timm; nearest: {nearest}")
+    try:
+        return timm.create_model(name, img_size=size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise ConfigError(f"model.name={name}: {error}") from error
+        return timm.create_model(name, **options)  # a model of any size
+
+
 # ------------------------------------------------------------------ weights
 
 
@@ -156,6 +196,19 @@ def load_into(net: nn.Module, weights: Weights, source: str) -> None:
     except ConfigError as error:
         fitting = ", ".join(names_that_fit(weights)) or "no published model"
         raise ConfigError(f"{error}; the weights are those of {fitting}") from error
+
+
+def initialize(net: nn.Module, source: str) -> None:
+    """Load weights for fine-tuning: another number of classes keeps the new head, another image size new positions."""
+    own = net.state_dict()
+    ours = isinstance(net, MetaFormer)
+    weights = to_ours(read(source)) if ours else read(source)
+    heads = "head" if ours else net.pretrained_cfg["classifier"]  # type: ignore[index]
+    for head in (heads,) if isinstance(heads, str) else heads:
+        kept = {key: value for key, value in own.items() if key.startswith(f"{head}.")}
+        if any(key in weights and weights[key].shape != value.shape for key, value in kept.items()):
+            weights |= kept
+    load_into(net, resize(weights, net, source), source)
 
 
 def classes_of(weights: Weights) -> int:

@@ -9,8 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from metaformer import config as cfg
-from metaformer.mixers import from_config
-from metaformer.model import MetaFormer
+from metaformer import data, zoo
 
 CONF = repository() / "conf"
 FILES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
@@ -18,19 +17,21 @@ STUDIES = sorted(p.stem for p in (repository() / "experiments").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_file_of_conf_composes(file, tmp_path):
+def test_every_file_of_conf_composes_and_builds(file):
     group, name = file.split("/")
-    overrides = [f"{group}={name}"]
-    if name == "custom":
-        overrides.append("mixer._target_=my_mixer.Shift")
-    if name == "image_folder":
-        overrides.append(f"data.root={tmp_path}")
-    config = compose(*overrides)
-    factories = [] if name == "custom" else from_config(config["mixer"], 4)
-    if factories:
-        with torch.device("meta"):
-            net = MetaFormer(factories, in_chans=1, img_size=28, num_classes=10, **config["model"])
-        assert net(torch.zeros(2, 1, 28, 28, device="meta")).shape == (2, 10)
+    needed = {
+        "mixer/custom": ["mixer._target_=torch.nn.Identity"],
+        "mixer/builtin": ["model=zoo", "model.name=poolformer_s12"],
+        "model/zoo": ["mixer=builtin", "model.name=poolformer_s12"],
+        "model/timm": ["mixer=builtin", "model.name=resnet18"],
+        "data/image_folder": ["data.classes=7"],
+    }
+    config = compose(f"{group}={name}", *needed.get(file, []))
+    channels, side, classes = data.shape(config["data"])
+    side = max(side, 32) if "iso_s" in name else side
+    with torch.device("meta"):
+        net = zoo.from_config(config, channels, classes, (side, side)).eval()
+    assert net(torch.zeros(2, channels, side, side, device="meta")).shape == (2, classes)
 
 
 @pytest.mark.parametrize("name", STUDIES)

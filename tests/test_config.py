@@ -51,7 +51,19 @@ def error_of(*overrides: str) -> str:
         (["model.drop_path=1"], "model.drop_path=1.0: expected a rate from 0"),
         (["recipe.epochs=0"], "recipe.epochs=0: expected at least 1"),
         (["data.root=/no/such/folder"], "data.root=/no/such/folder: no such folder"),
-        (["data=image_folder"], "data.root: expected the folder of data=image_folder"),
+        (["mixer=builtin"], "mixer=builtin: belongs to a published model (model=zoo or model=timm)"),
+        (
+            ["model=zoo", "model.name=caformer_s18"],
+            "mixer: model.source=zoo brings its own mixers; expected mixer=builtin",
+        ),
+        (["model=timm", "mixer=builtin"], "model.name"),
+        (
+            ["model=timm", "mixer=builtin", "model.name=deit_tiny_patch16_224", "model.norm=layer"],
+            "model.norm=layer: 'deit_tiny_patch16_224' has its own",
+        ),
+        (["recipe.initialize_from=w.pt"], "recipe.initialize_from=w.pt: no such file"),
+        (["recipe.distill.alpha=0.1"], "recipe.distill.teacher: expected the name of a timm model"),
+        (["recipe.distill.teacher=resnet18"], "recipe.distill.weights: expected a file"),
         (
             ["mixer=ppaa", "+mixer.pool_size=5"],
             "mixer.pool_size: the mixer differs by stage; expected one of mixer.stage1.pool_size, ",
@@ -159,6 +171,14 @@ def test_the_layer_that_an_adapter_wraps_counts_too(monkeypatch):
     assert run_id(compose(*overrides)) != first
 
 
+def test_the_contents_of_a_file_of_weights_are_part_of_the_run_id_and_its_place_is_not():
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        Path(name).write_bytes(content)
+    a, b, c = (run_id(compose(f"recipe.initialize_from={name}.pt")) for name in "abc")
+    assert a == b != c
+    assert run_id(compose()) not in (a, c)
+
+
 def test_images_in_a_folder_are_part_of_the_run_id_and_their_place_is_not():
     for root in ("a", "b"):
         for split in ("train", "test"):
@@ -179,7 +199,9 @@ def test_every_model_option_is_an_argument_of_the_model():
 
     from metaformer.model import MetaFormer
 
-    assert {f.name for f in dataclasses.fields(cfg.Model)} <= set(inspect.signature(MetaFormer).parameters)
+    assert {f.name for f in dataclasses.fields(cfg.Model)} - {"source", "name"} <= set(
+        inspect.signature(MetaFormer).parameters
+    )
 
 
 @pytest.mark.parametrize("module", ["config", "run", "study", "stats", "report", "train", "evaluate"])

@@ -154,6 +154,24 @@ def test_a_bad_folder_is_named(tmp_path, spoil, message):
         D.load(compose("data=image_folder", f"data.root={root}", "data.size=16", "data.val=2")["data"])
 
 
+def test_a_folder_that_is_not_given_or_has_other_classes(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root: expected the folder"):
+        D.load(compose("data=image_folder")["data"])
+    root = folder(tmp_path / "pets")
+    with pytest.raises(ConfigError, match=r"data\.classes=1000: .* has 2 class folders"):
+        D.load(compose("data=imagenet", f"data.root={root}", "data.val=2")["data"])
+
+
+def test_shapes_are_known_without_reading():
+    for name in ("fashion_small", "digits"):
+        config = compose(f"data={name}")["data"]
+        data = D.load(config)
+        assert D.shape(config) == (data.channels, data.size[0], len(data.classes))
+    assert D.shape(compose("data=imagenet")["data"]) == (3, 224, 1000)
+    with pytest.raises(ConfigError, match=r"data\.classes: expected the number"):
+        D.shape(compose("data=image_folder")["data"])
+
+
 def test_a_set_that_is_not_there_says_where_it_was_looked_for(monkeypatch, tmp_path):
     from torchvision import datasets
 

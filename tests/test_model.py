@@ -8,6 +8,7 @@ from conftest import MIXERS, compose
 from torch import nn
 
 from metaformer import mixers as M
+from metaformer import zoo
 from metaformer.block import MetaFormerBlock, PositionEmbedding, make_norm
 from metaformer.mixers import from_config
 from metaformer.model import MetaFormer
@@ -161,10 +162,7 @@ def test_free_mixers_take_any_resolution(name, size):
 
 
 def tiny(name: str, seed: int = 0) -> MetaFormer:
-    config = compose(f"mixer={name}")
-    return MetaFormer(
-        from_config(config["mixer"], 4), in_chans=1, num_classes=10, img_size=28, seed=seed, **config["model"]
-    )
+    return zoo.from_config(compose(f"mixer={name}", f"seed={seed}"), 1, 10, (28, 28))
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.combinations([*MIXERS, "ppaa"], 2)))

@@ -336,7 +336,9 @@ def test_the_same_function_in_every_form(mixer):
         exported = torch.export.export(net, (x,)).module()
         assert close(exported(x), y) < 1e-5
         torch._dynamo.reset()
-        net.compile(backend="aot_eager_decomp_partition")  # without decomposition GroupNorm is traced with wrong strides
+        net.compile(
+            backend="aot_eager_decomp_partition"
+        )  # without decomposition GroupNorm is traced with wrong strides
         assert close(net(x), y) < 1e-5
         assert not any("_orig_mod" in key for key in net.state_dict())
 
