@@ -1,4 +1,6 @@
-"""What a model costs: parameters and multiply-accumulates (MACs).
+"""What a model costs: parameters, multiply-accumulates (MACs), activations, and on request its speed here.
+
+    python -m metaformer.cost -m model=s12 mixer=identity,pooling,attention [cost.throughput=true] [cost.out=cost.csv]
 
 Convolutions, matrix products and attention are counted with torch's own formulas; average pooling as one MAC for each
 element of its window, a Fourier transform of M points as 5/2 M log2 M. Norms, activations and
@@ -6,15 +8,23 @@ element-wise arithmetic are free by convention. An op with no formula and not kn
 counted as zero.
 """
 
+import csv
+import json
 import math
-from collections.abc import Callable
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from metaformer.config import USER_ERRORS, ConfigError, cell_id, explain_or_raise
 
 aten = torch.ops.aten
 
@@ -79,12 +89,18 @@ FREE = {
 
 @dataclass
 class Cost:
-    """`macs` is for one image, None where `uncounted` names an op."""
+    """`macs` is for one image, None where `uncounted` names an op.
+
+    `activations` is the number of values that the counted ops put out, as in arXiv:2003.13678, Section 3.1.
+    `modules` has (parameters, MACs, activations) of each module, what is inside of it included.
+    """
 
     params: int
     trainable: int
     macs: int | None
+    activations: int
     uncounted: list[str] = field(default_factory=list)
+    modules: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 def count(net: nn.Module, image: tuple[int, int, int]) -> Cost:
@@ -93,42 +109,59 @@ def count(net: nn.Module, image: tuple[int, int, int]) -> Cost:
     first = parameters[0]
     counter = _Counter()
     training = net.training
+    hooks = []
+    for name, module in net.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: counter.enter(name)))
+        hooks.append(module.register_forward_hook(lambda *_: counter.leave()))
     net.eval()
     with torch.no_grad(), counter:
         net(torch.zeros(1, *image, dtype=first.dtype, device=first.device))
     net.train(training)
+    for hook in hooks:
+        hook.remove()
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in net.named_modules()}
     return Cost(
         params=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        macs=None if counter.uncounted else counter.macs,
+        macs=None if counter.uncounted else counter.macs[""],
+        activations=counter.activations[""],
         uncounted=sorted(counter.uncounted),
+        modules={name: (sizes[name], counter.macs[name], counter.activations[name]) for name in sizes if name},
     )
 
 
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.macs = 0
+        self.macs: Counter[str] = Counter()  # by module, "" for the whole model
+        self.activations: Counter[str] = Counter()
         self.uncounted: set[str] = set()
+        self.inside: list[str] = []
+
+    def enter(self, module: str) -> None:
+        self.inside.append(module)
+
+    def leave(self) -> None:
+        self.inside.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = func._overloadpacket
-        if op in flop_registry:
-            out = func(*args, **kwargs)
-            self.macs += flop_registry[op](*args, **kwargs, out_val=out) // 2
-            return out
-        if op in FORMULAS:
-            out = func(*args, **kwargs)
-            self.macs += FORMULAS[op](*args, out=out)
-            return out
-        if op not in FREE:
+        if op not in flop_registry and op not in FORMULAS and op not in FREE:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
             self.uncounted.add(str(op))
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if op in FORMULAS or op in flop_registry:
+            macs = (
+                FORMULAS[op](*args, out=out) if op in FORMULAS else flop_registry[op](*args, **kwargs, out_val=out) // 2
+            )
+            for module in set(self.inside):
+                self.macs[module] += macs
+                self.activations[module] += (out[0] if isinstance(out, tuple) else out).numel()
+        return out
 
 
 def _pooling(x: Tensor, kernel: list[int], *_: Any, out: Tensor) -> int:
@@ -149,3 +182,141 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten._fft_c2c: _fft,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
+
+
+# ------------------------------------------------------------------ the command
+
+
+def cost_of(config: Mapping[str, Any]) -> Cost:
+    """The cost of a cell, counted without allocating a weight.
+
+    Raises:
+        ConfigError: an op has no formula; it is named.
+    """
+    from metaformer import data, zoo
+
+    channels, side, classes = data.shape(config["data"])
+    with torch.device("meta"):
+        net = zoo.from_config(config, channels, classes, (side, side))
+    cost = count(net, (channels, side, side))
+    if cost.macs is None:
+        raise ConfigError(f"mixer or model uses {', '.join(cost.uncounted)}: no formula for its multiply-accumulates")
+    return cost
+
+
+def throughput(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Images per second of this machine: forward, and a training step with AdamW; the best of 5 after a warm-up."""
+    from metaformer import data, zoo
+
+    channels, side, classes = data.shape(config["data"])
+    gpu = torch.cuda.is_available() and config["runtime"]["accelerator"] != "cpu"
+    device = torch.device("cuda" if gpu else "cpu")
+    if config["runtime"]["threads"]:
+        torch.set_num_threads(config["runtime"]["threads"])
+    net = zoo.from_config(config, channels, classes, (side, side)).to(device)
+    net = net.to(memory_format=torch.channels_last)
+    batch = config["cost"]["batch"]
+    images = torch.randn(batch, channels, side, side, device=device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(p for p in net.parameters() if p.requires_grad)
+
+    def forward() -> None:
+        with torch.no_grad():
+            net.eval()(images)
+
+    def step() -> None:
+        loss = net.train()(images).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def best(action: Callable[[], None]) -> float:
+        times = []
+        for _ in range(6):
+            if gpu:
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            action()
+            if gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return batch / min(times[1:])
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=config["recipe"]["precision"] == "bf16"):
+        return best(forward), best(step)
+
+
+def rows_of(cell: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for the cell, with the figures of its paper where it has any, and one for each module on request."""
+    cost = cost_of(config)
+    paper = config["reference"]
+    row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params, "frozen": cost.params - cost.trainable}
+    row |= {"macs": cost.macs, "activations": cost.activations}
+    row |= {"paper_params_m": paper["params"], "paper_macs_g": paper["macs"], "paper_top1": paper["top1"]}
+    if config["cost"]["throughput"]:
+        row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config), strict=True))
+    if not config["cost"]["modules"]:
+        return [row]
+    inside = [
+        {"cell": cell, "module": name, "params": params, "macs": macs, "activations": activations}
+        for name, (params, macs, activations) in cost.modules.items()
+        if params or macs
+    ]
+    return [row, *inside]
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2))
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [key for key in rows[0] if any(row.get(key) not in (None, "", 0) for row in rows)]
+    table = Table(box=SIMPLE_HEAD)
+    for i, key in enumerate(columns):
+        table.add_column(key.replace("_", " "), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        values = [row.get(key) for key in columns]
+        table.add_row(
+            *(
+                "" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:,.1f}" if isinstance(v, float) else v
+                for v in values
+            )
+        )
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def main() -> None:
+    from metaformer import study
+
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+    if set(arguments) & {"-h", "--help"}:
+        print(__doc__)
+        return
+    try:
+        planned = study.expand(arguments)
+        cells = {cell_id(p.config): p for p in planned}
+        out = planned[0].config["cost"]["out"]
+        if out is not None and Path(out).suffix not in (".csv", ".json"):
+            raise ConfigError(f"cost.out={out}: expected a file that ends in .csv or .json")
+        rows = [row for p in cells.values() for row in rows_of(p.cell, p.config)]
+    except USER_ERRORS as error:
+        explain_or_raise(error)
+        return
+    show(rows)
+    if out is not None:
+        write(rows, Path(out))
+        print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,11 @@
-"""Evaluate a finished run again: `python -m metaformer.evaluate run=runs/RUN [data=...] [runtime=...]`."""
+"""Evaluate a finished run again, or weights from a file on a folder of images.
+
+    python -m metaformer.evaluate run=runs/RUN [data=...] [runtime=...]
+    python -m metaformer.evaluate weights=FILE model=s12 [mixer=pooling] data=image_folder data.root=FOLDER
+
+FOLDER holds one folder for each class, or those in its `test` or `val`. Folders named by ImageNet's synsets (n01440764)
+are matched with the 1,000 classes of ImageNet; others are taken in alphabetical order.
+"""
 
 import json
 import os
@@ -18,7 +25,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     folders = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
     overrides = [a for a in arguments if not a.startswith("run=")]
     if len(folders) != 1:
-        raise ConfigError("expected run=FOLDER, the folder of one finished run")
+        raise ConfigError("expected run=FOLDER, the folder of one finished run, or weights=FILE")
     folder = Path(folders[0])
     if not (folder / "weights.pt").exists():
         known = sorted(p.parent.name for p in folder.parent.glob("*/weights.pt"))
@@ -72,12 +79,67 @@ def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return measured | {"val_n": len(images.val), "test_n": len(images.test)}
 
 
+def evaluate_weights(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Top-1 and top-5 of a model with weights from a file, with the model's own resize and centre crop."""
+    import torch
+    from timm.data import create_transform
+    from torchmetrics.classification import MulticlassAccuracy
+    from torchvision.datasets import ImageFolder
+
+    from metaformer import weights, zoo
+
+    composed = compose(overrides)
+    config = validate(composed)
+    if config["data"]["name"] != "image_folder" or config["data"]["root"] is None:
+        raise ConfigError("data: expected data=image_folder data.root=FOLDER, the images that the weights are tried on")
+    root = Path(config["data"]["root"])
+    root = next((root / split for split in ("test", "val") if (root / split).is_dir()), root)
+    loaded = weights.to_ours(weights.read(file)) if config["model"]["source"] != "timm" else weights.read(file)
+    classes = zoo.classes_of(loaded)
+    side = config["data"]["size"]
+    net = zoo.from_config(config, 3, classes, (side, side)).eval().to(memory_format=torch.channels_last)
+    zoo.load_into(net, loaded, file)
+    crop = zoo.crop_of(str(composed.hydra.runtime.choices.model), config["model"]["name"])
+    transform = create_transform((3, side, side), is_training=False, interpolation="bicubic", crop_pct=crop)
+    try:
+        images = ImageFolder(str(root), transform)
+    except FileNotFoundError as error:
+        raise ConfigError(f"data.root={root}: {error}") from error
+    labels = torch.tensor(class_indices(images.classes, classes))
+    top = [MulticlassAccuracy(classes, top_k=k, average="micro") for k in (1, min(5, classes))]
+    with torch.no_grad():
+        for batch, target in torch.utils.data.DataLoader(images, batch_size=32):
+            logits = net(batch.to(memory_format=torch.channels_last))
+            for metric in top:
+                metric.update(logits, labels[target])
+    return {"top1": top[0].compute().item(), "top5": top[1].compute().item(), "n": len(images), "crop_pct": crop}
+
+
+def class_indices(folders: Sequence[str], classes: int) -> list[int]:
+    """The class of each folder: by its synset where the classes are ImageNet's, or else by its place."""
+    from timm.data import ImageNetInfo
+
+    synsets = {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    if classes == len(synsets) and all(folder in synsets for folder in folders):
+        return [synsets[folder] for folder in folders]
+    if len(folders) != classes:
+        raise ConfigError(f"data.root: it has {len(folders)} class folders, the weights {classes} classes")
+    return list(range(classes))
+
+
 def main() -> None:
-    if set(sys.argv[1:]) & {"-h", "--help"}:
+    arguments = sys.argv[1:]
+    if set(arguments) & {"-h", "--help"}:
         print(__doc__)
         return
     try:
-        folder, config = parse(sys.argv[1:])
+        files = [a.partition("=")[2] for a in arguments if a.startswith("weights=")]
+        if files:
+            measured = evaluate_weights(files[0], [a for a in arguments if not a.startswith("weights=")])
+            top1, top5, n = measured["top1"], measured["top5"], measured["n"]
+            print(f"top-1 {top1:.2%}, top-5 {top5:.2%}, {n:,} images, crop {measured['crop_pct']}")
+            return
+        folder, config = parse(arguments)
         with output_to(Path(os.devnull)):
             measured = evaluate(folder, config)
     except USER_ERRORS as error:

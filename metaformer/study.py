@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.live import Live
@@ -27,7 +30,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from metaformer import report
-from metaformer.config import GROUPS, ConfigError, validate
+from metaformer.config import GROUPS, ConfigError, conf_dir, validate
+from metaformer.config import register as register_config
 from metaformer.run import Outcome, choices_of, git_state, job, read_result, run_folder
 
 WITHOUT_EFFECT = ("experiments", "runtime", "logger", "hydra")  # overrides that change no result of a study
@@ -52,7 +56,7 @@ class StudySweeper(Sweeper):
     launcher: Launcher
 
     def __init__(self, params: DictConfig | None) -> None:
-        self.params = params
+        """`params` is the grid, which `plan` reads from the configuration."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -61,7 +65,9 @@ class StudySweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        planned = self.plan(arguments)
+        planned = plan(self.hydra_context.config_loader, self.config, arguments)
+        if (mode := planned[0].config["debug"]["mode"]) != "none":
+            raise ConfigError(f"debug={mode}: is for one run, not for a sweep")
         study = planned[0].config["study"]
         runtime = planned[0].config["runtime"]
         finished = {} if runtime["force"] else {p.folder: r for p in planned if (r := read_result(p.folder))}
@@ -94,35 +100,42 @@ class StudySweeper(Sweeper):
             console.print(f"{len(failures)} of {len(planned)} runs did not finish; the same command tries them again")
             raise SystemExit(1)
 
-    def plan(self, arguments: list[str]) -> list[Planned]:
-        """Every run of the grid, composed and validated; a run that two points of the grid describe is listed once."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has loaded its plugins
-
-        loader = self.hydra_context.config_loader
-        grid = [f"{key!s}={values}" for key, values in (self.params or {}).items()]
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(grid + arguments)
-        points = BasicSweeper.split_arguments(overrides, None)[0]
-        varied = [i for i, values in enumerate(zip(*points, strict=True)) if len(set(values)) > 1]
-        planned: dict[Path, Planned] = {}
-        for point in points:
-            cfg = loader.load_sweep_config(self.config, list(point))
-            choices = choices_of(cfg.hydra)
-            config = validate(cfg)
-            words = [_word(point[i]) for i in varied if not point[i].startswith("seed=")]
-            folder = run_folder(config, choices)
-            planned.setdefault(
-                folder,
-                Planned(" ".join(words) or choices["mixer"], choices["mixer"], folder, config, list(point)),
-            )
-        if config["debug"]["mode"] != "none":
-            raise ConfigError(f"debug={config['debug']['mode']}: is for one run, not for a sweep")
-        return list(planned.values())
-
     @staticmethod
     def _changed(arguments: Sequence[str]) -> bool:
         """Whether the command line narrowed or changed the study that its file describes."""
         keys = (argument.lstrip("+~").split("=")[0] for argument in arguments)
         return any(key.replace("/", ".").split(".")[0] not in WITHOUT_EFFECT for key in keys)
+
+
+def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> list[Planned]:
+    """Every run of the grid, composed and validated; a run that two points of the grid describe is listed once."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has loaded its plugins
+
+    grid = [f"{key!s}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*grid, *arguments])
+    points = BasicSweeper.split_arguments(overrides, None)[0]
+    varied = [i for i, values in enumerate(zip(*points, strict=True)) if len(set(values)) > 1]
+    planned: dict[Path, Planned] = {}
+    for point in points:
+        composed = loader.load_sweep_config(cfg, list(point))
+        choices = choices_of(composed.hydra)
+        config = validate(composed)
+        words = [_word(point[i]) for i in varied if not point[i].startswith("seed=")]
+        folder = run_folder(config, choices)
+        run = Planned(" ".join(words) or choices["mixer"], choices["mixer"], folder, config, list(point))
+        planned.setdefault(folder, run)
+    return list(planned.values())
+
+
+def expand(arguments: Sequence[str]) -> list[Planned]:
+    """The runs that a command line describes, without launching any: what `train -m` with it would go through."""
+    register_config()
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        cfg = hydra.compose_config("train", list(arguments), run_mode=RunMode.MULTIRUN)
+        return plan(hydra.config_loader, cfg, list(cfg.hydra.overrides.task))
 
 
 def register() -> None:
@@ -132,9 +145,9 @@ def register() -> None:
 
 
 def _word(override: str) -> str:
-    """`mixer=pooling` -> `pooling`, `recipe.lr=0.1` -> `lr=0.1`."""
+    """`mixer=pooling` -> `pooling`, `+experiments/x=row` -> `row`, `recipe.lr=0.1` -> `lr=0.1`."""
     key, _, value = override.lstrip("+").partition("=")
-    return value if key in GROUPS else f"{key.rpartition('.')[2]}={value}"
+    return value if key in GROUPS or "/" in key else f"{key.rpartition('.')[2]}={value}"
 
 
 def _note_other_code(results: Any, console: Console) -> None:

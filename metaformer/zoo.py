@@ -154,6 +154,11 @@ def _timm_model(name: str, size: tuple[int, int], **options: Any) -> nn.Module:
         return timm.create_model(name, **options)  # a model of any size
 
 
+def crop_of(model: str, name: str | None) -> float:
+    """The evaluation crop of `model=MODEL model.name=NAME`: the share of the short side that the square takes."""
+    return PUBLISHED[name].crop_pct if name in PUBLISHED else V1_SIZES.get(model, 0.9)
+
+
 # ------------------------------------------------------------------ weights
 
 
