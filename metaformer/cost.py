@@ -2,7 +2,7 @@
 
     python -m metaformer.cost -m model=s12 mixer=identity,pooling,attention [cost.throughput=true] [cost.out=cost.csv]
 
-Convolutions, matrix products and attention are counted with torch's own formulas; average pooling as one MAC for each
+Convolutions, matrix products and attention are counted with torch's own formulas; pooling as one MAC for each
 element of its window, a Fourier transform of M points as 5/2 M log2 M. Norms, activations and
 element-wise arithmetic are free by convention. An op with no formula and not known to be free is named, never
 counted as zero.
@@ -83,7 +83,8 @@ FREE = {
         aten.new_zeros,
         aten.full,
     ),
-    *(aten.new_empty, aten.full_like, aten.arange, aten.as_strided, aten.select_scatter, aten.lift_fresh),
+    *(aten.new_empty, aten.full_like, aten.arange, aten.as_strided, aten.as_strided_, aten.select_scatter),
+    *(aten.lift_fresh, aten.index, aten.hardsigmoid, aten.hardswish, aten.hardswish_, aten.hardtanh, aten.clamp),
 }
 
 
@@ -164,8 +165,8 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def _pooling(x: Tensor, kernel: list[int], *_: Any, out: Tensor) -> int:
-    return out.numel() * kernel[0] * kernel[-1]
+def _pooling(x: Tensor, kernel: list[int], *_: Any, out: Any) -> int:
+    return (out[0] if isinstance(out, tuple) else out).numel() * kernel[0] * kernel[-1]
 
 
 def _fft(x: Tensor, dim: list[int], *_: Any, out: Tensor) -> int:
@@ -179,6 +180,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Any) -> 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten.avg_pool2d: _pooling,
+    aten.max_pool2d_with_indices: _pooling,
     aten._fft_c2c: _fft,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
