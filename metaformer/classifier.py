@@ -49,7 +49,7 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Whatever draws from a global generator in this step is a function of (seed, step): a resumed run draws the
-        # same, and so do two runs that differ in their mixer.
+        # same, and so do two runs that differ in a mixer which draws nothing itself.
         seed = derive(self.seed, "step", self.global_step)
         random.seed(seed)
         np.random.seed(seed % 2**32)

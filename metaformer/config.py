@@ -23,10 +23,10 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 SCHEMA_VERSION = 1  # raise it when a default changes: the run id hashes only what differs from the defaults
-UNHASHED = ("study", "runtime", "logger", "debug", "reference", "cost")  # these never change a result
+UNHASHED = ("study", "runtime", "logger", "debug", "reference", "cost")  # these change no result beyond float rounding
 BUILTIN = {"_target_": "builtin"}  # mixer=builtin
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -194,7 +194,7 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra and OmegaConf."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="metaformer_schema", node=Config)
     OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
     OmegaConf.register_new_resolver("cores", cores, replace=True)
     OmegaConf.register_new_resolver("help_groups", help_groups, replace=True)
@@ -268,7 +268,8 @@ def _check_keys(node: dict[str, Any], schema: type, path: str) -> None:
     hints = get_type_hints(schema)
     for key, value in node.items():
         if key not in fields:
-            raise ConfigError(f"{path}{key}: no such key{nearest(key, fields)}")
+            hint = nearest(key, fields) or f"; there are {', '.join(fields)}"
+            raise ConfigError(f"{path}{key}: no such key{hint}")
         allowed = fields[key].metadata.get("choices")
         if allowed and value not in allowed:
             ordered = ", ".join(by_closeness(str(value), allowed))
@@ -316,6 +317,24 @@ def _check_published(config: dict[str, Any]) -> None:
             )
 
 
+READS = {  # the keys beside name and train that each data set looks at
+    "fashion_small": (),
+    "digits": ("val",),
+    **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100"), ("root", "val")),
+    "image_folder": ("root", "val", "size", "classes"),
+}
+
+
+def _check_used(config: dict[str, Any]) -> None:
+    """Refuse a key that nothing would read."""
+    data, defaults = config["data"], dataclasses.asdict(Data())
+    for key in ("root", "val", "size", "classes"):
+        if key not in READS[data["name"]] and data[key] != defaults[key]:
+            raise ConfigError(f"data.{key}={data[key]}: data={data['name']} does not read it")
+    if config["logger"]["mode"] != "online" and not config["logger"]["wandb"]:
+        raise ConfigError(f"logger.mode={config['logger']['mode']}: belongs to logger=wandb")
+
+
 def _check_values(config: dict[str, Any]) -> None:
     model, recipe, data = config["model"], config["recipe"], config["data"]
     for key in ("dims", "position", "res_scale"):
@@ -324,11 +343,12 @@ def _check_values(config: dict[str, Any]) -> None:
                 f"model.{key}={model[key]}: expected {len(model['depths'])} values, one for each of model.depths"
             )
     for key in ("stem", "downsample"):
-        if model[key] is not None and len(model[key]) != 3:
+        if model[key] is not None and (len(model[key]) != 3 or min(model[key][:2]) < 1 or model[key][2] < 0):
             raise ConfigError(f"model.{key}={model[key]}: expected kernel, stride, padding")
     if model["downsample"] is None and len(set(model["dims"])) > 1:
         raise ConfigError(f"model.dims={model['dims']}: expected one width, since model.downsample is null")
-    at_least = {
+    _check_used(config)
+    at_least: dict[str, tuple[float, float]] = {
         "model.depths": (min(model["depths"], default=0), 1),
         "model.dims": (min(model["dims"], default=0), 1),
         "recipe.epochs": (recipe["epochs"], 1),
@@ -336,12 +356,30 @@ def _check_values(config: dict[str, Any]) -> None:
         "recipe.lr": (recipe["lr"], 0),
         "recipe.crop": (recipe["crop"], 0),
         "recipe.warmup_epochs": (recipe["warmup_epochs"], 0),
+        "recipe.weight_decay": (recipe["weight_decay"], 0),
+        "recipe.min_lr": (recipe["min_lr"], 0),
+        "recipe.warmup_lr": (recipe["warmup_lr"], 0),
+        "recipe.label_smoothing": (recipe["label_smoothing"], 0),
+        "runtime.threads": (config["runtime"]["threads"] or 1, 1),
+        "model.mlp_ratio * model.dims": (model["mlp_ratio"] * min(model["dims"], default=0), 1),
+        "data.size": (data["size"], 1),
         "data.val": (data["val"], 1),
         "seed": (config["seed"], 0),
     }
     for key, (value, least) in at_least.items():
-        if value < least:
+        if not least <= value < float("inf"):
             raise ConfigError(f"{key}={value}: expected at least {least}")
+    if recipe["warmup_epochs"] > recipe["epochs"]:
+        raise ConfigError(
+            f"recipe.warmup_epochs={recipe['warmup_epochs']}: longer than recipe.epochs={recipe['epochs']}"
+        )
+    if recipe["label_smoothing"] > 1:
+        raise ConfigError(f"recipe.label_smoothing={recipe['label_smoothing']}: expected a share from 0 to 1")
+    if config["runtime"]["threads"] == 0:
+        raise ConfigError("runtime.threads=0: expected at least 1, or null to share the cores")
+    name = config["study"]["name"]
+    if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.'")
     if not 0 <= (model["drop_path"] or 0) < 1:
         raise ConfigError(f"model.drop_path={model['drop_path']}: expected a rate from 0 up to, not including, 1")
     if data["root"] is not None and not Path(data["root"]).is_dir():
@@ -363,10 +401,13 @@ def _check_values(config: dict[str, Any]) -> None:
 
 @cache
 def folder_fingerprint(root: str) -> str:
-    """A hash of the names and sizes of all image files under `root`: machine paths do not count, contents do."""
+    """A hash of name, size and first 4 KiB of every image of the splits under `root`, but not of where it lies."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in IMAGES):
-        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+    for split in ("train", "val", "test"):
+        for path in sorted(p for p in (Path(root) / split).rglob("*") if p.suffix.lower() in IMAGES and p.is_file()):
+            with path.open("rb") as file:
+                head = file.read(4096)
+            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode() + head)
     return digest.hexdigest()[:16]
 
 
@@ -375,7 +416,7 @@ def import_object(path: str, key: str) -> Any:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{key}={path}: cannot import '{module_name}' ({type(error).__name__}: {error})") from error
     if not hasattr(module, name):
         public = [n for n in dir(module) if not n.startswith("_")]
@@ -444,17 +485,41 @@ def _targets(node: Any) -> Iterable[str]:
 
 
 def _source_hash(target: str) -> str:
-    """A hash of the file that defines a mixer outside this package, so that an edited mixer is a new run."""
+    """A hash of the code of a mixer outside this package, so that an edited mixer is a new run.
+
+    Of a package all its files count, of a lone file also the files beside it that it imports; of an installed
+    distribution its version.
+    """
     module = target.rpartition(".")[0]
-    if module.split(".")[0] == __package__:
+    top = module.split(".")[0]
+    if top == __package__:
         return ""
     try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+    except Exception:
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return ""  # importing it will say what is wrong
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    origin = Path(spec.origin)
+    if "site-packages" in origin.parts:
+        from importlib.metadata import packages_distributions, version
+
+        return " ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(top, [top]))))
+    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else sorted(_imported(origin))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(origin.parent).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _imported(file: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
+    """A file and the files beside it that it imports, and they import, in turn."""
+    files = {file}
+    for name in re.findall(r"^\s*(?:from|import)\s+(\w+)", file.read_text(errors="replace"), re.MULTILINE):
+        beside = file.with_name(f"{name}.py")
+        if beside.is_file() and beside not in seen | files:
+            files |= _imported(beside, seen | files)
+    return files
 
 
 # ------------------------------------------------------------------ composition and its errors
@@ -481,9 +546,13 @@ def explain(error: Exception) -> str:
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        siblings = _siblings(unknown[1]) or [k for c in causes for k in getattr(c, "parent_node", None) or ()]
-        return f"{unknown[1]}: no such key{nearest(unknown[1].rpartition('.')[2], map(str, siblings))}"
+        siblings = _siblings(unknown[1]) or [str(k) for c in causes for k in getattr(c, "parent_node", None) or ()]
+        siblings = [key for key in siblings if key != "_target_"]
+        hint = nearest(unknown[1].rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
+        return f"{unknown[1]}: no such key{hint}"
     for cause in causes:
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key}: has to be given, there is no default"
         if isinstance(cause, OmegaConfBaseException):
             key = getattr(cause, "full_key", None) or ""
             expected = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", str(cause))
@@ -510,7 +579,7 @@ def _siblings(key: str) -> list[str]:
     return [f.name for f in dataclasses.fields(schema)] + (list(GROUPS) if schema is Config else [])
 
 
-USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 
 def explain_or_raise(error: Exception) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from metaformer.config import IMAGES, ConfigError
@@ -221,17 +222,16 @@ def _torchvision(config: Mapping[str, Any]) -> Images:
     }
     root = Path(config["root"] or "data")
     splits = []
+    root.mkdir(parents=True, exist_ok=True)
     for train in (True, False):
         try:
-            found = kind[config["name"]](root, train=train, download=False)
-        except RuntimeError:
-            try:
+            with FileLock(root / ".download.lock"):  # the runs of a sweep would all download it at once
                 found = kind[config["name"]](root, train=train, download=True)
-            except Exception as error:
-                raise ConfigError(
-                    f"data={config['name']}: not found under {root} and could not be downloaded "
-                    f"({error}); set data.root to the folder that holds it"
-                ) from error
+        except Exception as error:
+            raise ConfigError(
+                f"data={config['name']}: not found under {root} and could not be downloaded "
+                f"({error}); set data.root to the folder that holds it"
+            ) from error
         images = torch.as_tensor(found.data)
         splits.append(Split(images if images.ndim == 4 else images[..., None], torch.as_tensor(found.targets)))
     train_split, test_split = splits
@@ -257,6 +257,8 @@ def _image_folder(config: Mapping[str, Any]) -> Images:
         if not folders[split].is_dir():
             raise ConfigError(f"data.root={root}: expected a folder '{split}' in it, with one folder for each class")
     classes = sorted(p.name for p in folders["train"].iterdir() if p.is_dir())
+    if len(classes) < 2:
+        raise ConfigError(f"{folders['train']}: {len(classes)} class folders, expected at least 2")
     if config["classes"] not in (None, len(classes)):
         raise ConfigError(f"data.classes={config['classes']}: {folders['train']} has {len(classes)} class folders")
     splits = {name: _read_folder(path, classes, config["size"]) for name, path in folders.items() if path.is_dir()}
@@ -289,7 +291,7 @@ def _read_image(file: Path, size: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
-    except OSError as error:
+    except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
         raise ConfigError(f"{file}: cannot be read as an image ({error})") from error
     return np.asarray(square)
 

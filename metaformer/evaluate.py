@@ -37,44 +37,46 @@ def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     result = read_result(folder)
     if result is None:
         raise ConfigError(f"run={folder}: it has no result.json, so it is not finished")
-    now = validate(compose(overrides))
-    config = result["config"] | {"runtime": now["runtime"]} | ({"data": now["data"]} if "data" in groups else {})
-    return folder, config
+    # The run's own data, with what is changed here: `data=NAME` starts from that file, `data.root=...` from the run.
+    chosen = any(override.startswith("data=") for override in overrides)
+    kept = [] if chosen else [f"data={result['config']['data']['name']}", *_as_overrides(result["config"]["data"])]
+    now = validate(compose([*kept, *overrides]))
+    return folder, result["config"] | {"data": now["data"], "runtime": now["runtime"]}
+
+
+def _as_overrides(data: dict[str, Any]) -> list[str]:
+    keys = ("root", "train", "val", "size", "classes")
+    return [f"data.{key}={'null' if data[key] is None else json.dumps(data[key])}" for key in keys]
 
 
 def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Loss and accuracy on the validation and test splits, with the number of images of each."""
-    import lightning as L
     import torch
 
     from metaformer import data, training
     from metaformer.classifier import Classifier
 
-    saved = torch.load(folder / "weights.pt", weights_only=True)
+    try:
+        saved = torch.load(folder / "weights.pt", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"{folder / 'weights.pt'}: cannot be read ({type(error).__name__})") from error
     images = data.load(config["data"])
     if len(saved["classes"]) != len(images.classes):
         here, there = len(images.classes), len(saved["classes"])
         raise ConfigError(f"data={config['data']['name']}: it has {here} classes, the run {there}")
+    images.mean, images.std = saved["mean"], saved["std"]  # of the images that it was trained on
     config["recipe"] |= {"initialize_from": None}
     net = training.build_net(config, images)
     try:
         net.load_state_dict(saved["state_dict"])
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise ConfigError(f"run={folder}: its weights fit the images of its training only: {first}") from error
+        raise ConfigError(f"run={folder}: its weights do not fit the model for these images: {first}") from error
     module = Classifier(net, config["recipe"], classes=len(images.classes), seed=config["seed"])
     source = data.ImageData(images, config["recipe"], config["seed"])
     if config["runtime"]["threads"]:
         torch.set_num_threads(config["runtime"]["threads"])
-    trainer = L.Trainer(
-        accelerator=config["runtime"]["accelerator"],
-        devices=1,
-        precision=training.PRECISION[config["recipe"]["precision"]],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = training.make_trainer(config, enable_checkpointing=False, enable_progress_bar=False)
     measured = {**trainer.validate(module, source, verbose=False)[0], **trainer.test(module, source, verbose=False)[0]}
     return measured | {"val_n": len(images.val), "test_n": len(images.test)}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from metaformer.stats import Estimate, mean_interval, paired_difference
@@ -69,12 +70,12 @@ def summarise(study: Mapping[str, Any], rows: Sequence[Row], console: Console, *
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     console.print(table)
     if not write:
         if study["name"]:
             console.print(
-                f"narrowed or changed on the command line: the files of experiments/{study['name']} stay as they are"
+                f"not the whole study as it is defined: the files of experiments/{study['name']} stay as they are"
             )
         return
     folder = Path("experiments") / study["name"]
@@ -94,6 +95,8 @@ def cells_of(found: Sequence[Finding], reference: str) -> tuple[list[str], list[
     lines = []
     for f in found:
         difference = plus_minus(f.difference, "+") if f.difference else ""
+        if f.difference and f.difference.n != f.test.n:
+            difference += f" (n = {f.difference.n})"
         macs = "uncounted" if f.macs is None else f"{f.macs / 1e6:,.2f}M"
         cost = [f"{f.params:,}", macs, f"{f.seconds:.0f}"]
         lines.append([f.cell, str(f.test.n), plus_minus(f.val), plus_minus(f.test), difference, *cost])
@@ -154,5 +157,6 @@ def print_run(status: str, folder: str, result: Mapping[str, Any], console: Cons
     console.print(
         f"[bold]{status}[/] {', '.join(parts)}; {result['params']:,} parameters, {macs}, {result['seconds']:.0f} s",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(folder, highlight=False, soft_wrap=True)

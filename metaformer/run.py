@@ -6,6 +6,7 @@ runs/pooling-tiny-fashion_small-s0-1a2b3c4d/
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -31,7 +32,7 @@ Outcome = dict[str, Any]  # name, folder, status (finished | found | failed | re
 
 def choices_of(hydra: Any) -> dict[str, str]:
     """What was chosen in each config group, by the words that the user typed."""
-    groups = ("mixer", "model", "data", "recipe", "experiments")
+    groups = ("mixer", "model", "recipe", "experiments")
     return {group: str(hydra.runtime.choices.get(group)) for group in groups}
 
 
@@ -41,7 +42,8 @@ def run_folder(config: Mapping[str, Any], choices: Mapping[str, str]) -> Path:
     if config["debug"]["mode"] != "none":
         return runs / f"debug-{config['debug']['mode']}"
     identity = run_id(config)
-    name = "-".join([choices["mixer"], choices["model"], choices["data"], f"s{config['seed']}", identity])
+    words = [choices["mixer"], choices["model"], config["data"]["name"], f"s{config['seed']}", identity]
+    name = "-".join(words).replace("/", "_")
     return next(runs.glob(f"*-{identity}"), runs / name)
 
 
@@ -51,23 +53,32 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); remove it to train this run again") from error
+        result = json.loads(path.read_text())
+        wrong = [key for key in ("name", "seed", "metrics", "params", "seconds", "config") if key not in result]
+        reason = f"it has no '{wrong[0]}'" if wrong else ""
+    except (ValueError, TypeError, OSError) as error:
+        reason = str(error)
+    if reason:
+        raise ConfigError(f"{path}: cannot be read ({reason}); remove it to train this run again")
+    return result
 
 
 def job(cfg: DictConfig) -> Outcome:
     """Train the run that `cfg` describes, unless it is there. In a multirun it returns how it went and never raises."""
     hydra = HydraConfig.get()
     choices = choices_of(hydra)
+    if hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir: paths are relative to the folder of the command; leave it false")
     if hydra.mode != RunMode.MULTIRUN:
+        if hydra.sweeper.params:
+            raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
         config = validate(cfg)
         return train(config, choices, run_folder(config, choices))
     outcome: Outcome = {"name": f"{choices['mixer']}-{choices['model']}", "status": "refused"}
     try:
         config = validate(cfg)
         folder = run_folder(config, choices)
-        outcome |= {"name": folder.name, "status": "failed"}
+        outcome |= {"name": folder.name, "folder": str(folder), "status": "failed"}
         return train(config, choices, folder, jobs=int(hydra.launcher.get("n_jobs", 1)), log="run.log")
     except ConfigError as error:
         return outcome | {"status": "refused", "reason": str(error)}
@@ -87,7 +98,7 @@ def train(
     debug = config["debug"]["mode"]
     force = config["runtime"]["force"] or debug != "none"
     outcome: Outcome = {"name": folder.name, "folder": str(folder)}
-    if not force and (result := read_result(folder)):
+    if not force and (result := read_result(folder)) is not None:
         return outcome | {"status": "found", "result": result}
     with output_to(Path(os.devnull) if log else None):
         from metaformer import data, training
@@ -102,9 +113,8 @@ def train(
         with output_to(Path(os.devnull)):  # the profiler talks of devices that are not there
             table = training.profile(config, net, images)
         return {"name": folder.name, "status": "profiled", "table": table}
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not force and (result := read_result(folder)):
+    with lock(folder):
+        if not force and (result := read_result(folder)) is not None:
             return outcome | {"status": "found", "result": result}
         for stale in folder.iterdir() if force else [folder / "failed.json"]:
             if stale.is_file() and stale.name != ".lock":
@@ -128,11 +138,12 @@ def train(
             **measured,
             "host": platform.node(),
             "python": platform.python_version(),
+            "code": code_version(),
             "git": git_state(),
             "finished": now(),
             "config": config,
         }
-        write(folder / "result.json", json.dumps(result, indent=2))
+        write(folder / "result.json", json.dumps(result, indent=2, allow_nan=False))
     return outcome | {"status": "finished", "result": result}
 
 
@@ -147,18 +158,47 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Make a run's folder and hold it: one process at a time, the others wait and say so."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / ".lock")
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            print(f"another process trains {folder.name}; waiting for it", file=sys.stderr)
+            held.acquire()
+    except OSError as error:
+        raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@cache
+def code_version() -> str:
+    """A hash of this package's code, which tells results of two versions apart, installed or in a checkout."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 @cache
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this package runs from and whether it was changed since; None outside of one."""
     git = ["git", "-C", str(Path(__file__).parent)]
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
-        ).stdout
+        ask("ls-files", "--error-unmatch", Path(__file__).name)  # not merely inside of some repository
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "."))}
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "changed": bool(changed)}
 
 
 @contextlib.contextmanager

@@ -26,15 +26,16 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from metaformer import report
-from metaformer.config import GROUPS, ConfigError, conf_dir, validate
+from metaformer.config import GROUPS, ConfigError, by_closeness, conf_dir, validate
 from metaformer.config import register as register_config
-from metaformer.run import Outcome, choices_of, git_state, job, read_result, run_folder
+from metaformer.run import Outcome, choices_of, code_version, job, read_result, run_folder
 
-WITHOUT_EFFECT = ("experiments", "runtime", "logger", "hydra")  # overrides that change no result of a study
+WITHOUT_EFFECT = ("experiments", "runtime", "logger")  # overrides that change no result of a study
 
 
 @dataclass
@@ -66,11 +67,14 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         planned = plan(self.hydra_context.config_loader, self.config, arguments)
-        if (mode := planned[0].config["debug"]["mode"]) != "none":
-            raise ConfigError(f"debug={mode}: is for one run, not for a sweep")
         study = planned[0].config["study"]
         runtime = planned[0].config["runtime"]
-        finished = {} if runtime["force"] else {p.folder: r for p in planned if (r := read_result(p.folder))}
+        mixers = {p.mixer for p in planned}
+        if len(mixers) > 1 and study["name"] and study["reference"] not in mixers and not self._changed(arguments):
+            expected = ", ".join(by_closeness(study["reference"], mixers))
+            raise ConfigError(f"study.reference={study['reference']}: expected a mixer of the study, one of {expected}")
+        results = {} if runtime["force"] else {p.folder: read_result(p.folder) for p in planned}
+        finished = {folder: result for folder, result in results.items() if result is not None}
         pending = [p for p in planned if p.folder not in finished]
         # Its own descriptor, since a run in this process sends what it prints to a file.
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -79,30 +83,40 @@ class StudySweeper(Sweeper):
             f"[bold]{study['name'] or 'sweep'}[/]: {len(planned)} runs, {len(finished)} finished, {len(pending)} to do"
         )
         if study["question"]:
-            console.print(study["question"])
+            console.print(study["question"], markup=False)
         _note_other_code(finished.values(), console)
         outcomes: list[Outcome] = []
         if pending:
             with follow(planned, pending, console, show=runtime["progress"]):
-                returned = self.launcher.launch([p.overrides for p in pending], initial_job_idx=0)
-            outcomes = [r.return_value for r in returned]
+                outcomes = self._launch(pending)
         failures = [o for o in outcomes if o["status"] in ("failed", "refused")]
-        rows = [row(p, result) for p in planned if (result := read_result(p.folder))]
-        whole = not self._changed(arguments)
+        rows = [row(p, result) for p in planned if (result := read_result(p.folder)) is not None]
+        whole = len(rows) == len(planned) and not failures and not self._changed(arguments)
         report.summarise(study, rows, console, write=whole and bool(study["name"]))
         for outcome in failures:
             console.print(
-                f"[red]{outcome['status']}[/] {outcome['name']}: {outcome['reason']}",
-                highlight=False,
-                soft_wrap=True,
+                f"{outcome['status']} {outcome['name']}: {outcome['reason']}", style="red", markup=False, soft_wrap=True
             )
+            if outcome["status"] == "failed" and (Path(outcome["folder"]) / "failed.json").exists():
+                console.print(f"  the traceback: {outcome['folder']}/failed.json", markup=False, soft_wrap=True)
         if failures:
             console.print(f"{len(failures)} of {len(planned)} runs did not finish; the same command tries them again")
             raise SystemExit(1)
 
-    @staticmethod
-    def _changed(arguments: Sequence[str]) -> bool:
+    def _launch(self, pending: Sequence[Planned]) -> list[Outcome]:
+        """Run what is pending; where a worker dies, the folders tell which runs it took with it."""
+        try:
+            return [r.return_value for r in self.launcher.launch([p.overrides for p in pending], initial_job_idx=0)]
+        except Exception as error:
+            reason = f"its worker died ({type(error).__name__}: {str(error).splitlines()[0]})"
+            lost = [p for p in pending if read_result(p.folder) is None]
+            return [
+                {"name": p.folder.name, "folder": str(p.folder), "status": "failed", "reason": reason} for p in lost
+            ]
+
+    def _changed(self, arguments: Sequence[str]) -> bool:
         """Whether the command line narrowed or changed the study that its file describes."""
+        arguments = [*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]
         keys = (argument.lstrip("+~").split("=")[0] for argument in arguments)
         return any(key.replace("/", ".").split(".")[0] not in WITHOUT_EFFECT for key in keys)
 
@@ -120,7 +134,9 @@ def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> lis
         composed = loader.load_sweep_config(cfg, list(point))
         choices = choices_of(composed.hydra)
         config = validate(composed)
-        words = [_word(point[i]) for i in varied if not point[i].startswith("seed=")]
+        if (mode := config["debug"]["mode"]) != "none":
+            raise ConfigError(f"debug={mode}: is for one run, not for a sweep")
+        words = [_word(point[i]) for i in varied if not point[i].lstrip("+").startswith("seed=")]
         folder = run_folder(config, choices)
         run = Planned(" ".join(words) or choices["mixer"], choices["mixer"], folder, config, list(point))
         planned.setdefault(folder, run)
@@ -152,10 +168,9 @@ def _word(override: str) -> str:
 
 def _note_other_code(results: Any, console: Console) -> None:
     """One line where finished runs were made by another version of the code than this one."""
-    here = git_state()
-    others = sum(1 for result in results if result["git"] and here and result["git"]["commit"] != here["commit"])
+    others = sum(1 for result in results if result.get("code") != code_version())
     if others:
-        console.print(f"note: {others} finished runs come from another commit; runtime.force=true trains them again")
+        console.print(f"note: {others} finished runs were made by other code; runtime.force=true trains them again")
 
 
 def row(planned: Planned, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,32 +219,30 @@ def last_row(folder: Path) -> dict[str, str] | None:
     return rows[-1] if rows else None
 
 
-def _ended(run: Planned) -> str | None:
+def _ended(run: Planned, since: float = 0.0) -> str | None:
+    """`result` or `failed` where the run has ended so after `since` (seconds of the clock)."""
     for status in ("result", "failed"):
-        if (run.folder / f"{status}.json").exists():
+        path = run.folder / f"{status}.json"
+        if path.exists() and path.stat().st_mtime >= since:
             return status
     return None
 
 
 def _lines(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
     started = time.time()
-    before = {(p.folder, "failed") for p in pending if _ended(p)}  # a failure of an earlier launch is no news
-    told: set[tuple[Path, str]] = set()
-    count = len(planned) - len(pending)
+    told: set[Path] = set()
     over = False
     while not over:
         over = stop.wait(1.0)
         for run in pending:
-            status = _ended(run)
-            if status is None:
-                before.discard((run.folder, "failed"))
-            elif (run.folder, status) not in told | before:
-                told.add((run.folder, status))
-                count += 1
+            status = _ended(run, since=started)
+            if status is not None and run.folder not in told:
+                told.add(run.folder)
                 seen = last_row(run.folder) if status == "result" else None
                 words = f"val {float(seen['val_accuracy']):.1%}" if seen else "failed"
+                count = len(planned) - len(pending) + len(told)
                 line = f"[{count}/{len(planned)}] {run.cell} seed {run.config['seed']}: {words}"
-                console.print(f"{line}, {time.time() - started:.0f} s", markup=False)
+                console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)
 
 
 def _live(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
@@ -250,7 +263,7 @@ def _live(planned: Sequence[Planned], pending: Sequence[Planned], console: Conso
             over = stop.wait(0.5)
             done, total = _epochs(pending), sum(p.config["recipe"]["epochs"] for p in pending)
             left = (time.time() - started) * (total - done) / (done - begun) if done > begun else None
-            finished = len(planned) - len(pending) + sum(1 for p in pending if _ended(p))
+            finished = len(planned) - len(pending) + sum(1 for p in pending if _ended(p, since=started))
             progress.update(task, completed=finished, left=f"about {left / 60:.0f} min left" if left else "")
             grid = Table.grid()
             grid.add_row(progress)
@@ -277,5 +290,5 @@ def _so_far(planned: Sequence[Planned]) -> Table:
         ]
         accuracies = [float(row["val_accuracy"]) for row in rows.values() if row["val_accuracy"]]
         mean = f"{sum(accuracies) / len(accuracies):.1%}" if accuracies else ""
-        table.add_row(cell, f"{finished}/{len(runs)}", ", ".join(training), mean)
+        table.add_row(escape(cell), f"{finished}/{len(runs)}", ", ".join(training), mean)
     return table

@@ -12,21 +12,34 @@ from metaformer import config, report, run, study
 
 @hydra.main(config_path=str(config.conf_dir()), config_name="train", version_base="1.3")
 def app(cfg: DictConfig) -> None:
-    outcome = run.job(cfg)
+    # Hydra prints a line of its own where a job raises; main() has a better one.
+    try:
+        outcome = run.job(cfg)
+    except config.USER_ERRORS as error:
+        FAILED.append(error)
+        return
     if outcome["status"] == "profiled":
         Console().print(outcome["table"])
     else:
         report.print_run(outcome["status"], outcome["folder"], outcome["result"], Console())
 
 
+FAILED: list[Exception] = []
+
+
 def main() -> None:
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # the real exception arrives here, whether it is shown whole or not
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    # Hydra takes no overrides after a flag that stands between them.
+    sys.argv[1:] = flags[:1] + [argument for argument in sys.argv[1:] if argument not in flags]
     config.register()
     study.register()
     try:
         config.check_local_files()
         app()
+        if FAILED:
+            raise FAILED[0]
     except config.USER_ERRORS as error:
         os.environ["HYDRA_FULL_ERROR"] = wanted or ""
         config.explain_or_raise(error)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import logging
+import math
 import platform
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ from metaformer.block import MetaFormerBlock
 from metaformer.classifier import Classifier
 from metaformer.config import ConfigError, cores
 from metaformer.cost import count
-from metaformer.data import ImageData, Images
+from metaformer.data import ImageData, Images, balanced
 
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -66,32 +68,39 @@ def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path,
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
     recipe, debug = dict(config["recipe"]), config["debug"]["mode"]
     last = folder / "last.ckpt"
-    resumed = torch.load(last, weights_only=True) if last.exists() else None
+    try:
+        resumed = torch.load(last, weights_only=True) if last.exists() else None
+    except Exception as error:
+        raise ConfigError(
+            f"{last}: cannot be read ({type(error).__name__}); remove it to train from the start"
+        ) from error
     # Sums depend on the number of threads in the last bits: a resumed run keeps the number that it began with.
     threads = resumed["threads"] if resumed else config["runtime"]["threads"] or max(1, cores() // jobs)
     torch.set_num_threads(threads)
     if debug == "overfit":
         batch = min(recipe["batch"], len(images.train))
-        images = Images(images.train[torch.arange(batch)], images.val, images.test, images.classes)
+        images = Images(
+            images.train[balanced(images.train.labels, batch, "recipe.batch")[0]],
+            images.val,
+            images.test,
+            images.classes,
+        )
         recipe |= {"epochs": 200, "batch": batch, "label_smoothing": 0.0, "warmup_epochs": 0}
+    cost = count(net, (images.channels, *images.size))
     teacher = build_teacher(recipe["distill"], images)
     module = Classifier(net, recipe, classes=len(images.classes), seed=config["seed"], teacher=teacher)
     data = ImageData(images, recipe, config["seed"], augment=debug != "overfit")
     with wandb_run(config, folder) as mirror:
         metrics = MetricsFile(folder / "metrics.csv", mirror)
-        trainer = L.Trainer(
-            accelerator=config["runtime"]["accelerator"],
-            devices=1,
+        trainer = make_trainer(
+            config,
             max_epochs=1 if debug == "fast" else recipe["epochs"],
-            precision=PRECISION[recipe["precision"]],
             deterministic=True,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             callbacks=[metrics, *_callbacks(folder, debug, threads, show)],
-            logger=False,
             enable_checkpointing=debug == "none",
             enable_progress_bar=show,
-            enable_model_summary=False,
             default_root_dir=folder,
             **_limits(debug),
         )
@@ -99,10 +108,9 @@ def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path,
             warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec|exists and is not empty)")
             try:
                 trainer.fit(module, data, ckpt_path=str(last) if resumed else None, weights_only=True)
+                tested = dict(trainer.test(module, data, verbose=False)[0])
             except SystemExit as stopped:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped
-            tested = dict(trainer.test(module, data, verbose=False)[0])
-        cost = count(net, (images.channels, *images.size))
         rows = metrics.rows()
         trained = {k: float(v) for k, v in rows[-1].items() if k.endswith(("_loss", "_accuracy")) and v}
         result: dict[str, Any] = {
@@ -124,11 +132,28 @@ def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path,
     return result
 
 
+def make_trainer(config: Mapping[str, Any], **options: Any) -> L.Trainer:
+    """A Trainer on the device and in the precision of a configuration."""
+    accelerator = config["runtime"]["accelerator"]
+    try:
+        return L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=PRECISION[config["recipe"]["precision"]],
+            logger=False,
+            enable_model_summary=False,
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(f"runtime.accelerator={accelerator}: {error}") from error
+
+
 def keep(folder: Path, config: Mapping[str, Any], net: nn.Module, predictions: Tensor, images: Images) -> None:
     """Write the weights (a state_dict and plain data) and what was predicted for each test image."""
     labels = images.test.labels.short().numpy()
     np.savez_compressed(folder / "predictions.npz", predictions=predictions.short().numpy(), labels=labels)
-    content = {"state_dict": net.state_dict(), "config": dict(config), "classes": images.classes}
+    pixels = {"mean": images.mean, "std": images.std}
+    content = {"state_dict": net.state_dict(), "config": dict(config), "classes": images.classes, **pixels}
     torch.save(content, folder / "weights.pt")
     (folder / "last.ckpt").unlink(missing_ok=True)
 
@@ -217,6 +242,11 @@ class MetricsFile(L.Callback):
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
         row |= {"seconds": round(time.perf_counter() - self.started, 3)}
         self._write([row], "a")
+        for name in ("train_loss", "val_loss"):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise FloatingPointError(
+                    f"diverged: {name} is {row[name]} in epoch {row['epoch']} at lr {row['lr']:.3g}"
+                )
         if self.mirror is not None:
             self.mirror.log(row)
 
@@ -257,7 +287,7 @@ class Mirror:
 def wandb_run(config: Mapping[str, Any], folder: Path) -> Iterator[Mirror | None]:
     """A wandb run with the id of this run, grouped by cell, finished whatever happens; None where none is wanted."""
     logger = config["logger"]
-    if not logger["wandb"]:
+    if not logger["wandb"] or config["debug"]["mode"] != "none":
         yield None
         return
     import wandb
@@ -308,10 +338,10 @@ def profile(config: Mapping[str, Any], net: nn.Module, images: Images, steps: in
         loss.backward()
         optimizer.step()
 
-    batches = iter(data)
-    step(next(batches))
+    batch = next(iter(data))
+    step(batch)
     with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _, batch in zip(range(steps), batches, strict=False):
+        for _ in range(steps):
             step(batch)
     ops = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
     total = sum(op.self_cpu_time_total for op in ops)

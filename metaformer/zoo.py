@@ -136,8 +136,9 @@ def from_config(config: Mapping[str, Any], channels: int, classes: int, size: tu
         return MetaFormer(mixers, img_size=size, seed=config["seed"], **shape, **path, **model)
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(f"model and mixer do not fit: {error}") from error
+    except Exception as error:  # whatever a mixer's constructor raises
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ConfigError(f"model and mixer do not fit: {kind}{error}") from error
 
 
 def _timm_model(name: str, size: tuple[int, int], **options: Any) -> nn.Module:

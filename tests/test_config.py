@@ -32,7 +32,17 @@ def error_of(*overrides: str) -> str:
         (["mixerr=pooling"], "mixerr: no such key; did you mean 'mixer'?"),
         (["recipe.lrr=1"], "recipe.lrr: no such key; did you mean 'lr'?"),
         (["mixer.pool_sise=5"], "mixer.pool_sise: no such key; did you mean 'pool_size'?"),
-        (["+typo=1"], "typo: no such key"),
+        (["+typo=1"], "typo: no such key; there are mixer, model, data, "),
+        (["data.size=3"], "data.size=3: data=fashion_small does not read it"),
+        (["data.root=."], "data.root=.: data=fashion_small does not read it"),
+        (["logger.mode=offline"], "logger.mode=offline: belongs to logger=wandb"),
+        (["runtime.threads=0"], "runtime.threads=0: expected at least 1"),
+        (["runtime.threads=-1"], "runtime.threads=-1: expected at least 1"),
+        (["recipe.lr=nan"], "recipe.lr=nan: expected at least 0"),
+        (["recipe.weight_decay=-1"], "recipe.weight_decay=-1.0: expected at least 0"),
+        (["recipe.warmup_epochs=50"], "recipe.warmup_epochs=50.0: longer than recipe.epochs=4"),
+        (["model.stem=[4,0,0]"], "model.stem=[4, 0, 0]: expected kernel, stride, padding"),
+        (["study.name=../x"], "study.name=../x: expected letters"),
         (["+sed=1"], "sed: no such key; did you mean 'seed'?"),
         (["++model.depth=3"], "model.depth: no such key; did you mean 'depths'?"),
         (["recipe.lr=abc"], "recipe.lr=abc: expected a float"),
@@ -50,7 +60,7 @@ def error_of(*overrides: str) -> str:
         (["model.stem=[4,4]"], "model.stem=[4, 4]: expected kernel, stride, padding"),
         (["model.drop_path=1"], "model.drop_path=1.0: expected a rate from 0"),
         (["recipe.epochs=0"], "recipe.epochs=0: expected at least 1"),
-        (["data.root=/no/such/folder"], "data.root=/no/such/folder: no such folder"),
+        (["data=cifar10", "data.root=/no/such/folder"], "data.root=/no/such/folder: no such folder"),
         (["mixer=builtin"], "mixer=builtin: belongs to a published model (model=zoo or model=timm)"),
         (
             ["model=zoo", "model.name=caformer_s18"],
@@ -68,10 +78,10 @@ def error_of(*overrides: str) -> str:
             ["mixer=ppaa", "+mixer.pool_size=5"],
             "mixer.pool_size: the mixer differs by stage; expected one of mixer.stage1.pool_size, ",
         ),
-        (["mixer=ppaa", "mixer.pool_size=5"], "mixer.pool_size: no such key"),
+        (["mixer=ppaa", "mixer.pool_size=5"], "mixer.pool_size: no such key; there are stage1, stage2, "),
         (["+mixer.stage1.pool_size=5"], "mixer.stage1: the mixer is the same in every stage"),
         (["mixer=ppaa", "model.depths=[1]", "model.dims=[64]"], "but the model has 1 stages"),
-        (["mixer=custom"], "mixer._target_"),
+        (["mixer=custom"], "mixer._target_: has to be given"),
         (["mixer=custom", "mixer._target_=Shift"], "mixer._target_=Shift: expected the dotted path of a class"),
     ],
 )
@@ -137,7 +147,7 @@ def test_what_changes_the_result_changes_the_run_id(override):
     ["runtime.threads=2", "runtime.runs=elsewhere", "logger=wandb", "study.name=x", "data.root=.", "runtime=cpu"],
 )
 def test_what_does_not_change_the_result_leaves_the_run_id(override):
-    assert run_id(compose(override)) == run_id(compose())
+    assert run_id(compose("data=cifar10", override)) == run_id(compose("data=cifar10"))
 
 
 def test_a_value_equal_to_the_default_is_no_difference():
@@ -159,6 +169,30 @@ def test_an_edited_mixer_is_a_new_run(monkeypatch):
     first = run_id(compose(*overrides))
     assert run_id(compose(*overrides)) == first
     source.write_text("class Shift: pass\n")
+    assert run_id(compose(*overrides)) != first
+
+
+@pytest.mark.parametrize("edited", ["pack/shift.py", "helper.py"])
+def test_code_that_a_mixer_is_made_of_counts_wherever_it_is(edited, monkeypatch):
+    """A class that a package re-exports, and a file beside it that it imports."""
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("pack").mkdir()
+    Path("pack/__init__.py").write_text("from .shift import Shift\n")
+    Path("pack/shift.py").write_text("class Shift: ...\n")
+    Path("alone.py").write_text("import helper\nclass Shift: ...\n")
+    Path("helper.py").write_text("x = 1\n")
+    target = "mixer._target_=" + ("pack.Shift" if "pack" in edited else "alone.Shift")
+    first = run_id(compose("mixer=custom", target))
+    Path(edited).write_text(Path(edited).read_text() + "y = 2\n")
+    assert run_id(compose("mixer=custom", target)) != first
+
+
+def test_the_version_of_an_installed_library_counts(monkeypatch):
+    import importlib.metadata
+
+    overrides = ("mixer=custom", "mixer._target_=timm.layers.Attention")
+    first = run_id(compose(*overrides))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.0")
     assert run_id(compose(*overrides)) != first
 
 
@@ -189,6 +223,10 @@ def test_images_in_a_folder_are_part_of_the_run_id_and_their_place_is_not():
         cfg.folder_fingerprint.cache_clear()
         return run_id(compose("data=image_folder", f"data.root={root}"))
 
+    assert identity("a") == identity("b")
+    Path("b/train/cat/1.png").write_bytes(b"124")
+    assert identity("a") != identity("b")
+    Path("b/train/cat/1.png").write_bytes(b"123")
     assert identity("a") == identity("b")
     Path("b/train/cat/2.png").write_bytes(b"4")
     assert identity("a") != identity("b")

@@ -176,7 +176,7 @@ def test_a_set_that_is_not_there_says_where_it_was_looked_for(monkeypatch, tmp_p
     from torchvision import datasets
 
     def offline(self):
-        raise RuntimeError("no network")
+        raise OSError("no network")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", offline)
     with pytest.raises(ConfigError, match=r"data=cifar10: not found under .* \(no network\); set data.root"):

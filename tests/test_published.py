@@ -109,8 +109,8 @@ def teacher(tmp_path) -> Path:
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_distillation_is_that_of_the_paper(teacher, mode):
-    recipe = compose("recipe.distill.teacher=test_resnet", f"recipe.distill.weights={teacher}", f"recipe.distill.mode={mode}",
-                     "recipe.distill.tau=3", "recipe.distill.alpha=0.3")["recipe"]  # fmt: skip
+    options = ("teacher=test_resnet", f"weights={teacher}", f"mode={mode}", "tau=3", "alpha=0.3")
+    recipe = compose(*(f"recipe.distill.{option}" for option in options))["recipe"]
     taught, student = torch.randn(8, 10), torch.randn(8, 10)
     module = Classifier(torch.nn.Identity(), recipe, classes=10, seed=0, teacher=torch.nn.Identity())
     module.teacher = [lambda _: taught]

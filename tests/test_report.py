@@ -46,6 +46,8 @@ def test_unequal_seeds_use_the_common_ones():
         rows(("pooling", "pooling", [0.7, 0.8, 0.9]), ("identity", "identity", [0.7, 0.7])), "pooling"
     )
     assert (found[1].difference.n, found[1].difference.mean) == (2, pytest.approx(-5))
+    found = report.findings(rows(("pooling", "pooling", [0.7]), ("identity", "identity", [0.6, 0.6])), "pooling")
+    assert report.cells_of(found, "pooling")[1][1][4] == "-10.00 (n = 1)"
 
 
 def test_files_of_a_study(tmp_path):

@@ -122,7 +122,7 @@ def test_force_trains_again():
 def test_a_result_that_cannot_be_read_is_named():
     folder = Path(go()["folder"])
     (folder / "result.json").write_text('{"metrics": ')
-    with pytest.raises(ConfigError, match=r"result.json: cannot be read .*; remove it"):
+    with pytest.raises(ConfigError, match=r"result\.json: cannot be read .*; remove it"):
         read_result(folder)
 
 
@@ -333,8 +333,40 @@ def test_every_mixer_sees_the_same_batches():
             assert torch.equal(y, v)
 
 
-def test_finished_runs_of_another_commit_are_noted(monkeypatch):
+def test_finished_runs_of_other_code_are_noted(monkeypatch):
     console = Console(record=True, width=100)
-    monkeypatch.setattr(study, "git_state", lambda: {"commit": "b" * 40, "changed": False})
-    study._note_other_code([{"git": {"commit": c * 40}} for c in "aba"] + [{"git": None}], console)
-    assert "2 finished runs come from another commit" in console.export_text()
+    monkeypatch.setattr(study, "code_version", lambda: "b")
+    study._note_other_code([{"code": c} for c in "aba"] + [{}], console)
+    assert "3 finished runs were made by other code" in console.export_text()
+
+
+def test_a_run_that_diverges_fails_and_says_where():
+    with pytest.raises(FloatingPointError, match=r"diverged: train_loss is (nan|inf) in epoch 1 at lr"):
+        go("recipe.lr=1e30", "model.norm=none", "recipe.warmup_epochs=0")
+    folder = next(Path("runs").iterdir())
+    assert "diverged" in json.loads((folder / "failed.json").read_text())["reason"]
+    assert not (folder / "result.json").exists()
+
+
+def test_a_damaged_checkpoint_is_named():
+    folder = Path(go()["folder"])
+    (folder / "result.json").unlink()
+    (folder / "last.ckpt").write_bytes(b"half a checkpoint")
+    with pytest.raises(ConfigError, match=r"last\.ckpt: cannot be read .*; remove it to train from the start"):
+        go()
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "null", '{"metrics": {}}'])
+def test_a_result_that_is_none_is_not_redone_unasked(content):
+    folder = Path(go()["folder"])
+    (folder / "result.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"result\.json: cannot be read"):
+        go()
+
+
+def test_overfitting_takes_every_class(monkeypatch):
+    seen = []
+    step = Classifier.training_step
+    monkeypatch.setattr(Classifier, "training_step", lambda self, b: (seen.append(b[1]), step(self, b))[1])
+    go("debug=overfit", "recipe.batch=20")
+    assert seen[0].bincount().tolist() == [2] * 10

@@ -47,7 +47,7 @@ def test_help_and_errors_answer_at_once(cli, tmp_path):
         assert done.returncode == code
         assert text in done.stdout + done.stderr
     assert cli("train", "recipe.lrr=1").stderr.count("\n") == 1
-    assert "experiments: quickstart" in cli("train", "--help").stdout
+    assert "experiments: paper_table5, quickstart" in cli("train", "--help").stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,6 +140,66 @@ def test_a_study_writes_its_files_once_it_is_whole(cli, tmp_path):
     assert time.perf_counter() - started < 10
 
 
+def test_a_study_that_is_not_whole_leaves_its_files(cli, tmp_path):
+    (tmp_path / "breaks.py").write_text(BREAKS)
+    (tmp_path / "mixer").mkdir()
+    (tmp_path / "mixer" / "breaks.yaml").write_text("_target_: breaks.Breaks\n")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(STUDY.replace("identity,pooling", "identity,breaks"))
+    done = cli("train", "experiments=mine")
+    assert done.returncode == 1
+    assert "not the whole study as it is defined" in done.stdout
+    assert "the traceback: runs/breaks-" in done.stdout
+    narrowed = cli("train", "experiments=mine", "hydra.sweeper.params.mixer=identity")
+    assert "not the whole study as it is defined" in narrowed.stdout
+    assert not (tmp_path / "experiments" / "mine").exists()
+
+    (tmp_path / "experiments" / "typo.yaml").write_text(STUDY.replace("reference: identity", "reference: idntity"))
+    assert (
+        "study.reference=idntity: expected a mixer of the study, one of identity"
+        in cli("train", "experiments=typo").stderr
+    )
+    (tmp_path / "experiments" / "flat.yaml").write_text(STUDY.replace("  mode: MULTIRUN\n", ""))
+    assert "a grid needs -m, or hydra.mode: MULTIRUN" in cli("train", "experiments=flat").stderr
+
+
+def test_a_worker_that_dies_is_told(cli, tmp_path):
+    (tmp_path / "breaks.py").write_text(BREAKS.replace("raise RuntimeError", "import os; os._exit(1)  #"))
+    (tmp_path / "mixer").mkdir()
+    (tmp_path / "mixer" / "breaks.yaml").write_text("_target_: breaks.Breaks\n")
+    done = cli("train", "-m", "mixer=identity,breaks", *TINY)
+    assert done.returncode == 1
+    assert "failed breaks-tiny-digits-s0-" in done.stdout
+    assert "its worker died (TerminatedWorkerError" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_options_before_the_flag_and_errors_of_one_run_are_one_line(cli, tmp_path):
+    done = cli("train", *TINY, "-m", "mixer=identity,pooling", "debug=none,fast")
+    assert "debug=fast: is for one run, not for a sweep" in done.stderr
+    for arguments, message in {
+        ("mixer=attention", "mixer.head_dim=24"): "dim=64 is not divisible by head_dim=24",
+        ("mixer=attention", "mixer.head_dim=0"): "model and mixer do not fit: ZeroDivisionError",
+        ("runtime.runs=/dev/null/x",): "runtime.runs: /dev/null/x/pooling-tiny-digits-s0-",
+        ("runtime.accelerator=gpu",): "runtime.accelerator=gpu: ",
+        ("hydra.job.chdir=true",): "hydra.job.chdir: paths are relative",
+    }.items():
+        if torch.cuda.is_available() and "gpu" in arguments[0]:
+            continue
+        done = cli("train", *TINY, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr
+
+
+def test_evaluation_keeps_the_runs_data_where_one_key_changes(cli, tmp_path):
+    assert cli("train", *TINY).returncode == 0
+    run = next(tmp_path.glob("runs/*"))
+    recorded = json.loads((run / "result.json").read_text())["metrics"]["test_accuracy"]
+    done = cli("evaluate", f"run={run}", "data.val=200")
+    assert f"test: accuracy {recorded:.2%}" in done.stdout  # of digits, normalised as in training
+    assert "300 images" in done.stdout
+
+
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "metaformer.train", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -216,7 +276,7 @@ def test_weights_bound_to_a_resolution_are_not_evaluated_at_another(cli, tmp_pat
     run = next(tmp_path.glob("runs/*"))
     done = cli("evaluate", f"run={run}", "data=fashion_small")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "fit the images of its training only: size mismatch for stages.0.blocks.0.mixer.mlp.weight" in done.stderr
+    assert "do not fit the model for these images: size mismatch for stages.0.blocks.0.mixer.mlp.weight" in done.stderr
 
 
 def test_the_basic_launcher_works_too(cli, tmp_path):
