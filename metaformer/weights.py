@@ -37,6 +37,16 @@ def read(source: str | Path) -> Weights:
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
+def save(weights: Weights, path: str | Path) -> None:
+    """Write a state dict to .safetensors, or with torch.save; `to_timm` and `to_official` give it other names."""
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    else:
+        torch.save(dict(weights), path)
+
+
 def load_strictly(net: nn.Module, weights: Weights, source: str) -> None:
     """Load weights into a model, all or nothing. A shape may differ by trailing ones: Linear is a 1x1 convolution."""
     own = net.state_dict()
