@@ -36,9 +36,9 @@ def findings(rows: Sequence[Row], reference: str) -> list[Finding]:
     cells = {cell: [row for row in rows if row["cell"] == cell] for cell in dict.fromkeys(row["cell"] for row in rows)}
     found = []
     for cell, runs in cells.items():
-        # The cell that differs from this one in nothing but the mixer.
-        words = [reference if word == runs[0]["mixer"] else word for word in cell.split(" ")]
-        other = cells.get(" ".join(words)) if cell != " ".join(words) else None
+        # The cell that differs from this one in nothing but the mixer; in a list of rows, the row of that name.
+        twin = " ".join(reference if word == runs[0]["mixer"] else word for word in cell.split(" "))
+        other = cells.get(twin if twin != cell else reference) if cell != reference else None
         found.append(
             Finding(
                 cell,

@@ -41,6 +41,12 @@ def test_the_reference_is_the_cell_that_differs_in_the_mixer_alone():
     assert found["identity lr=3"] is None
 
 
+def test_rows_of_a_list_are_compared_with_the_row_of_the_references_name():
+    data = rows(("pooling", "pooling", [0.7, 0.8]), ("no_norm", "pooling", [0.6, 0.6]), ("ppaa", "ppaa", [0.9, 0.9]))
+    differences = {f.cell: f.difference and f.difference.mean for f in report.findings(data, "pooling")}
+    assert differences == {"pooling": None, "no_norm": pytest.approx(-15), "ppaa": pytest.approx(15)}
+
+
 def test_unequal_seeds_use_the_common_ones():
     found = report.findings(
         rows(("pooling", "pooling", [0.7, 0.8, 0.9]), ("identity", "identity", [0.7, 0.7])), "pooling"
