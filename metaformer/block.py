@@ -7,7 +7,8 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from metaformer.mixers import MixerFactory, StarReLU, build, init_weights
+from metaformer.factory import MixerFactory, build
+from metaformer.mixers import StarReLU, init_weights
 from metaformer.seeds import seeded
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "star_relu": StarReLU}

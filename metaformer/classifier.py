@@ -13,7 +13,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from metaformer.config import ConfigError, nearest
+from metaformer.schema import ConfigError, nearest
 from metaformer.seeds import derive
 
 Batch = tuple[Tensor, Tensor]

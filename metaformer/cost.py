@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from metaformer.config import USER_ERRORS, ConfigError, cell_id, explain_or_raise
+from metaformer.config import USER_ERRORS, explain_or_raise
+from metaformer.identity import cell_id
+from metaformer.schema import ConfigError
 
 aten = torch.ops.aten
 

@@ -16,7 +16,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from metaformer.config import IMAGES, ConfigError
+from metaformer.identity import IMAGES
+from metaformer.schema import ConfigError
 from metaformer.seeds import derive
 
 EVAL_BATCH = 500

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaformer.config import USER_ERRORS, ConfigError, compose, explain_or_raise, validate
+from metaformer.config import USER_ERRORS, compose, explain_or_raise
 from metaformer.run import output_to, read_result
+from metaformer.schema import ConfigError
+from metaformer.validation import validate
 
 ALLOWED = ("data", "runtime")
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.block import MetaFormerBlock, MLPHead, PatchEmbed, PositionEmbedding, Stage, make_norm
-from metaformer.mixers import MixerFactory, init_weights
+from metaformer.factory import MixerFactory
+from metaformer.mixers import init_weights
 from metaformer.seeds import seeded
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -25,9 +26,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from metaformer.config import ConfigError, cell_id, run_id, validate
+from metaformer.identity import cell_id, run_id
+from metaformer.schema import ConfigError
+from metaformer.validation import validate
 
 Outcome = dict[str, Any]  # name, folder, status (finished | found | failed | refused), and its result or reason
+
+
+@dataclass
+class Planned:
+    """One run of a study before it is launched."""
+
+    cell: str  # what was varied, as it was typed, without the seed
+    mixer: str
+    folder: Path
+    config: dict[str, Any]
+    overrides: list[str]
 
 
 def choices_of(hydra: Any) -> dict[str, str]:

@@ -4,14 +4,9 @@
 refused before anything runs, only what is not finished is launched, and it ends with a summary.
 """
 
-import csv
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +20,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from metaformer import report
-from metaformer.config import GROUPS, ConfigError, by_closeness, conf_dir, validate
+from metaformer.config import conf_dir
 from metaformer.config import register as register_config
-from metaformer.run import Outcome, choices_of, code_version, job, read_result, run_folder
+from metaformer.progress import follow
+from metaformer.run import Outcome, Planned, choices_of, code_version, job, read_result, run_folder
+from metaformer.schema import GROUPS, ConfigError, by_closeness
+from metaformer.validation import validate
 
 WITHOUT_EFFECT = ("experiments", "runtime", "logger")  # overrides that change no result of a study
-
-
-@dataclass
-class Planned:
-    """One run of a study before it is launched."""
-
-    cell: str  # what was varied, as it was typed, without the seed
-    mixer: str
-    folder: Path
-    config: dict[str, Any]
-    overrides: list[str]
 
 
 class StudySweeper(Sweeper):
@@ -188,107 +171,3 @@ def row(planned: Planned, result: Mapping[str, Any]) -> dict[str, Any]:
         "cell_id": result["cell_id"],
         "commit": result["git"]["commit"][:12] if result["git"] else "",
     }
-
-
-# ------------------------------------------------------------------ while it runs
-
-
-@contextmanager
-def follow(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, show: bool) -> Iterator[None]:
-    """Show how far a study is, read from the runs' own files: a table on a terminal, a line for each run elsewhere."""
-    stop = threading.Event()
-    watch = _live if console.is_terminal else _lines
-    thread = threading.Thread(target=watch, args=(planned, pending, console, stop), daemon=True)
-    if show:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if show:
-            thread.join()
-
-
-def last_row(folder: Path) -> dict[str, str] | None:
-    """The newest whole row of a run's metrics.csv."""
-    try:
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("seconds")]
-    except OSError:
-        return None
-    return rows[-1] if rows else None
-
-
-def _ended(run: Planned, since: float = 0.0) -> str | None:
-    """`result` or `failed` where the run has ended so after `since` (seconds of the clock)."""
-    for status in ("result", "failed"):
-        path = run.folder / f"{status}.json"
-        if path.exists() and path.stat().st_mtime >= since:
-            return status
-    return None
-
-
-def _lines(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
-    started = time.time()
-    told: set[Path] = set()
-    over = False
-    while not over:
-        over = stop.wait(1.0)
-        for run in pending:
-            status = _ended(run, since=started)
-            if status is not None and run.folder not in told:
-                told.add(run.folder)
-                seen = last_row(run.folder) if status == "result" else None
-                words = f"val {float(seen['val_accuracy']):.1%}" if seen else "failed"
-                count = len(planned) - len(pending) + len(told)
-                line = f"[{count}/{len(planned)}] {run.cell} seed {run.config['seed']}: {words}"
-                console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)
-
-
-def _live(planned: Sequence[Planned], pending: Sequence[Planned], console: Console, stop: threading.Event) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    progress = Progress(*columns, console=console)
-    task = progress.add_task("runs", total=len(planned), left="")
-    started = time.time()
-    begun = _epochs(pending)
-    with Live(console=console, refresh_per_second=2, transient=True) as live:
-        over = False
-        while not over:
-            over = stop.wait(0.5)
-            done, total = _epochs(pending), sum(p.config["recipe"]["epochs"] for p in pending)
-            left = (time.time() - started) * (total - done) / (done - begun) if done > begun else None
-            finished = len(planned) - len(pending) + sum(1 for p in pending if _ended(p, since=started))
-            progress.update(task, completed=finished, left=f"about {left / 60:.0f} min left" if left else "")
-            grid = Table.grid()
-            grid.add_row(progress)
-            grid.add_row(_so_far(planned))
-            live.update(grid)
-
-
-def _epochs(runs: Sequence[Planned]) -> int:
-    return sum(int(row["epoch"]) for run in runs if (row := last_row(run.folder)))
-
-
-def _so_far(planned: Sequence[Planned]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("cell", "finished", "training", "val accuracy so far"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
-    for cell in dict.fromkeys(p.cell for p in planned):
-        runs = [p for p in planned if p.cell == cell]
-        rows = {p.folder: row for p in runs if (row := last_row(p.folder))}
-        finished = sum(1 for p in runs if _ended(p) == "result")
-        training = [
-            f"seed {p.config['seed']}: epoch {rows[p.folder]['epoch']}/{p.config['recipe']['epochs']}"
-            for p in runs
-            if p.folder in rows and not _ended(p)
-        ]
-        accuracies = [float(row["val_accuracy"]) for row in rows.values() if row["val_accuracy"]]
-        mean = f"{sum(accuracies) / len(accuracies):.1%}" if accuracies else ""
-        table.add_row(escape(cell), f"{finished}/{len(runs)}", ", ".join(training), mean)
-    return table

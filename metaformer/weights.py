@@ -9,7 +9,7 @@ import torch
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from metaformer.config import ConfigError
+from metaformer.schema import ConfigError
 
 Weights = dict[str, Tensor]
 

@@ -16,10 +16,12 @@ import yaml
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from metaformer.config import ConfigError, by_closeness, conf_dir
-from metaformer.mixers import Attention, Identity, MixerFactory, Pooling, RandomMixing, SepConv, SpatialMLP
-from metaformer.mixers import from_config as mixers_from_config
+from metaformer.config import conf_dir
+from metaformer.factory import MixerFactory
+from metaformer.factory import from_config as mixers_from_config
+from metaformer.mixers import Attention, Identity, Pooling, RandomMixing, SepConv, SpatialMLP
 from metaformer.model import MetaFormer
+from metaformer.schema import ConfigError, by_closeness
 from metaformer.seeds import seeded
 from metaformer.weights import Weights, load_strictly, read, resize, to_ours
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from metaformer import config as cfg
+from metaformer.validation import validate
 
 torch.set_num_threads(1)
 MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
@@ -15,7 +16,7 @@ TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress
 
 def compose(*overrides: str) -> dict:
     """A validated configuration, as a run gets it."""
-    return cfg.validate(cfg.compose(overrides))
+    return validate(cfg.compose(overrides))
 
 
 @pytest.fixture(autouse=True)

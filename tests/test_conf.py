@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from metaformer import config as cfg
 from metaformer import data, zoo
+from metaformer.identity import run_id
 
 CONF = repository() / "conf"
 FILES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
@@ -46,7 +47,7 @@ def test_every_study_composes_for_each_of_its_runs(name):
     identities = set()
     for override in parsed:
         for value in override.sweep_string_iterator():
-            identities.add(cfg.run_id(compose(f"experiments={name}", f"{override.get_key_element()}={value}")))
+            identities.add(run_id(compose(f"experiments={name}", f"{override.get_key_element()}={value}")))
     assert len(identities) > 1
 
 
@@ -60,7 +61,7 @@ def test_committed_results_are_those_of_the_study(name):
         rows = list(csv.DictReader(opened))
     for row in rows:
         config = compose(f"experiments={name}", f"mixer={row['mixer']}", f"seed={row['seed']}")
-        assert row["run"].endswith(cfg.run_id(config))
+        assert row["run"].endswith(run_id(config))
 
 
 def test_the_paper_model_is_s12():

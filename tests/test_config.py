@@ -9,7 +9,9 @@ import pytest
 from conftest import compose
 
 from metaformer import config as cfg
-from metaformer.config import ConfigError, cell_id, run_id
+from metaformer import identity, schema
+from metaformer.identity import cell_id, run_id
+from metaformer.schema import ConfigError
 
 
 def error_of(*overrides: str) -> str:
@@ -126,12 +128,12 @@ def test_a_local_file_with_the_name_of_a_packaged_one_is_refused(name):
 def test_golden_run_ids():
     """A change here orphans every finished run: raise SCHEMA_VERSION and mean it."""
 
-    def identity(target: str, **changes) -> str:
-        return run_id(dataclasses.asdict(cfg.Config(mixer={"_target_": f"metaformer.mixers.{target}"}, **changes)))
+    def id_of(target: str, **changes) -> str:
+        return run_id(dataclasses.asdict(schema.Config(mixer={"_target_": f"metaformer.mixers.{target}"}, **changes)))
 
-    assert identity("Pooling") == "95e3507f"
-    assert identity("Attention", seed=2, recipe=cfg.Recipe(lr=1e-3)) == "61551a1f"
-    assert identity("Pooling", model=cfg.Model(norm="layer"), runtime=cfg.Runtime(threads=3)) == "302d3826"
+    assert id_of("Pooling") == "95e3507f"
+    assert id_of("Attention", seed=2, recipe=schema.Recipe(lr=1e-3)) == "61551a1f"
+    assert id_of("Pooling", model=schema.Model(norm="layer"), runtime=schema.Runtime(threads=3)) == "302d3826"
 
 
 @pytest.mark.parametrize(
@@ -219,17 +221,17 @@ def test_images_in_a_folder_are_part_of_the_run_id_and_their_place_is_not():
             Path(root, split, "cat").mkdir(parents=True)
             Path(root, split, "cat", "1.png").write_bytes(b"123")
 
-    def identity(root: str) -> str:
-        cfg.folder_fingerprint.cache_clear()
+    def id_of(root: str) -> str:
+        identity.folder_fingerprint.cache_clear()
         return run_id(compose("data=image_folder", f"data.root={root}"))
 
-    assert identity("a") == identity("b")
+    assert id_of("a") == id_of("b")
     Path("b/train/cat/1.png").write_bytes(b"124")
-    assert identity("a") != identity("b")
+    assert id_of("a") != id_of("b")
     Path("b/train/cat/1.png").write_bytes(b"123")
-    assert identity("a") == identity("b")
+    assert id_of("a") == id_of("b")
     Path("b/train/cat/2.png").write_bytes(b"4")
-    assert identity("a") != identity("b")
+    assert id_of("a") != id_of("b")
 
 
 def test_every_model_option_is_an_argument_of_the_model():
@@ -237,12 +239,15 @@ def test_every_model_option_is_an_argument_of_the_model():
 
     from metaformer.model import MetaFormer
 
-    assert {f.name for f in dataclasses.fields(cfg.Model)} - {"source", "name"} <= set(
+    assert {f.name for f in dataclasses.fields(schema.Model)} - {"source", "name"} <= set(
         inspect.signature(MetaFormer).parameters
     )
 
 
-@pytest.mark.parametrize("module", ["config", "run", "study", "stats", "report", "train", "evaluate"])
+@pytest.mark.parametrize(
+    "module",
+    ["schema", "validation", "identity", "config", "run", "study", "progress", "stats", "report", "train", "evaluate"],
+)
 def test_no_torch_before_a_run(module):
     code = f"import metaformer.{module}, metaformer, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

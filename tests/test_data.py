@@ -8,8 +8,8 @@ from conftest import compose
 from PIL import Image
 
 from metaformer import data as D
-from metaformer.config import ConfigError
 from metaformer.data import Batches, EvalBatches, Images, Split
+from metaformer.schema import ConfigError
 
 
 @pytest.fixture(scope="module")

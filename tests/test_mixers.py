@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import MIXERS, compose
 from torch import nn
 
-from metaformer.config import ConfigError
+from metaformer.factory import build, from_config
 from metaformer.mixers import (
     AsTokens,
     Attention,
@@ -17,11 +17,10 @@ from metaformer.mixers import (
     Pooling,
     RandomMixing,
     SpatialMLP,
-    build,
-    from_config,
     to_map,
     to_tokens,
 )
+from metaformer.schema import ConfigError
 
 
 def configured(name: str, dim: int = 32, resolution: tuple[int, int] = (7, 5), *overrides: str) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 from metaformer import mixers as M
 from metaformer import zoo
 from metaformer.block import MetaFormerBlock, PositionEmbedding, make_norm
-from metaformer.mixers import from_config
+from metaformer.factory import from_config
 from metaformer.model import MetaFormer
 
 S12 = {"depths": [2, 2, 6, 2], "dims": [64, 128, 320, 512], "drop_path": 0.1}

@@ -13,10 +13,11 @@ from PIL import Image
 
 from metaformer import study, weights, zoo
 from metaformer.classifier import Classifier
-from metaformer.config import ConfigError, cell_id
 from metaformer.cost import cost_of
 from metaformer.evaluate import evaluate_weights
+from metaformer.identity import cell_id
 from metaformer.run import run_folder, train
+from metaformer.schema import ConfigError
 
 SORTING = """
 import torch

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from metaformer import study, training
 from metaformer.classifier import Classifier
-from metaformer.config import ConfigError, run_id
+from metaformer.identity import run_id
 from metaformer.run import read_result, run_folder, train
+from metaformer.schema import ConfigError
 from metaformer.seeds import derive
 
 CHOICES = {"mixer": "pooling", "model": "tiny", "data": "digits"}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from metaformer import Attention, DepthwiseConv, MetaFormer, Pooling, SpatialMLP, weights, zoo
-from metaformer.config import ConfigError
 from metaformer.cost import count
+from metaformer.schema import ConfigError
 
 # trainable, frozen
 PARAMETERS = {

@@ -1,0 +1,124 @@
+"""The identity of a run: a hash of whatever can change its result, the code of a mixer and the images included."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from metaformer.schema import Config
+
+SCHEMA_VERSION = 1  # raise it when a default changes: only what differs from the defaults is hashed
+UNHASHED = ("study", "runtime", "logger", "debug", "reference", "cost")  # these change no result beyond float rounding
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Eight hex digits: a hash of all that can change the result of a run."""
+    return _digest(config)
+
+
+def cell_id(config: Mapping[str, Any]) -> str:
+    """Eight hex digits: a run without its seed."""
+    return _digest({**config, "seed": None})
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    defaults = dataclasses.asdict(Config())
+    hashed = {key: value for key, value in config.items() if key not in UNHASHED}
+    hashed["data"] = {key: value for key, value in hashed["data"].items() if key != "root"}
+    hashed["recipe"] = _with_contents(hashed["recipe"])
+    content = _differences(hashed, defaults)
+    content["schema"] = SCHEMA_VERSION
+    content["sources"] = [_source_hash(target) for target in _targets(config["mixer"])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _with_contents(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the hash of each file of weights in place of its path."""
+    recipe = {**recipe, "distill": dict(recipe["distill"])}
+    for node, key in ((recipe, "initialize_from"), (recipe["distill"], "weights")):
+        if node[key] is not None and Path(node[key]).is_file():
+            node[key] = _file_hash(node[key], Path(node[key]).stat().st_mtime_ns)
+    return recipe
+
+
+@cache
+def _file_hash(path: str, modified: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _differences(node: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in node.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _differences(value, default), {}
+        if key not in defaults or value != default:
+            changed[key] = value
+    return changed
+
+
+def _targets(node: Any) -> Iterable[str]:
+    """The dotted paths of code that a mixer node names: its class, and the layer that it adapts."""
+    if isinstance(node, dict):
+        for key, value in sorted(node.items()):
+            if key in ("_target_", "layer") and isinstance(value, str):
+                yield value
+            else:
+                yield from _targets(value)
+
+
+def _source_hash(target: str) -> str:
+    """A hash of the code of a mixer outside this package, so that an edited mixer is a new run.
+
+    Of a package all its files count, of a lone file also the files beside it that it imports; of an installed
+    distribution its version.
+    """
+    module = target.rpartition(".")[0]
+    top = module.split(".")[0]
+    if top == __package__:
+        return ""
+    try:
+        spec = importlib.util.find_spec(top)
+    except Exception:
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return ""  # importing it will say what is wrong
+    origin = Path(spec.origin)
+    if "site-packages" in origin.parts:
+        from importlib.metadata import packages_distributions, version
+
+        return " ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(top, [top]))))
+    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else sorted(_imported(origin))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(origin.parent).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _imported(file: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
+    """A file and the files beside it that it imports, and they import, in turn."""
+    files = {file}
+    for name in re.findall(r"^\s*(?:from|import)\s+(\w+)", file.read_text(errors="replace"), re.MULTILINE):
+        beside = file.with_name(f"{name}.py")
+        if beside.is_file() and beside not in seen | files:
+            files |= _imported(beside, seen | files)
+    return files
+
+
+@cache
+def folder_fingerprint(root: str) -> str:
+    """A hash of name, size and first 4 KiB of every image of the splits under `root`, but not of where it lies."""
+    digest = hashlib.sha256()
+    for split in ("train", "val", "test"):
+        for path in sorted(p for p in (Path(root) / split).rglob("*") if p.suffix.lower() in IMAGES and p.is_file()):
+            with path.open("rb") as file:
+                head = file.read(4096)
+            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode() + head)
+    return digest.hexdigest()[:16]
