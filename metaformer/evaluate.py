@@ -100,6 +100,8 @@ def evaluate_weights(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     root = next((root / split for split in ("test", "val") if (root / split).is_dir()), root)
     loaded = weights.to_ours(weights.read(file)) if config["model"]["source"] != "timm" else weights.read(file)
     classes = zoo.classes_of(loaded)
+    if not classes:
+        raise ConfigError(f"weights={file}: no classifier in it (head.weight or head.fc2.weight)")
     side = config["data"]["size"]
     net = zoo.from_config(config, 3, classes, (side, side)).eval().to(memory_format=torch.channels_last)
     zoo.load_into(net, loaded, file)

@@ -81,16 +81,14 @@ def job(cfg: DictConfig) -> Outcome:
     """Train the run that `cfg` describes, unless it is there. In a multirun it returns how it went and never raises."""
     hydra = HydraConfig.get()
     choices = choices_of(hydra)
-    if hydra.job.chdir:
-        raise ConfigError("hydra.job.chdir: paths are relative to the folder of the command; leave it false")
     if hydra.mode != RunMode.MULTIRUN:
         if hydra.sweeper.params:
             raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
-        config = validate(cfg)
+        config = _validated(cfg, hydra)
         return train(config, choices, run_folder(config, choices))
     outcome: Outcome = {"name": f"{choices['mixer']}-{choices['model']}", "status": "refused"}
     try:
-        config = validate(cfg)
+        config = _validated(cfg, hydra)
         folder = run_folder(config, choices)
         outcome |= {"name": folder.name, "folder": str(folder), "status": "failed"}
         return train(config, choices, folder, jobs=int(hydra.launcher.get("n_jobs", 1)), log="run.log")
@@ -98,6 +96,12 @@ def job(cfg: DictConfig) -> Outcome:
         return outcome | {"status": "refused", "reason": str(error)}
     except Exception as error:
         return outcome | {"reason": f"{type(error).__name__}: {error}"}
+
+
+def _validated(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
+    if hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir: paths are relative to the folder of the command; leave it false")
+    return validate(cfg)
 
 
 def train(

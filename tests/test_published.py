@@ -190,6 +190,9 @@ def test_published_weights_on_a_folder_of_images(tmp_path):
     with pytest.raises(ConfigError, match="the weights are those of identityformer_s12, poolformerv2_s12"):
         evaluate_weights(str(tmp_path / "w.pth"), ["model=s12", *overrides[3:]])
     torch.save(zoo.create("poolformer_s12").state_dict(), tmp_path / "k.pth")
+    weights.save(zoo.create("poolformer_s12", num_classes=0).state_dict(), tmp_path / "headless.pth")
+    with pytest.raises(ConfigError, match=r"headless.pth: no classifier in it"):
+        evaluate_weights(str(tmp_path / "headless.pth"), ["model=s12", *overrides[3:]])
     with pytest.raises(ConfigError, match="3 class folders, the weights 1000 classes"):
         evaluate_weights(str(tmp_path / "k.pth"), ["model=s12", *overrides[3:]])
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import MIXERS, TINY, compose, repository
 from rich.console import Console
 
-from metaformer import study, training
+from metaformer import study, training, zoo
 from metaformer.classifier import Classifier
 from metaformer.identity import run_id
 from metaformer.run import read_result, run_folder, train
@@ -173,12 +173,14 @@ def test_every_step_seeds_the_global_generators_from_its_place():
 def test_norms_biases_and_scales_do_not_decay():
     from timm.optim import param_groups_weight_decay
 
-    from metaformer import MetaFormer, Pooling
-
-    with torch.device("meta"):
-        groups = param_groups_weight_decay(MetaFormer(Pooling), 0.05)
-    sizes = {group["weight_decay"]: (len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups}
-    assert sizes == {0.0: (103, 39_656), 0.05: (29, 11_875_520)}
+    expected = {
+        "poolformer_s12": {0.0: (103, 39_656), 0.05: (29, 11_875_520)},
+        "metaformer_ppaa_s12": {0.0: (111, 42_600), 0.05: (46, 16_492_992)},  # its position embedding decays
+    }
+    for name, wanted in expected.items():
+        with torch.device("meta"):
+            groups = param_groups_weight_decay(zoo.create(name), 0.05)
+        assert {g["weight_decay"]: (len(g["params"]), sum(p.numel() for p in g["params"])) for g in groups} == wanted
     module = Classifier(torch.nn.Conv2d(1, 1, 1), compose()["recipe"], classes=10, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "trainer", type("T", (), {"estimated_stepping_batches": 10, "max_epochs": 2}))
