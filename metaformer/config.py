@@ -78,14 +78,14 @@ def import_object(path: str, key: str) -> Any:
     return getattr(module, name)
 
 
-def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose a configuration without Hydra's command line, `hydra` node included."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(config_name, list(overrides), return_hydra_config=True)
+        return hydra_compose("train", list(overrides), return_hydra_config=True)
 
 
 def explain(error: Exception) -> str:

@@ -22,8 +22,8 @@ from metaformer.validation import validate
 ALLOWED = ("data", "runtime")
 
 
-def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """The run folder and its configuration, with the data and runtime that the command line changes."""
+def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The run folder, its configuration with the data and runtime that the command line changes, and its result."""
     folders = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
     overrides = [a for a in arguments if not a.startswith("run=")]
     if len(folders) != 1:
@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     chosen = any(override.startswith("data=") for override in overrides)
     kept = [] if chosen else [f"data={result['config']['data']['name']}", *_as_overrides(result["config"]["data"])]
     now = validate(compose([*kept, *overrides]))
-    return folder, result["config"] | {"data": now["data"], "runtime": now["runtime"]}
+    return folder, result["config"] | {"data": now["data"], "runtime": now["runtime"]}, result
 
 
 def _as_overrides(data: dict[str, Any]) -> list[str]:
@@ -145,13 +145,12 @@ def main() -> None:
             top1, top5, n = measured["top1"], measured["top5"], measured["n"]
             print(f"top-1 {top1:.2%}, top-5 {top5:.2%}, {n:,} images, crop {measured['crop_pct']}")
             return
-        folder, config = parse(arguments)
+        folder, config, recorded = parse(arguments)
         with output_to(Path(os.devnull)):
             measured = evaluate(folder, config)
     except USER_ERRORS as error:
         explain_or_raise(error)
         return
-    recorded = json.loads((folder / "result.json").read_text())
     for split in ("val", "test"):
         line = f"{split}: accuracy {measured[f'{split}_accuracy']:.2%}, loss {measured[f'{split}_loss']:.4f}"
         line += f", {measured[f'{split}_n']:,} images"

@@ -106,6 +106,7 @@ def _check_used(config: dict[str, Any]) -> None:
 
 def _check_values(config: dict[str, Any]) -> None:
     model, recipe, data = config["model"], config["recipe"], config["data"]
+    threads = config["runtime"]["threads"]
     for key in ("dims", "position", "res_scale"):
         if model[key] is not None and len(model[key]) != len(model["depths"]):
             raise ConfigError(
@@ -129,7 +130,7 @@ def _check_values(config: dict[str, Any]) -> None:
         "recipe.min_lr": (recipe["min_lr"], 0),
         "recipe.warmup_lr": (recipe["warmup_lr"], 0),
         "recipe.label_smoothing": (recipe["label_smoothing"], 0),
-        "runtime.threads": (config["runtime"]["threads"] or 1, 1),
+        "runtime.threads": (1 if threads is None else threads, 1),
         "model.mlp_ratio * model.dims": (model["mlp_ratio"] * min(model["dims"], default=0), 1),
         "data.size": (data["size"], 1),
         "data.val": (data["val"], 1),
@@ -144,8 +145,6 @@ def _check_values(config: dict[str, Any]) -> None:
         )
     if recipe["label_smoothing"] > 1:
         raise ConfigError(f"recipe.label_smoothing={recipe['label_smoothing']}: expected a share from 0 to 1")
-    if config["runtime"]["threads"] == 0:
-        raise ConfigError("runtime.threads=0: expected at least 1, or null to share the cores")
     name = config["study"]["name"]
     if name is not None and not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.'")
