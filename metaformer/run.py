@@ -38,6 +38,7 @@ class Planned:
     """One run of a study before it is launched."""
 
     cell: str  # what was varied, as it was typed, without the seed
+    levels: dict[str, str]  # the same by factor: {"mixer": "pooling", "lr": "0.01"}
     mixer: str
     folder: Path
     config: dict[str, Any]
@@ -50,15 +51,24 @@ def choices_of(hydra: Any) -> dict[str, str]:
     return {group: str(hydra.runtime.choices.get(group)) for group in groups}
 
 
-def run_folder(config: Mapping[str, Any], choices: Mapping[str, str]) -> Path:
-    """The folder of a run: found by its id, or else named for people by what was chosen."""
+def folders_by_id(runs: Path) -> dict[str, Path]:
+    """Every run folder under `runs` by the id that ends its name."""
+    return {path.name.rpartition("-")[2]: path for path in sorted(runs.glob("*-*"), reverse=True)}
+
+
+def run_folder(config: Mapping[str, Any], choices: Mapping[str, str], known: Mapping[str, Path] | None = None) -> Path:
+    """The folder of a run: found by its id, or else named for people by what was chosen.
+
+    Args:
+        known: `folders_by_id`, where it is asked for many runs.
+    """
     runs = Path(config["runtime"]["runs"])
     if config["debug"]["mode"] != "none":
         return runs / f"debug-{config['debug']['mode']}"
     identity = run_id(config)
     words = [choices["mixer"], choices["model"], config["data"]["name"], f"s{config['seed']}", identity]
     name = "-".join(words).replace("/", "_")
-    return next(runs.glob(f"*-{identity}"), runs / name)
+    return (folders_by_id(runs) if known is None else known).get(identity, runs / name)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -195,12 +205,17 @@ def lock(folder: Path) -> Iterator[None]:
         held.release()
 
 
+# What goes on round the runs and not in them.
+ROUND = ("study", "launch", "progress", "report", "verdict", "figures", "stats", "plan", "dashboard", "check", "probe")
+
+
 @cache
 def code_version() -> str:
-    """A hash of this package's code, which tells results of two versions apart, installed or in a checkout."""
+    """A hash of the code that results come from: it tells two versions apart, installed or in a checkout."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+        if file.stem not in ROUND:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 

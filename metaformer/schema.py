@@ -126,10 +126,24 @@ class Debug:
 
 
 @dataclass
+class Analysis:
+    """How a study will be judged, fixed before its first run; a report says when, and whether it changed."""
+
+    metric: str = choice("test_accuracy", "val_accuracy")
+    factor: str = "mixer"  # what is compared, everything else equal: the last word of a key of the grid
+    margin: float = 1.0  # in points of accuracy: smaller differences count as none
+    alpha: float = 0.05
+    correction: str = choice("holm", "none")  # over the comparisons within one setting of the other factors
+    tolerance: float | None = 0.1  # share by which parameters and MACs may differ in a comparison; None: same shape
+    tuned: list[str] = field(default_factory=list)  # keys chosen for each cell by an equal search, like recipe.lr
+
+
+@dataclass
 class Study:
     name: str | None = None
     question: str = ""
-    reference: str = "pooling"  # the mixer that all others are compared with
+    reference: str = "pooling"  # the level of the factor that all others are compared with
+    analysis: Analysis = field(default_factory=Analysis)
 
 
 @dataclass

@@ -5,6 +5,7 @@ refused before anything runs, only what is not finished is launched, and it ends
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,11 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer import report
+from metaformer import launch, report
 from metaformer.config import conf_dir
 from metaformer.config import register as register_config
 from metaformer.progress import follow
-from metaformer.run import Outcome, Planned, choices_of, code_version, job, read_result, run_folder
+from metaformer.run import Outcome, Planned, choices_of, code_version, folders_by_id, job, read_result, run_folder
 from metaformer.schema import GROUPS, ConfigError, by_closeness
 from metaformer.validation import validate
 
@@ -52,10 +53,8 @@ class StudySweeper(Sweeper):
         planned = plan(self.hydra_context.config_loader, self.config, arguments)
         study = planned[0].config["study"]
         runtime = planned[0].config["runtime"]
-        mixers = {p.mixer for p in planned}
-        if len(mixers) > 1 and study["name"] and study["reference"] not in mixers and not self._changed(arguments):
-            expected = ", ".join(by_closeness(study["reference"], mixers))
-            raise ConfigError(f"study.reference={study['reference']}: expected a mixer of the study, one of {expected}")
+        if study["name"] and not self._changed(arguments):
+            _check_comparison(study, planned)
         results = {} if runtime["force"] else {p.folder: read_result(p.folder) for p in planned}
         finished = {folder: result for folder, result in results.items() if result is not None}
         pending = [p for p in planned if p.folder not in finished]
@@ -68,6 +67,8 @@ class StudySweeper(Sweeper):
         if study["question"]:
             console.print(study["question"], markup=False)
         _note_other_code(finished.values(), console)
+        if study["name"] and not self._changed(arguments):
+            launch.record(study, planned)
         outcomes: list[Outcome] = []
         if pending:
             with follow(planned, pending, console, show=runtime["progress"]):
@@ -101,7 +102,20 @@ class StudySweeper(Sweeper):
         """Whether the command line narrowed or changed the study that its file describes."""
         arguments = [*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]
         keys = (argument.lstrip("+~").split("=")[0] for argument in arguments)
-        return any(key.replace("/", ".").split(".")[0] not in WITHOUT_EFFECT for key in keys)
+        return any(key != "data.root" and key.replace("/", ".").split(".")[0] not in WITHOUT_EFFECT for key in keys)
+
+
+def _check_comparison(study: Mapping[str, Any], planned: Sequence[Planned]) -> None:
+    """Refuse a study whose reference or factor is none of its own."""
+    factor, reference = study["analysis"]["factor"], study["reference"]
+    factors = list(planned[0].levels)
+    if factor not in factors:
+        expected = ", ".join(by_closeness(factor, factors))
+        raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
+    levels = {p.levels[factor] for p in planned}
+    if reference not in levels:
+        expected = ", ".join(by_closeness(reference, levels))
+        raise ConfigError(f"study.reference={reference}: expected a {factor} of the study, one of {expected}")
 
 
 def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> list[Planned]:
@@ -111,7 +125,9 @@ def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> lis
     grid = [f"{key!s}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*grid, *arguments])
     points = BasicSweeper.split_arguments(overrides, None)[0]
-    varied = [i for i, values in enumerate(zip(*points, strict=True)) if len(set(values)) > 1]
+    varied = {i: values[0] for i, values in enumerate(zip(*points, strict=True)) if len(set(values)) > 1}
+    factors = _factors({i: override.lstrip("+").partition("=")[0] for i, override in varied.items()})
+    known = folders_by_id(Path(cfg.runtime.runs))
     planned: dict[Path, Planned] = {}
     for point in points:
         composed = loader.load_sweep_config(cfg, list(point))
@@ -119,9 +135,11 @@ def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> lis
         config = validate(composed)
         if (mode := config["debug"]["mode"]) != "none":
             raise ConfigError(f"debug={mode}: is for one run, not for a sweep")
-        words = [_word(point[i]) for i in varied if not point[i].lstrip("+").startswith("seed=")]
-        folder = run_folder(config, choices)
-        run = Planned(" ".join(words) or choices["mixer"], choices["mixer"], folder, config, list(point))
+        words = [_word(point[i]) for i in factors]
+        levels = {factor: point[i].partition("=")[2] for i, factor in factors.items()} or {"mixer": choices["mixer"]}
+        folder = run_folder(config, choices, known)
+        cell = " ".join(words) or choices["mixer"]
+        run = Planned(cell, levels, choices["mixer"], folder, config, list(point))
         planned.setdefault(folder, run)
     return list(planned.values())
 
@@ -141,6 +159,12 @@ def register() -> None:
     """Make the sweeper known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
     sys.modules["hydra_plugins.metaformer"] = sys.modules[__name__]
     Plugins.instance().register(StudySweeper)
+
+
+def _factors(keys: Mapping[int, str]) -> dict[int, str]:
+    """A short name for each key that varies, but the seed: its last word, or the whole where that is not enough."""
+    short = {i: re.split(r"[./]", key)[-1] for i, key in keys.items() if key != "seed"}
+    return {i: name if list(short.values()).count(name) == 1 else keys[i] for i, name in short.items()}
 
 
 def _word(override: str) -> str:
