@@ -1,35 +1,66 @@
-"""What was launched: experiments/NAME/launch.json holds the analysis as it was first fixed, and the runs of the study.
+"""What was launched, and what came of it.
 
-A report reads the runs here instead of composing hundreds of configurations.
+experiments/NAME/launch.json holds the analysis as it was first fixed, and the runs of the study: a report reads them
+there instead of composing hundreds of configurations.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metaformer.identity import run_id
-from metaformer.run import Planned, now, write
+from metaformer.run import Planned, now, read_result, write
 from metaformer.schema import ConfigError
+
+METRICS = ("train_accuracy", "val_accuracy", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a study: its result, or the reason why there is none."""
+
+    cell: str
+    levels: Mapping[str, str]
+    mixer: str
+    seed: int
+    run_id: str
+    folder: Path | None
+    result: Mapping[str, Any] | None
+    problem: str = ""
 
 
 def path_of(name: str) -> Path:
     return Path("experiments") / name / "launch.json"
 
 
-def record(study: Mapping[str, Any], planned: Sequence[Planned]) -> None:
-    """Keep the first analysis for ever, every later one that differs, and the runs of this launch."""
-    path = path_of(study["name"])
-    analysis = {"reference": study["reference"], **study["analysis"]}
-    launched = read(study["name"]) or {"study": study["name"], "analyses": []}
-    if not launched["analyses"] or launched["analyses"][-1]["analysis"] != analysis:
-        launched["analyses"].append({"time": now(), "analysis": analysis})
-    launched["runs"] = [
+def analysis_of(study: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides how a study is judged."""
+    return {"reference": study["reference"], **study["analysis"]}
+
+
+def entries(planned: Iterable[Planned]) -> list[dict[str, Any]]:
+    """The runs of a study as launch.json lists them."""
+    return [
         {"cell": p.cell, "levels": p.levels, "mixer": p.mixer, "seed": p.config["seed"], "run_id": run_id(p.config)}
         for p in planned
     ]
+
+
+def record(study: Mapping[str, Any], planned: Sequence[Planned]) -> None:
+    """Keep the first analysis for ever, every later one that differs, and the runs of this launch."""
+    path, analysis = path_of(study["name"]), analysis_of(study)
+    launched = read(study["name"]) or {"study": study["name"], "analyses": []}
+    if not launched["analyses"] or launched["analyses"][-1]["analysis"] != analysis:
+        launched["analyses"].append({"time": now(), "analysis": analysis})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(launched, indent=1) + "\n")
+    save(launched | {"runs": entries(planned)})
+
+
+def save(launched: Mapping[str, Any]) -> None:
+    write(path_of(launched["study"]), json.dumps(launched, indent=1) + "\n")
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -43,3 +74,69 @@ def read(name: str) -> dict[str, Any] | None:
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back, or remove it and launch again") from error
     return launched
+
+
+def collect(listed: Sequence[Mapping[str, Any]], folder: Path) -> list[Run]:
+    """Every listed run with its result, or with the reason why it has none; nothing is dropped or averaged."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*-*")):
+        found.setdefault(path.name.rpartition("-")[2], []).append(path)
+    runs = []
+    for entry in listed:
+        paths = found.get(entry["run_id"], [])
+        finished = [path for path in paths if (path / "result.json").exists()]
+        place: Path | None = next(iter(finished or paths), None)
+        result, problem = None, ""
+        if len(finished) > 1:
+            problem = f"two folders hold it, {finished[0].name} and {finished[1].name}; remove one"
+        elif finished:
+            try:
+                result = read_result(finished[0])
+                problem = _wrong(result or {}, entry)
+            except ConfigError as error:
+                problem = str(error)
+        elif place is not None:
+            problem = _unfinished(place)
+        else:
+            problem = "not started"
+        runs.append(Run(**entry, folder=place, result=None if problem else result, problem=problem))
+    return runs
+
+
+def _wrong(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What makes a result unfit to be counted, or nothing."""
+    if result.get("run_id") != entry["run_id"] or result["seed"] != entry["seed"]:
+        return f"its result.json is that of another run ({result.get('run_id')}, seed {result['seed']})"
+    for name in METRICS:
+        value = result["metrics"].get(name, math.nan)
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            return f"{name} is {value}"
+    return ""
+
+
+def _unfinished(folder: Path) -> str:
+    try:
+        return "failed: " + str(json.loads((folder / "failed.json").read_text())["reason"])
+    except FileNotFoundError:
+        return "not finished"
+    except (ValueError, LookupError, OSError) as error:
+        return f"failed; its failed.json cannot be read ({error})"
+
+
+def row(run: Run) -> dict[str, Any]:
+    """A finished run as one row of results.csv; accuracies are fractions."""
+    result = run.result
+    assert result is not None
+    return {
+        "cell": run.cell,
+        "mixer": run.mixer,
+        "seed": run.seed,
+        **{name: round(result["metrics"][name], 6) for name in METRICS},
+        "params": result["params"],
+        "trainable": result["trainable"],
+        "macs": result["macs"],
+        "seconds": result["seconds"],
+        "run": result["name"],
+        "cell_id": result["cell_id"],
+        "commit": result["git"]["commit"][:12] if result["git"] else "",
+    }

@@ -74,9 +74,8 @@ class StudySweeper(Sweeper):
             with follow(planned, pending, console, show=runtime["progress"]):
                 outcomes = self._launch(pending)
         failures = [o for o in outcomes if o["status"] in ("failed", "refused")]
-        rows = [row(p, result) for p in planned if (result := read_result(p.folder)) is not None]
-        whole = len(rows) == len(planned) and not failures and not self._changed(arguments)
-        report.summarise(study, rows, console, write=whole and bool(study["name"]))
+        runs = launch.collect(launch.entries(planned), Path(runtime["runs"]))
+        report.summarise(study, runs, console, write=bool(study["name"]) and not self._changed(arguments))
         for outcome in failures:
             console.print(
                 f"{outcome['status']} {outcome['name']}: {outcome['reason']}", style="red", markup=False, soft_wrap=True
@@ -178,20 +177,3 @@ def _note_other_code(results: Any, console: Console) -> None:
     others = sum(1 for result in results if result.get("code") != code_version())
     if others:
         console.print(f"note: {others} finished runs were made by other code; runtime.force=true trains them again")
-
-
-def row(planned: Planned, result: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished run as one row of results.csv; accuracies are fractions."""
-    return {
-        "cell": planned.cell,
-        "mixer": planned.mixer,
-        "seed": result["seed"],
-        **{name: round(result["metrics"][name], 6) for name in ("train_accuracy", "val_accuracy", "test_accuracy")},
-        "params": result["params"],
-        "trainable": result["trainable"],
-        "macs": result["macs"],
-        "seconds": result["seconds"],
-        "run": result["name"],
-        "cell_id": result["cell_id"],
-        "commit": result["git"]["commit"][:12] if result["git"] else "",
-    }

@@ -1,12 +1,15 @@
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from metaformer import config as cfg
+from metaformer.launch import Run
 from metaformer.validation import validate
 
 torch.set_num_threads(1)
@@ -40,3 +43,72 @@ def cli(tmp_path):
 
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+STUDY = {
+    "name": "mine",
+    "question": "Which?",
+    "reference": "pooling",
+    "analysis": {
+        "metric": "test_accuracy",
+        "factor": "mixer",
+        "margin": 1.0,
+        "alpha": 0.05,
+        "correction": "holm",
+        "tolerance": 0.1,
+        "tuned": [],
+    },
+}
+
+
+def study(**analysis) -> dict:
+    return {**STUDY, "analysis": {**STUDY["analysis"], **analysis}}
+
+
+def result_of(seed: int, accuracy: float, identity: str = "", **changes) -> dict:
+    """A result.json as a run leaves it; `model_norm="layer"` changes a key of its configuration."""
+    nodes = {"model": {"norm": "group"}, "data": {"name": "digits"}, "recipe": {"lr": 0.01}}
+    config = {"mixer": {"_target_": "x"}, **nodes, "seed": seed, "study": {}, "reference": {"top1": None}}
+    for key in [key for key in changes if "_" in key]:
+        group, _, name = key.partition("_")
+        config[group] = {**config[group], name: changes.pop(key)}
+    metrics = dict.fromkeys(("train_accuracy", "val_accuracy", "test_accuracy"), accuracy)
+    return {
+        "name": f"run-{identity}", "run_id": identity, "cell_id": "c", "seed": seed, "metrics": metrics, "params": 1000,
+        "trainable": 1000, "macs": 2_000_000, "seconds": 10.0, "code": "a", "versions": {"torch": "2"}, "git": None,
+        "python": "3.11", "device": "cpu", "threads": 1, "finished": "2026-01-02T00:00:00+00:00", "config": config,
+        **changes,
+    }  # fmt: skip
+
+
+def runs_of(**cells: list[float]) -> list[Run]:
+    """Finished runs: `pooling=[0.7, 0.8]` or, with an architecture, `flat_pooling=[...]`, a value for each seed."""
+    made = []
+    for name, accuracies in cells.items():
+        architecture, _, mixer = name.rpartition("_")
+        levels = {"architecture": architecture, "mixer": mixer} if architecture else {"mixer": mixer}
+        changes = {"model_depth": architecture} if architecture else {}
+        for seed, accuracy in enumerate(accuracies):
+            result = result_of(seed, accuracy, f"{name}{seed}".replace("_", ""), mixer={"_target_": mixer}, **changes)
+            cell = " ".join(levels.values())
+            made.append(Run(cell, levels, mixer, seed, result["run_id"], None, result))
+    return made
+
+
+def on_disk(runs: list[Run], folder: Path, images: int = 200) -> list[dict]:
+    """Write the folders of finished runs; returns them as launch.json lists them."""
+    random = np.random.default_rng(0)
+    for run in runs:
+        place = folder / run.result["name"]
+        place.mkdir(parents=True)
+        right = round(images * run.result["metrics"]["test_accuracy"])
+        labels = np.zeros(images, dtype=np.int16)
+        predictions = random.permutation(np.repeat([0, 1], [right, images - right])).astype(np.int16)
+        np.savez_compressed(place / "predictions.npz", predictions=predictions, labels=labels)
+        run.result["metrics"]["test_accuracy"] = right / images
+        curve = "".join(f"{epoch},{0.1 * epoch}\n" for epoch in (1, 2, 3))
+        (place / "metrics.csv").write_text("epoch,val_accuracy\n" + curve)
+        (place / "result.json").write_text(json.dumps(run.result))
+    return [
+        {"cell": r.cell, "levels": dict(r.levels), "mixer": r.mixer, "seed": r.seed, "run_id": r.run_id} for r in runs
+    ]

@@ -83,8 +83,8 @@ def test_the_custom_mixer_has_at_most_12_lines():
 
 
 def test_the_table_is_that_of_the_study():
-    assert (repository() / "experiments" / "quickstart" / "table.md").read_text() in README
-    assert (repository() / "experiments" / "quickstart" / "accuracy.svg").exists()
+    assert (repository() / "experiments" / "quickstart" / "tables" / "accuracy.md").read_text() in README
+    assert (repository() / "experiments" / "quickstart" / "figures" / "accuracy.svg").exists()
 
 
 def test_every_file_is_in_the_file_list():

@@ -1,91 +1,188 @@
 import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
+from conftest import on_disk, runs_of, study
 from rich.console import Console
 
-from metaformer import report
+from metaformer import launch, report
+from metaformer.verdict import judge
+
+BASE = [0.70, 0.74, 0.72]
+YAML = """\
+# @package _global_
+hydra: { mode: MULTIRUN, sweeper: { params: { mixer: "pooling,identity", seed: "0,1,2" } } }
+data: { name: digits, val: 300 }
+recipe: { epochs: 1 }
+study: { name: mine, question: "Which <one>?", reference: pooling, analysis: { margin: 3.0 } }
+"""
 
 
-def rows(*cells: tuple[str, str, list[float]]) -> list[dict]:
-    return [
-        {"cell": cell, "mixer": mixer, "seed": seed, "val_accuracy": accuracy, "test_accuracy": accuracy,
-         "params": 1000, "macs": 2_000_000, "seconds": 10.0}
-        for cell, mixer, accuracies in cells
-        for seed, accuracy in enumerate(accuracies)
-    ]  # fmt: skip
+def summarised(runs, *, write=True, **analysis) -> str:
+    console = Console(record=True, width=140)
+    report.summarise(study(**analysis), runs, console, write=write)
+    return console.export_text()
 
 
-STUDY = {"name": "mine", "question": "Which?", "reference": "pooling"}
+@pytest.fixture
+def finished(tmp_path):
+    """Runs on disk, with a launch that lists them, one of them not finished."""
+    runs = runs_of(pooling=BASE, identity=[0.60, 0.66, 0.62], attention=[0.71, 0.74])
+    listed = on_disk(runs, tmp_path / "runs")
+    listed.append({**listed[-1], "seed": 2, "run_id": "nowhere"})
+    path = launch.path_of("mine")
+    path.parent.mkdir(parents=True)
+    analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
+    path.write_text(json.dumps({"study": "mine", "analyses": analyses, "runs": listed}))
+    return launch.collect(listed, tmp_path / "runs")
 
 
-def test_findings():
-    pooling, attention = report.findings(
-        rows(("pooling", "pooling", [0.7, 0.8]), ("attention", "attention", [0.6, 0.6])), "pooling"
-    )
-    assert pooling.difference is None
-    assert (pooling.test.mean, pooling.test.n) == (pytest.approx(75), 2)
-    assert attention.difference.mean == pytest.approx(-15)
+def test_accuracy_table():
+    verdicts = judge(study(), runs_of(pooling=[0.7, 0.8], identity=[0.7, 0.72, 0.74]))
+    lines = report.accuracy_table(verdicts, study()).lines
+    assert lines[0][:6] == ["pooling", "2", "75.00 ± 63.53", "75.00 ± 63.53", "", ""]
+    assert lines[1][4:6] == ["-4.00 ± 50.82 (n = 2)", "inconclusive"]
+    assert lines[1][6:] == ["1,000", "2.00M", "10"]
 
 
-def test_the_reference_is_the_cell_that_differs_in_the_mixer_alone():
-    data = rows(
-        ("pooling lr=1", "pooling", [0.7, 0.8]),
-        ("identity lr=1", "identity", [0.6, 0.6]),
-        ("pooling lr=2", "pooling", [0.5, 0.5]),
-        ("identity lr=2", "identity", [0.6, 0.6]),
-        ("identity lr=3", "identity", [0.6, 0.6]),
-    )
-    found = {f.cell: f.difference for f in report.findings(data, "pooling")}
-    assert found["identity lr=1"].mean == pytest.approx(-15)
-    assert found["identity lr=2"].mean == pytest.approx(10)
-    assert found["identity lr=3"] is None
-
-
-def test_rows_of_a_list_are_compared_with_the_row_of_the_references_name():
-    data = rows(("pooling", "pooling", [0.7, 0.8]), ("no_norm", "pooling", [0.6, 0.6]), ("ppaa", "ppaa", [0.9, 0.9]))
-    differences = {f.cell: f.difference and f.difference.mean for f in report.findings(data, "pooling")}
-    assert differences == {"pooling": None, "no_norm": pytest.approx(-15), "ppaa": pytest.approx(15)}
-
-
-def test_unequal_seeds_use_the_common_ones():
-    found = report.findings(
-        rows(("pooling", "pooling", [0.7, 0.8, 0.9]), ("identity", "identity", [0.7, 0.7])), "pooling"
-    )
-    assert (found[1].difference.n, found[1].difference.mean) == (2, pytest.approx(-5))
-    found = report.findings(rows(("pooling", "pooling", [0.7]), ("identity", "identity", [0.6, 0.6])), "pooling")
-    assert report.cells_of(found, "pooling")[1][1][4] == "-10.00 (n = 1)"
-
-
-def test_files_of_a_study(tmp_path):
-    data = rows(("pooling", "pooling", [0.7, 0.8]), ("identity", "identity", [0.6]))
-    console = Console(record=True, width=120)
-    report.summarise(STUDY, data, console, write=True)
+def test_files_of_a_study(tmp_path, finished):
+    said = summarised(finished)
     folder = tmp_path / "experiments" / "mine"
+    assert "written: experiments/mine/report.html" in said
+    assert "left out, not started: attention (seed 2)" in said
     with (folder / "results.csv").open() as file:
-        assert [row["test_accuracy"] for row in csv.DictReader(file)] == ["0.7", "0.8", "0.6"]
-    assert (
-        (folder / "table.md")
-        .read_text()
-        .splitlines()[2]
-        .startswith("| pooling | 2 | 75.00 ± 63.53 | 75.00 ± 63.53 |  |")
-    )
-    assert "| identity | 1 | 60.00 | 60.00 | -10.00 |" in (folder / "table.md").read_text()
-    assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    first = (folder / "accuracy.svg").read_text()
-    assert "Which?" in first or "<svg" in first
-    report.summarise(STUDY, data, console, write=True)
-    assert (folder / "accuracy.svg").read_text() == first
-    assert "written: experiments/mine/results.csv" in console.export_text()
+        assert [row["test_accuracy"] for row in csv.DictReader(file)][:4] == ["0.7", "0.74", "0.72", "0.6"]
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        f"{name}.{kind}"
+        for name in ("accuracy", "differences", "variance", "cost", "curves")
+        for kind in ("png", "svg")
+    }
+    assert {p.name for p in (folder / "tables").iterdir()} == {
+        f"{name}.{kind}"
+        for name in ("accuracy", "verdicts", "variance", "fairness", "secondary", "exploratory")
+        for kind in ("csv", "md")
+    }
+    assert (folder / "tables" / "accuracy.md").read_text().startswith("| cell | n | val | test | minus pooling |")
+    assert (folder / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".html"}
+    summarised(finished)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_the_page_is_self_contained_and_says_it_all(tmp_path, finished):
+    summarised(finished)
+    page = (tmp_path / "experiments" / "mine" / "report.html").read_text()
+    urls = set(re.findall(r'(?:href|src|url)[=(]"?([^")>\s]+)', page))
+    assert {u for u in urls if not u.startswith(("#", "../../runs/"))} == set()
+    assert "<script" not in page
+    assert page.count("<svg") == 5
+    ids = re.findall(r'<clipPath id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for words in (
+        "left out, not started: attention (seed 2)",
+        "Fixed at the first launch, 2026-01-01T00:00:00+00:00, before the first run ended",
+        "not changed since",
+        "Margin: ±1 points",
+        "Of the variance in test accuracy over these 3 cells",
+        "attention lacks seed 2: the 2 common seeds are used",
+        "../../runs/run-pooling0/",
+        "python -m metaformer.train experiments=mine",
+        "the bootstrap&#39;s interval holds the truth in",
+    ):
+        assert words in page, words
+
+
+def test_an_analysis_that_changed_after_the_first_run_is_told(finished):
+    launched = launch.read("mine")
+    late = {"time": "2026-01-03T00:00:00+00:00", "analysis": launch.analysis_of(study(margin=2.0))}
+    launched["analyses"].append(late)
+    said = report.history(study(margin=2.0), launched, finished)
+    assert "CHANGED 2026-01-03T00:00:00+00:00, after the first run ended: margin 1.0 -> 2.0" in said
+    assert "CHANGED now" in report.history(study(margin=2.0, alpha=0.1), launched, finished)
+    assert "never launched" in report.history(study(), None, finished)
+
+
+def test_results_changed_by_hand_are_noticed_and_kept(tmp_path, finished):
+    summarised(finished)
+    results = tmp_path / "experiments" / "mine" / "results.csv"
+    honest = results.read_text()
+    results.write_text(honest.replace("0.74", "0.94"))
+    assert "results.csv was changed by hand" in summarised(finished)
+    assert results.read_text() == honest
+    assert "0.94" in results.with_name("results.edited.csv").read_text()
+    assert "changed by hand" not in summarised(finished)
 
 
 def test_a_narrowed_study_leaves_the_files(tmp_path):
-    console = Console(record=True, width=120)
-    report.summarise(STUDY, rows(("pooling", "pooling", [0.7])), console, write=False)
-    assert "stay as they are" in console.export_text()
+    assert "stay as they are" in summarised(runs_of(pooling=BASE), write=False)
     assert not (tmp_path / "experiments").exists()
 
 
-def test_nothing_finished():
-    console = Console(record=True)
-    report.summarise(STUDY, [], console, write=True)
-    assert "nothing to report" in console.export_text()
+def test_nothing_finished(tmp_path):
+    listed = [{"cell": "pooling", "levels": {"mixer": "pooling"}, "mixer": "pooling", "seed": 0, "run_id": "none"}]
+    assert "nothing to report" in summarised(launch.collect(listed, tmp_path))
+
+
+def test_a_sweep_of_anything_has_a_table():
+    runs = runs_of(pooling=BASE)
+    runs = [replace(r, cell=f"lr={r.seed}", levels={"lr": f"0.{r.seed + 1}"}, seed=0) for r in runs]
+    assert "lr=2" in summarised(runs, write=False)
+
+
+def test_a_best_rate_at_the_edge_is_flagged(tmp_path):
+    runs = runs_of(**{f"{rate}_{mixer}": [0.5 + 0.1 * rate] for rate in (1, 2, 3) for mixer in ("x", "pooling")})
+    runs = [replace(r, levels={"lr": r.levels["architecture"], "mixer": r.mixer}) for r in runs]
+    table = report._rate_table(judge(study(), runs), "mixer")
+    assert table.lines[0][0:2] == ["x", "3"]
+    assert "edge" in table.lines[0][-1]
+    summarised(runs)
+    assert (tmp_path / "experiments" / "mine" / "figures" / "rates.svg").exists()
+
+
+def test_the_command(tmp_path, cli):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    nothing = cli("report", "experiments=mine")
+    assert nothing.returncode == 1
+    assert "nothing to report" in nothing.stdout
+    done = cli("train", "experiments=mine", "runtime.progress=false")
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "experiments" / "mine" / "report.html"
+    assert "Which &lt;one&gt;?" in page.read_text()
+    page.unlink()
+    again = cli("report", "experiments=mine")
+    assert again.returncode == 0, again.stderr
+    assert page.exists()
+    assert "Margin: ±3 points" in page.read_text()
+    shutil.rmtree(tmp_path / "experiments" / "mine" / "figures")
+    narrowed = cli("report", "experiments=mine", "seed=0,1")
+    assert "stay as they are" in narrowed.stdout
+    assert not (tmp_path / "experiments" / "mine" / "figures").exists()
+    unknown = cli("report", "experiments=mne")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "expected experiments=NAME" in cli("report").stderr
+
+
+def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
+    random = __import__("numpy").random.default_rng(0)
+    cells = {f"{a}_{m}": list(random.uniform(0.7, 0.9, 5)) for a in "abcde" for m in ("pooling", *map(str, range(7)))}
+    listed = on_disk(runs_of(**cells), tmp_path / "runs", images=3000)
+    assert len(listed) == 200
+    path = launch.path_of("mine")
+    path.parent.mkdir(parents=True)
+    analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
+    path.write_text(json.dumps({"study": "mine", "analyses": analyses, "runs": listed}))
+    (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    code = "import sys; from metaformer import report; report.report(['experiments=mine'])"
+    code += "; assert 'torch' not in sys.modules"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (path.parent / "report.html").exists()
+    assert time.perf_counter() - started < 15  # loosely here, where tests share the machine; 4 s alone

@@ -47,7 +47,7 @@ def test_help_and_errors_answer_at_once(cli, tmp_path):
         assert done.returncode == code
         assert text in done.stdout + done.stderr
     assert cli("train", "recipe.lrr=1").stderr.count("\n") == 1
-    assert "experiments: paper_table5, quickstart" in cli("train", "--help").stdout
+    assert "norm_confound, paper_table5, quickstart" in cli("train", "--help").stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_study_writes_its_files_once_it_is_whole(cli, tmp_path):
     assert (broken.returncode, broken.stderr.count("\n")) == (2, 1)
     assert "broken.yaml" in broken.stderr
     folder = tmp_path / "experiments" / "mine"
-    assert {p.name for p in folder.iterdir()} == {"results.csv", "table.md", "accuracy.png", "accuracy.svg"}
+    assert {p.name for p in folder.iterdir()} == {"launch.json", "results.csv", "report.html", "tables", "figures"}
     with (folder / "results.csv").open() as file:
         assert [(row["mixer"], row["seed"]) for row in csv.DictReader(file)] == [
             ("identity", "0"), ("identity", "1"), ("pooling", "0"), ("pooling", "1")
@@ -140,7 +140,7 @@ def test_a_study_writes_its_files_once_it_is_whole(cli, tmp_path):
     assert time.perf_counter() - started < 10
 
 
-def test_a_study_that_is_not_whole_leaves_its_files(cli, tmp_path):
+def test_a_study_with_failures_reports_them_and_a_narrowed_one_leaves_its_files(cli, tmp_path):
     (tmp_path / "breaks.py").write_text(BREAKS)
     (tmp_path / "mixer").mkdir()
     (tmp_path / "mixer" / "breaks.yaml").write_text("_target_: breaks.Breaks\n")
@@ -148,11 +148,13 @@ def test_a_study_that_is_not_whole_leaves_its_files(cli, tmp_path):
     (tmp_path / "experiments" / "mine.yaml").write_text(STUDY.replace("identity,pooling", "identity,breaks"))
     done = cli("train", "experiments=mine")
     assert done.returncode == 1
-    assert "not the whole study as it is defined" in done.stdout
+    assert "left out, failed: RuntimeError" in done.stdout
     assert "the traceback: runs/breaks-" in done.stdout
+    page = (tmp_path / "experiments" / "mine" / "report.html").read_text()
+    assert "left out, failed: RuntimeError" in page
     narrowed = cli("train", "experiments=mine", "hydra.sweeper.params.mixer=identity")
     assert "not the whole study as it is defined" in narrowed.stdout
-    assert not (tmp_path / "experiments" / "mine").exists()
+    assert (tmp_path / "experiments" / "mine" / "report.html").read_text() == page
 
     (tmp_path / "experiments" / "typo.yaml").write_text(STUDY.replace("reference: identity", "reference: idntity"))
     assert (

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from conftest import compose, on_disk, runs_of, study
+
+from metaformer import launch
+from metaformer.run import Planned
+from metaformer.schema import ConfigError
+
+NAN = float("nan")
+
+
+def planned(tmp_path) -> list[Planned]:
+    return [Planned("pooling", {"mixer": "pooling"}, "pooling", tmp_path / "x", compose("data=digits"), [])]
+
+
+def test_the_first_analysis_is_kept_and_a_changed_one_beside_it(tmp_path):
+    launch.record(study(), planned(tmp_path))
+    first = launch.read("mine")
+    launch.record(study(), planned(tmp_path))
+    assert launch.read("mine") == first
+    launch.record(study(margin=3.0), planned(tmp_path))
+    analyses = launch.read("mine")["analyses"]
+    assert [entry["analysis"]["margin"] for entry in analyses] == [1.0, 3.0]
+    assert analyses[0] == first["analyses"][0]
+
+
+def test_a_broken_launch_file_is_named(tmp_path):
+    launch.record(study(), planned(tmp_path))
+    launch.path_of("mine").write_text("{")
+    with pytest.raises(ConfigError, match=r"launch\.json: cannot be read"):
+        launch.read("mine")
+
+
+@pytest.fixture
+def listed(tmp_path):
+    return on_disk(runs_of(pooling=[0.8, 0.7], x=[0.6, 0.5]), tmp_path / "runs")
+
+
+def problems(listed, folder) -> dict[str, str]:
+    return {run.run_id: run.problem for run in launch.collect(listed, folder) if run.problem}
+
+
+def test_every_run_is_collected(listed, tmp_path):
+    runs = launch.collect(listed, tmp_path / "runs")
+    assert [run.result["metrics"]["test_accuracy"] for run in runs] == [0.8, 0.7, 0.6, 0.5]
+    assert launch.row(runs[0])["cell"] == "pooling"
+
+
+def test_missing_failed_duplicate_and_corrupt_runs_have_a_reason(listed, tmp_path):
+    runs = tmp_path / "runs"
+    (runs / "run-pooling0" / "result.json").unlink()
+    (runs / "run-pooling1").rename(runs / "gone")
+    (runs / "run-x0" / "result.json").write_text('{"name": "x", "seed')
+    (runs / "copy-x1").mkdir()
+    (runs / "copy-x1" / "result.json").write_text((runs / "run-x1" / "result.json").read_text())
+    found = problems(listed, runs)
+    assert found["pooling0"] == "not finished"
+    assert found["pooling1"] == "not started"
+    assert "run-x0/result.json: cannot be read" in found["x0"]
+    assert found["x1"] == "two folders hold it, copy-x1 and run-x1; remove one"
+    (runs / "run-pooling0" / "failed.json").write_text('{"reason": "diverged"}')
+    assert problems(listed, runs)["pooling0"] == "failed: diverged"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 7}, "its result.json is that of another run"),
+        ({"run_id": "other"}, "its result.json is that of another run"),
+        ({"metrics": {"train_accuracy": 0.5, "val_accuracy": 0.5, "test_accuracy": NAN}}, "test_accuracy is nan"),
+        ({"metrics": {"train_accuracy": 0.5, "val_accuracy": 80, "test_accuracy": 0.5}}, "val_accuracy is 80"),
+    ],
+)
+def test_a_result_that_cannot_be_counted_has_a_reason(listed, tmp_path, change, reason):
+    file = tmp_path / "runs" / "run-x0" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert reason in problems(listed, tmp_path / "runs")["x0"]

@@ -1,0 +1,185 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import result_of, runs_of, study
+
+from metaformer import verdict
+from metaformer.launch import Run
+from metaformer.stats import difference_p, equivalence_p, holm
+from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
+
+BASE = [0.80, 0.82, 0.81, 0.83, 0.79]
+
+
+def shifted(by: float, noise: float, seed: int = 0) -> list[float]:
+    """BASE plus a difference whose mean over the seeds is exactly `by`, in points."""
+    wobble = np.random.default_rng(seed).normal(size=len(BASE))
+    wobble = noise * (wobble - wobble.mean()) / wobble.std(ddof=1)
+    return [value + (by + w) / 100 for value, w in zip(BASE, wobble, strict=True)]
+
+
+def by_level(comparisons) -> dict:
+    return {c.level: c for c in comparisons}
+
+
+def test_the_four_verdicts():
+    found = by_level(
+        judge(
+            study(),
+            runs_of(
+                pooling=BASE,
+                same=shifted(0.05, 0.2),
+                better=shifted(5, 0.5),
+                less=shifted(0.5, 0.05),
+                unclear=shifted(1, 2),
+            ),
+        ).confirmatory
+    )
+    assert {level: c.verdict for level, c in found.items()} == {
+        "same": EQUIVALENT, "better": DIFFERENT, "less": BOTH, "unclear": INCONCLUSIVE,
+    }  # fmt: skip
+    assert found["better"].difference.mean == pytest.approx(5)
+    assert found["better"].interval90.low > found["better"].difference.low
+    assert found["unclear"].seeds_needed > 5
+    assert found["same"].seeds_needed is None
+
+
+def test_p_values_are_adjusted_within_a_setting_and_not_over_settings():
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1, 1), b_pooling=BASE, b_x=shifted(1, 1))
+    found = {c.name: c for c in judge(study(margin=1.5), runs).confirmatory}
+    differences = [
+        [100 * (m - r) for m, r in zip(shifted(by, 1, seed), BASE, strict=True)] for by, seed in ((1, 0), (2, 1))
+    ]
+    raw = [difference_p(d) for d in differences]
+    assert [found[f"a {level} - pooling"].p_difference for level in "xy"] == pytest.approx(holm(raw))
+    assert found["b x - pooling"].p_difference == pytest.approx(raw[0])
+    assert found["b x - pooling"].p_equivalence == pytest.approx(equivalence_p(differences[0], 1.5))
+    uncorrected = {c.name: c for c in judge(study(margin=1.5, correction="none"), runs).confirmatory}
+    assert uncorrected["a y - pooling"].p_difference == pytest.approx(raw[1])
+
+
+def test_other_pairs_are_exploratory():
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1), b_pooling=BASE, b_x=shifted(1, 1))
+    found = judge(study(), runs)
+    assert {c.name for c in found.confirmatory} == {"a x - pooling", "a y - pooling", "b x - pooling"}
+    assert {(c.name, c.factor) for c in found.exploratory} == {
+        ("a x - y", "mixer"), ("pooling a - b", "architecture"), ("x a - b", "architecture"),
+    }  # fmt: skip
+    assert all(c.verdict == "" for c in found.exploratory)
+    assert not any(c.confounds for c in found.exploratory)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_norm": "layer"}, "model.norm (layer against group)"),
+        ({"model_position": [True]}, "model.position"),
+        ({"recipe_optimizer": "lamb"}, "recipe.optimizer"),
+        ({"recipe_batch": 32}, "recipe.batch"),
+        ({"recipe_epochs": 9}, "recipe.epochs"),
+        ({"recipe_precision": "bf16"}, "recipe.precision"),
+        ({"data_fingerprint": "f"}, "data.fingerprint"),
+        ({"params": 1200}, "parameters +20% (tolerance 10%)"),
+        ({"macs": 1_000_000}, "MACs -50% (tolerance 10%)"),
+        ({"macs": None}, "MACs not counted"),
+        ({"code": "b"}, "another version of the code"),
+        ({"versions": {"torch": "3"}}, "other versions of the libraries"),
+    ],
+)
+def test_a_confound_takes_the_verdict_away(change, words):
+    runs = runs_of(pooling=BASE, x=shifted(5, 0.5))
+    runs = [
+        replace(r, result=result_of(r.seed, r.result["metrics"]["test_accuracy"], r.run_id, **change))
+        if r.mixer == "x"
+        else r
+        for r in runs
+    ]
+    (found,) = judge(study(), runs).confirmatory
+    assert found.verdict == NONE
+    assert any(words in confound for confound in found.confounds)
+    assert words in found.notes[0]
+
+
+def test_tuned_keys_and_machine_paths_are_no_confound():
+    runs = runs_of(pooling=BASE, x=shifted(5, 0.5))
+    changed = [
+        replace(r, result=result_of(r.seed, r.result["metrics"]["test_accuracy"], recipe_lr=r.seed, data_root=r.mixer))
+        for r in runs
+    ]
+    assert by_level(judge(study(tuned=["recipe.lr"]), changed).confirmatory)["x"].verdict == DIFFERENT
+
+
+def test_a_key_as_factor_allows_that_key_and_a_row_of_a_list_one_thing():
+    def run(cell, factor, **changes):
+        results = [result_of(seed, 0.7 + 0.01 * seed * len(cell), **changes) for seed in (0, 1)]
+        return [Run(cell, {factor: cell}, "pooling", r["seed"], "", None, r) for r in results]
+
+    norm = study(factor="norm") | {"reference": "base"}
+    (clean,) = judge(norm, run("base", "norm") + run("layer", "norm", model_norm="layer")).confirmatory
+    assert clean.confounds == []
+    (both,) = judge(norm, run("base", "norm") + run("layer", "norm", model_norm="layer", model_act="relu")).confirmatory
+    assert both.confounds == ["model.act (relu against None)"]
+    rows = study(factor="mine") | {"reference": "base"}
+    (one,) = judge(rows, run("base", "mine") + run("relu", "mine", model_act="relu")).confirmatory
+    assert one.confounds == []
+    (two,) = judge(rows, run("base", "mine") + run("relu", "mine", model_act="relu", recipe_lr=1)).confirmatory
+    assert len(two.confounds) == 2
+
+
+def test_one_seed_gives_no_verdict_and_says_why():
+    (found,) = judge(study(), runs_of(pooling=[0.8], x=[0.9])).confirmatory
+    assert found.verdict == NONE
+    assert found.notes == ["one seed only: a difference without an interval"]
+
+
+def test_unequal_seeds_use_the_common_ones_and_say_so():
+    (found,) = judge(study(), runs_of(pooling=BASE, x=shifted(5, 0.5)[:4])).confirmatory
+    assert found.difference.n == 4
+    assert found.verdict == DIFFERENT
+    assert found.notes == ["x lacks seed 4: the 4 common seeds are used"]
+
+
+def test_no_variance_between_seeds_gives_no_verdict():
+    (found,) = judge(study(), runs_of(pooling=[0.8, 0.8, 0.8], x=[0.8, 0.8, 0.8])).confirmatory
+    assert found.verdict == NONE
+    assert "no variance" in found.notes[0]
+
+
+def test_what_cannot_be_tested_counts_in_its_family():
+    alone = by_level(judge(study(), runs_of(pooling=BASE, x=shifted(1, 1))).confirmatory)["x"]
+    beside = by_level(judge(study(), runs_of(pooling=BASE, x=shifted(1, 1), y=[0.5])).confirmatory)
+    assert beside["x"].p_difference == pytest.approx(2 * alone.p_difference)
+    assert beside["y"].verdict == NONE
+
+
+def test_the_metric_is_that_of_the_analysis():
+    runs = runs_of(pooling=BASE, x=BASE)
+    for run in runs:
+        run.result["metrics"]["val_accuracy"] = 0.5 + 0.01 * run.seed + 0.1 * (run.mixer == "x")
+    (found,) = judge(study(metric="val_accuracy"), runs).confirmatory
+    assert found.difference.mean == pytest.approx(10)
+
+
+def test_shares_need_the_whole_grid():
+    whole = runs_of(a_pooling=BASE, a_identity=shifted(-5, 1), a_x=shifted(1, 1),
+                    b_pooling=shifted(8, 1), b_identity=shifted(2, 1, 1), b_x=shifted(9, 1, 2))  # fmt: skip
+    shares = judge(study(), whole).shares
+    assert [c.name for c in shares.everything] == ["architecture", "mixer", "architecture x mixer", "seed", "rest"]
+    assert shares.everything[0].share > 0.5
+    assert shares.without_identity[1].share < shares.everything[1].share
+    partial = judge(study(), [run for run in whole if run.cell != "b x"]).shares
+    assert "not a full grid" in partial.reason
+    one = judge(study(), [run for run in whole if run.seed == 0]).shares
+    assert "two seeds" in one.reason
+
+
+def test_matched_views():
+    runs = runs_of(pooling=BASE, x=shifted(1, 1))
+    for run in runs:
+        run.result["params"] = 1300 if run.mixer == "x" else 1000
+    analysis = study(tolerance=None)["analysis"]
+    (found,) = judge(study(tolerance=None), runs).confirmatory
+    assert found.verdict != NONE
+    assert not verdict.matched(found, "params", analysis)
+    assert verdict.matched(found, "macs", analysis)
