@@ -55,8 +55,10 @@ def test_commands_that_train(command, readme_folder):
 def test_the_other_commands(readme_folder):
     assert shell(f"python -m metaformer.train {' '.join(TINY)}").returncode == 0
     run = next(readme_folder.glob("runs/pooling-*")).relative_to(readme_folder)
+    part = " ".join(["mixer=identity,pooling", "seed=0", *TINY])
+    assert shell(f"python -m metaformer.train experiments=quickstart {part}").returncode == 0
     for command in [c for c in OURS if ".train" not in c]:
-        done = shell(command.replace("runs/RUN", str(run)))
+        done = shell(command.replace("runs/RUN", str(run)) + (f" {part}" if ".report" in command else ""))
         assert done.returncode == 0, done.stderr
     leftovers = [c for c in COMMANDS[2:] if "metaformer." not in c and "speed.py" not in c]
     assert leftovers == []
