@@ -1,15 +1,14 @@
-"""The curves of a run: metrics.csv, which is the truth, and its mirror on wandb, which may fail."""
+"""The curves of a run: metrics.csv, which is the truth, and after it its mirror on wandb."""
 
-import contextlib
 import csv
 import math
-import sys
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+
+from metaformer.mirror import Mirror
 
 
 class MetricsFile(L.Callback):
@@ -20,7 +19,7 @@ class MetricsFile(L.Callback):
 
     COLUMNS = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 
-    def __init__(self, path: Path, mirror: "Mirror | None" = None) -> None:
+    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
         self.path, self.mirror = path, mirror
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -55,58 +54,3 @@ class MetricsFile(L.Callback):
             if mode == "w":
                 writer.writeheader()
             writer.writerows(rows)
-
-
-class Mirror:
-    """A wandb run that can fail without ending the training: the local files are the truth."""
-
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        self._try(lambda: self.run.log(dict(row)))
-
-    def summarise(self, values: Mapping[str, Any]) -> None:
-        self._try(lambda: self.run.summary.update(dict(values)))
-
-    def _try(self, action: Any) -> None:
-        try:
-            action()
-        except Exception as error:
-            print(f"wandb: {type(error).__name__}: {error}; training goes on", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def wandb_run(config: Mapping[str, Any], folder: Path) -> Iterator[Mirror | None]:
-    """A wandb run with the id of this run, grouped by cell, finished whatever happens; None where none is wanted."""
-    logger = config["logger"]
-    if not logger["wandb"] or config["debug"]["mode"] != "none":
-        yield None
-        return
-    import wandb
-
-    identity = folder.name.rpartition("-")[2]
-    try:
-        run = wandb.init(
-            project=logger["project"],
-            entity=logger["entity"],
-            mode=logger["mode"],
-            dir=folder,
-            id=identity,
-            name=folder.name,
-            group=folder.name.replace(f"-s{config['seed']}-{identity}", ""),
-            tags=[config["study"]["name"]] if config["study"]["name"] else [],
-            config=dict(config),
-            resume="allow",
-            settings=wandb.Settings(init_timeout=60),
-        )
-    except Exception as error:
-        print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
-        yield None
-        return
-    failed = True
-    try:
-        yield Mirror(run)
-        failed = False
-    finally:
-        Mirror(run)._try(lambda: run.finish(exit_code=int(failed)))

@@ -294,7 +294,7 @@ def _verdict(c: Comparison) -> str:
 def all_tables(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], folder: Path) -> dict[str, Table]:
     return {
         "accuracy": accuracy_table(verdicts, study),
-        "verdicts": _verdict_table(verdicts),
+        "verdicts": verdict_table(verdicts),
         "variance": _variance_table(verdicts),
         "fairness": _fairness_table(verdicts, study["analysis"]),
         "secondary": _secondary_table(verdicts),
@@ -323,7 +323,7 @@ def accuracy_table(verdicts: Verdicts, study: Mapping[str, Any]) -> Table:
     return Table(header, lines, CAPTION)
 
 
-def _verdict_table(verdicts: Verdicts) -> Table:
+def verdict_table(verdicts: Verdicts) -> Table:
     header = ["comparison", "verdict", "difference", "95% interval", "90% interval", "p different", "p equivalent", "n"]
     lines = [
         [

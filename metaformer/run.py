@@ -151,7 +151,7 @@ def train(
         show = config["runtime"]["progress"] and log is None and sys.stderr.isatty()
         with output_to(folder / log if log else None):
             try:
-                measured = training.fit(config, net, images, folder, jobs=jobs, show=show)
+                measured = training.fit(config, choices, net, images, folder, jobs=jobs, show=show)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 failure = {"reason": reason, "traceback": traceback.format_exc(), "time": now()}
@@ -206,7 +206,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 # What goes on round the runs and not in them.
-ROUND = ("study", "launch", "progress", "report", "verdict", "figures", "stats", "plan", "dashboard", "check", "probe")
+ROUND = ("study", "launch", "progress", "report", "verdict", "figures", "stats", "plan", "dashboard", "mirror")
 
 
 @cache

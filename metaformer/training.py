@@ -24,7 +24,8 @@ from metaformer.classifier import Classifier
 from metaformer.config import cores
 from metaformer.cost import count
 from metaformer.data import ImageData, Images, balanced
-from metaformer.metrics import MetricsFile, wandb_run
+from metaformer.metrics import MetricsFile
+from metaformer.mirror import final, wandb_run
 from metaformer.schema import ConfigError
 
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -60,7 +61,16 @@ def _same_shape(place: str) -> Any:
     return check
 
 
-def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path, *, jobs: int, show: bool) -> dict:
+def fit(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    net: nn.Module,
+    images: Images,
+    folder: Path,
+    *,
+    jobs: int,
+    show: bool,
+) -> dict:
     """Train from the start or from `last.ckpt`, then test once; the measured part of result.json."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
     recipe, debug = dict(config["recipe"]), config["debug"]["mode"]
@@ -87,7 +97,7 @@ def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path,
     teacher = build_teacher(recipe["distill"], images)
     module = Classifier(net, recipe, classes=len(images.classes), seed=config["seed"], teacher=teacher)
     data = ImageData(images, recipe, config["seed"], augment=debug != "overfit")
-    with wandb_run(config, folder) as mirror:
+    with wandb_run(config, choices, folder) as mirror:
         metrics = MetricsFile(folder / "metrics.csv", mirror)
         trainer = make_trainer(
             config,
@@ -123,7 +133,7 @@ def fit(config: Mapping[str, Any], net: nn.Module, images: Images, folder: Path,
             "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchmetrics", "hydra-core")},
         }
         if mirror is not None:
-            mirror.summarise({f"final/{k}": v for k, v in result["metrics"].items()} | {"params": cost.params})
+            mirror.summarise(final(result))
     if debug == "none":
         keep(folder, config, net, torch.cat(module.predictions), images)
     return result

@@ -252,19 +252,24 @@ def test_wandb_gets_a_group_a_tag_an_id_and_every_epoch(monkeypatch):
     class Fake:
         summary: dict = {}  # noqa: RUF012
 
-        def log(self, row):
-            calls["log"].append(row)
+        def log(self, row, step):
+            calls["log"].append((step, row))
 
         def finish(self, exit_code):
             calls["exit"] = exit_code
 
     monkeypatch.setattr(wandb, "init", lambda **kwargs: calls.update(kwargs) or Fake())
-    folder = Path(go("logger=wandb", "logger.mode=offline", "study.name=mine")["folder"])
-    identity = folder.name[-8:]
-    assert (calls["id"], calls["name"], calls["group"]) == (identity, folder.name, "pooling-tiny-digits")
-    assert (calls["tags"], calls["mode"], calls["exit"]) == (["mine"], "offline", 0)
+    outcome = go("logger=wandb", "study.name=mine")
+    folder, cell = Path(outcome["folder"]), outcome["result"]["cell_id"]
+    assert (calls["id"], calls["name"], calls["group"]) == (
+        folder.name[-8:],
+        folder.name,
+        f"pooling-tiny-digits-{cell}",
+    )
+    assert (calls["tags"], calls["mode"], calls["exit"]) == (["mine", "mixer:pooling"], "online", 0)
     assert type(calls["config"]) is dict
-    assert [row["epoch"] for row in calls["log"]] == [1, 2]
+    assert [(step, row["epoch"]) for step, row in calls["log"]] == [(1, 1), (2, 2)]
+    assert json.loads((folder / "wandb.json").read_text())["tags"] == ["mine", "mixer:pooling"]
     assert Fake.summary["final/test_accuracy"] > 0
 
 
@@ -276,15 +281,17 @@ def test_wandb_that_fails_does_not_end_a_training(monkeypatch, capfd):
         def summary(self):
             raise OSError("disk full")
 
-        def log(self, row):
+        def log(self, row, step):
             raise ConnectionError("unreachable")
 
         def finish(self, exit_code):
             raise ConnectionError("unreachable")
 
     monkeypatch.setattr(wandb, "init", lambda **kwargs: Broken())
-    assert go("logger=wandb")["status"] == "finished"
+    outcome = go("logger=wandb")
+    assert outcome["status"] == "finished"
     assert "wandb: ConnectionError: unreachable; training goes on" in capfd.readouterr().err
+    assert not (Path(outcome["folder"]) / "wandb.json").exists()
 
     def no_login(**kwargs):
         raise wandb.errors.UsageError("No API key configured")
@@ -297,6 +304,7 @@ def test_wandb_offline_for_real(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = Path(go("logger=wandb", "logger.mode=offline")["folder"])
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert not (folder / "wandb.json").exists()  # it is on no server yet
 
 
 def test_the_embedded_set_can_be_learnt():
