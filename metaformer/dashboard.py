@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaformer import launch, report
+from metaformer import launch, prose, report, tables
 from metaformer.config import USER_ERRORS, check_local_files, compose, explain_or_raise
 from metaformer.launch import Run
 from metaformer.mirror import MARK, final, mark, wandb_identity
@@ -68,10 +68,9 @@ def summarise(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run],
     folder = Path("experiments") / study["name"]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     report.draw(study, verdicts, runs, folder / "figures")
-    tables = report.all_tables(study, verdicts, runs, folder)
     content: dict[str, Any] = {
         f"tables/{name}": wandb.Table(columns=list(table.header), data=table.lines)
-        for name, table in tables.items()
+        for name, table in tables.all_tables(study, verdicts, runs, folder).items()
         if table.lines and name not in ("runs", "provenance")
     }
     content |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted((folder / "figures").glob("*.png"))}
@@ -81,7 +80,7 @@ def summarise(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run],
     try:
         with _started(logger, **identity, config={"study": dict(study)}) as run:
             run.log(content)
-            run.summary.update({**said, "headline": "\n".join(report.headline(verdicts, study))})
+            run.summary.update({**said, "headline": "\n".join(prose.headline(verdicts, study))})
     except Exception as error:
         raise ConfigError(f"wandb: {_line(error)}; nothing local was changed") from error
 
@@ -141,12 +140,12 @@ def wandb_report(
 
     blocks = [
         wr.H1(study["question"] or study["name"]),
-        *(wr.P(sentence) for sentence in report.headline(verdicts, study)),
-        wr.P(report.analysis_words(study)),
+        *(wr.P(sentence) for sentence in prose.headline(verdicts, study)),
+        wr.P(prose.analysis_words(study)),
         wr.H2("Verdicts"),
-        wr.MarkdownBlock(report.verdict_table(verdicts).markdown()),
+        wr.MarkdownBlock(tables.verdict_table(verdicts).markdown()),
         wr.H2("Accuracy"),
-        wr.MarkdownBlock(report.accuracy_table(verdicts, study).markdown()),
+        wr.MarkdownBlock(tables.accuracy_table(verdicts, study).markdown()),
         wr.H2("Curves and cost"),
         wr.PanelGrid(runsets=[runs("all cells")], panels=[*_curves(wr), *_costs(wr)]),
         wr.H2("Mixer by mixer, seeds averaged"),
@@ -280,7 +279,7 @@ def command(arguments: Sequence[str], *, only_sync: bool) -> None:
         if launched is None:
             raise ConfigError(f"experiments={study['name']}: it was never launched from this folder")
         runs = launch.collect(launched["runs"], folder)
-        for line in report.left_out(runs):
+        for line in prose.left_out(runs):
             print(line)
         folders = [run.folder for run in runs if run.folder is not None and run.result is not None]
         if not folders:

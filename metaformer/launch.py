@@ -49,14 +49,16 @@ def entries(planned: Iterable[Planned]) -> list[dict[str, Any]]:
     ]
 
 
-def record(study: Mapping[str, Any], planned: Sequence[Planned]) -> None:
-    """Keep the first analysis for ever, every later one that differs, and the runs of this launch."""
+def record(study: Mapping[str, Any], planned: Sequence[Planned], overrides: Sequence[str]) -> None:
+    """Keep the first analysis for ever, every later one that differs, and the command and runs of this launch."""
     path, analysis = path_of(study["name"]), analysis_of(study)
     launched = read(study["name"]) or {"study": study["name"], "analyses": []}
     if not launched["analyses"] or launched["analyses"][-1]["analysis"] != analysis:
         launched["analyses"].append({"time": now(), "analysis": analysis})
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(launched | {"runs": entries(planned)})
+    words = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides if not o.startswith("runtime")]
+    command = " ".join(["python -m metaformer.train", *words])
+    save(launched | {"command": command, "runs": entries(planned)})
 
 
 def save(launched: Mapping[str, Any]) -> None:

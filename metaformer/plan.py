@@ -20,9 +20,10 @@ from rich.console import Console
 from metaformer import launch
 from metaformer.config import USER_ERRORS, check_local_files, explain_or_raise
 from metaformer.launch import Run
-from metaformer.report import Table, effective
+from metaformer.report import effective
 from metaformer.schema import ConfigError
 from metaformer.stats import difference_power, equivalence_power, seeds_needed
+from metaformer.tables import Table
 from metaformer.verdict import judge
 
 SEEDS = (3, 5, 8, 10, 15, 20, 30)

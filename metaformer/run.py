@@ -206,7 +206,10 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 # What goes on round the runs and not in them.
-ROUND = ("study", "launch", "progress", "report", "verdict", "figures", "stats", "plan", "dashboard", "mirror")
+ROUND = (
+    *("study", "launch", "progress", "mirror", "stats", "verdict", "tables", "prose", "figures"),
+    *("report", "plan", "dashboard", "evaluate"),
+)
 
 
 @cache

@@ -68,7 +68,7 @@ class StudySweeper(Sweeper):
             console.print(study["question"], markup=False)
         _note_other_code(finished.values(), console)
         if study["name"] and not self._changed(arguments):
-            launch.record(study, planned)
+            launch.record(study, planned, list(self.config.hydra.overrides.task))
         outcomes: list[Outcome] = []
         if pending:
             with follow(planned, pending, console, show=runtime["progress"]):

@@ -187,7 +187,14 @@ def build_teacher(distill: Mapping[str, Any], images: Images) -> nn.Module | Non
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    """The name of a GPU, or of the processor where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _callbacks(folder: Path, debug: str, threads: int, show: bool) -> list[L.Callback]:

@@ -8,6 +8,7 @@ from metaformer.run import Planned
 from metaformer.schema import ConfigError
 
 NAN = float("nan")
+COMMAND = ["experiments=mine", "data.root=/here", "runtime.threads=1"]
 
 
 def planned(tmp_path) -> list[Planned]:
@@ -15,18 +16,19 @@ def planned(tmp_path) -> list[Planned]:
 
 
 def test_the_first_analysis_is_kept_and_a_changed_one_beside_it(tmp_path):
-    launch.record(study(), planned(tmp_path))
+    launch.record(study(), planned(tmp_path), COMMAND)
     first = launch.read("mine")
-    launch.record(study(), planned(tmp_path))
+    launch.record(study(), planned(tmp_path), COMMAND)
     assert launch.read("mine") == first
-    launch.record(study(margin=3.0), planned(tmp_path))
+    assert first["command"] == "python -m metaformer.train experiments=mine data.root=FOLDER"
+    launch.record(study(margin=3.0), planned(tmp_path), COMMAND)
     analyses = launch.read("mine")["analyses"]
     assert [entry["analysis"]["margin"] for entry in analyses] == [1.0, 3.0]
     assert analyses[0] == first["analyses"][0]
 
 
 def test_a_broken_launch_file_is_named(tmp_path):
-    launch.record(study(), planned(tmp_path))
+    launch.record(study(), planned(tmp_path), COMMAND)
     launch.path_of("mine").write_text("{")
     with pytest.raises(ConfigError, match=r"launch\.json: cannot be read"):
         launch.read("mine")

@@ -11,7 +11,7 @@ import pytest
 from conftest import on_disk, runs_of, study
 from rich.console import Console
 
-from metaformer import launch, report
+from metaformer import figures, launch, prose, report, tables
 from metaformer.verdict import judge
 
 BASE = [0.70, 0.74, 0.72]
@@ -45,7 +45,7 @@ def finished(tmp_path):
 
 def test_accuracy_table():
     verdicts = judge(study(), runs_of(pooling=[0.7, 0.8], identity=[0.7, 0.72, 0.74]))
-    lines = report.accuracy_table(verdicts, study()).lines
+    lines = tables.accuracy_table(verdicts, study()).lines
     assert lines[0][:6] == ["pooling", "2", "75.00 ± 63.53", "75.00 ± 63.53", "", ""]
     assert lines[1][4:6] == ["-4.00 ± 50.82 (n = 2)", "inconclusive"]
     assert lines[1][6:] == ["1,000", "2.00M", "10"]
@@ -98,14 +98,27 @@ def test_the_page_is_self_contained_and_says_it_all(tmp_path, finished):
         assert words in page, words
 
 
+def test_figures_of_the_paper_stand_beside_imagenet_results_only(tmp_path):
+    runs = runs_of(pooling=BASE, identity=[0.6, 0.66, 0.62])
+    for run in runs:
+        run.result["config"] |= {"reference": {"params": 11.9, "macs": 1.8, "top1": 77.2}}
+    for data, grey in (({"name": "digits", "classes": None}, 0), ({"name": "image_folder", "classes": 1000}, 4)):
+        for run in runs:
+            run.result["config"] |= {"data": data}
+        figure = figures.cost(judge(study(), runs), "test_accuracy", "mixer")
+        points = [line for axes in figure.axes for line in axes.lines if line.get_color() == "#aaaaaa"]
+        assert len(points) == grey
+    assert [line.get_xydata().tolist() for line in points[:2]] == [[[11900.0, 77.2]]] * 2
+
+
 def test_an_analysis_that_changed_after_the_first_run_is_told(finished):
     launched = launch.read("mine")
     late = {"time": "2026-01-03T00:00:00+00:00", "analysis": launch.analysis_of(study(margin=2.0))}
     launched["analyses"].append(late)
-    said = report.history(study(margin=2.0), launched, finished)
+    said = prose.history(study(margin=2.0), launched, finished)
     assert "CHANGED 2026-01-03T00:00:00+00:00, after the first run ended: margin 1.0 -> 2.0" in said
-    assert "CHANGED now" in report.history(study(margin=2.0, alpha=0.1), launched, finished)
-    assert "never launched" in report.history(study(), None, finished)
+    assert "CHANGED now" in prose.history(study(margin=2.0, alpha=0.1), launched, finished)
+    assert "never launched" in prose.history(study(), None, finished)
 
 
 def test_results_changed_by_hand_are_noticed_and_kept(tmp_path, finished):
@@ -138,7 +151,7 @@ def test_a_sweep_of_anything_has_a_table():
 def test_a_best_rate_at_the_edge_is_flagged(tmp_path):
     runs = runs_of(**{f"{rate}_{mixer}": [0.5 + 0.1 * rate] for rate in (1, 2, 3) for mixer in ("x", "pooling")})
     runs = [replace(r, levels={"lr": r.levels["architecture"], "mixer": r.mixer}) for r in runs]
-    table = report._rate_table(judge(study(), runs), "mixer")
+    table = tables.rate_table(judge(study(), runs), "mixer")
     assert table.lines[0][0:2] == ["x", "3"]
     assert "edge" in table.lines[0][-1]
     summarised(runs)
