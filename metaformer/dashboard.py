@@ -22,6 +22,7 @@ from metaformer.launch import Run
 from metaformer.mirror import MARK, final, mark, wandb_identity
 from metaformer.run import read_result, write
 from metaformer.schema import ConfigError
+from metaformer.validation import validate
 from metaformer.verdict import Verdicts, judge
 
 ALLOWED = ("experiments", "logger", "runtime")
@@ -259,15 +260,12 @@ def main() -> None:
 
 def command(arguments: Sequence[str], *, only_sync: bool) -> None:
     """Sync runs, or publish a study."""
-    from omegaconf import OmegaConf
-
     groups = {argument.lstrip("+~").partition("=")[0].partition(".")[0] for argument in arguments}
     if odd := sorted(groups - set(ALLOWED)):
         raise ConfigError(f"{odd[0]}: belongs to the runs; what can be set here is {', '.join(ALLOWED)}")
-    cfg = compose(arguments)
-    study: Any = OmegaConf.to_container(cfg.study, resolve=True)
-    logger: Any = OmegaConf.to_container(cfg.logger, resolve=True)
-    folder = Path(cfg.runtime.runs)
+    config = validate(compose(["logger=wandb", *arguments]))
+    study, logger = config["study"], config["logger"]
+    folder = Path(config["runtime"]["runs"])
     if study["name"] is None:
         if not only_sync:
             raise ConfigError("expected experiments=NAME, a study, or --sync")

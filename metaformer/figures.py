@@ -148,7 +148,7 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], factor: str) -> Figure | 
     traces = {cell.name: [t for r in runs if r.cell == cell.name and (t := _trace(r))] for cell in cells}
     if not any(traces.values()):
         return None
-    columns = min(3, len(settings))
+    columns = 2 if len(settings) == 4 else min(3, len(settings))
     rows = -(-len(settings) // columns)
     figure, panels = plt.subplots(
         rows, columns, figsize=(WIDTH, 0.6 + 2.6 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False

@@ -4,6 +4,7 @@ experiments/NAME/launch.json holds the analysis as it was first fixed, and the r
 there instead of composing hundreds of configurations.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metaformer.config import group_dir
 from metaformer.identity import run_id
 from metaformer.run import Planned, now, read_result, write
 from metaformer.schema import ConfigError
@@ -58,7 +60,16 @@ def record(study: Mapping[str, Any], planned: Sequence[Planned], overrides: Sequ
     path.parent.mkdir(parents=True, exist_ok=True)
     words = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides if not o.startswith("runtime")]
     command = " ".join(["python -m metaformer.train", *words])
-    save(launched | {"command": command, "runs": entries(planned)})
+    save(launched | {"command": command, "source": source(study["name"]), "runs": entries(planned)})
+
+
+def source(name: str) -> str:
+    """A hash of the files that describe a study: where it differs, the runs of the last launch are not its runs."""
+    digest = hashlib.sha256()
+    for folder in dict.fromkeys((Path("experiments").resolve(), group_dir("experiments").resolve())):
+        for file in sorted([*folder.glob(f"{name}.yaml"), *(folder / name).rglob("*.yaml")]):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def save(launched: Mapping[str, Any]) -> None:

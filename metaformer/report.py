@@ -23,6 +23,7 @@ from metaformer.prose import analysis_words, headline, history, left_out
 from metaformer.run import now
 from metaformer.schema import ConfigError
 from metaformer.tables import accuracy_table, all_tables
+from metaformer.validation import validate
 from metaformer.verdict import Verdicts, judge
 
 TEMPLATE = Path(__file__).parent / "assets" / "report.html"
@@ -174,26 +175,22 @@ def main() -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Judge the study that the command line names, from what is finished of it."""
-    from omegaconf import OmegaConf
-
     changed = [a for a in arguments if not a.lstrip("+").startswith(("experiments=", "runtime."))]
-    study: Any = None
     launched = None
     if not changed:
-        cfg = compose(arguments)
-        study, folder = OmegaConf.to_container(cfg.study, resolve=True), cfg.runtime.runs
-        launched = launch.read(study["name"]) if study["name"] else None
-    if launched is None:
+        config = validate(compose(arguments))
+        launched = launch.read(config["study"]["name"]) if config["study"]["name"] else None
+    if launched is None or launched.get("source") != launch.source(launched["study"]):
         from metaformer.study import expand
 
         planned = expand(arguments)
-        study, folder = planned[0].config["study"], planned[0].config["runtime"]["runs"]
-        listed = launch.entries(planned)
+        config, listed = planned[0].config, launch.entries(planned)
     else:
         listed = launched["runs"]
+    study = config["study"]
     if study["name"] is None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
-    runs = launch.collect(listed, Path(folder))
+    runs = launch.collect(listed, Path(config["runtime"]["runs"]))
     console = Console(width=None if sys.stdout.isatty() else 140)
     summarise(study, runs, console, write=not changed)
     if all(run.problem for run in runs):

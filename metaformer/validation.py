@@ -104,6 +104,24 @@ def _check_used(config: dict[str, Any]) -> None:
         raise ConfigError(f"logger.mode={config['logger']['mode']}: belongs to logger=wandb")
 
 
+def _check_study(config: dict[str, Any]) -> None:
+    """The analysis: numbers that mean something, and keys that there are."""
+    analysis = config["study"]["analysis"]
+    if not 0 < analysis["margin"] < 100:
+        raise ConfigError(f"study.analysis.margin={analysis['margin']}: expected points of accuracy, above 0")
+    if not 0 < analysis["alpha"] < 1:
+        raise ConfigError(
+            f"study.analysis.alpha={analysis['alpha']}: expected a probability between 0 and 1, like 0.05"
+        )
+    if analysis["tolerance"] is not None and not 0 <= analysis["tolerance"] < float("inf"):
+        raise ConfigError(f"study.analysis.tolerance={analysis['tolerance']}: expected a share like 0.1, or null")
+    groups = ("model", "data", "recipe")
+    known = [f"{group}.{key}" for group in groups for key in config[group]]
+    for key in analysis["tuned"]:
+        if key not in known:
+            raise ConfigError(f"study.analysis.tuned: {key}: no such key{nearest(key, known)}")
+
+
 def _check_values(config: dict[str, Any]) -> None:
     model, recipe, data = config["model"], config["recipe"], config["data"]
     threads = config["runtime"]["threads"]
@@ -145,6 +163,7 @@ def _check_values(config: dict[str, Any]) -> None:
         )
     if recipe["label_smoothing"] > 1:
         raise ConfigError(f"recipe.label_smoothing={recipe['label_smoothing']}: expected a share from 0 to 1")
+    _check_study(config)
     name = config["study"]["name"]
     if name is not None and not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.'")

@@ -64,7 +64,7 @@ def launched(tmp_path):
     path = launch.path_of("mine")
     path.parent.mkdir(parents=True)
     analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
-    launch.save({"study": "mine", "analyses": analyses, "runs": listed})
+    launch.save({"study": "mine", "analyses": analyses, "source": launch.source("mine"), "runs": listed})
     (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
     return launch.collect(listed, tmp_path / "runs")
 

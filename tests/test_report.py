@@ -39,7 +39,9 @@ def finished(tmp_path):
     path = launch.path_of("mine")
     path.parent.mkdir(parents=True)
     analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
-    path.write_text(json.dumps({"study": "mine", "analyses": analyses, "runs": listed}))
+    path.write_text(
+        json.dumps({"study": "mine", "analyses": analyses, "source": launch.source("mine"), "runs": listed})
+    )
     return launch.collect(listed, tmp_path / "runs")
 
 
@@ -189,9 +191,11 @@ def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
     assert len(listed) == 200
     path = launch.path_of("mine")
     path.parent.mkdir(parents=True)
-    analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
-    path.write_text(json.dumps({"study": "mine", "analyses": analyses, "runs": listed}))
     (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
+    path.write_text(
+        json.dumps({"study": "mine", "analyses": analyses, "source": launch.source("mine"), "runs": listed})
+    )
     code = "import sys; from metaformer import report; report.report(['experiments=mine'])"
     code += "; assert 'torch' not in sys.modules"
     started = time.perf_counter()
