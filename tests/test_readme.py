@@ -1,5 +1,7 @@
 """Every command and snippet of the README, run as it is printed."""
 
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -84,9 +86,27 @@ def test_the_custom_mixer_has_at_most_12_lines():
     assert len(mixer.strip().splitlines()) <= 12
 
 
+STUDIES = [path.parent.parent for path in sorted((repository() / "experiments").glob("*/tables/accuracy.md"))]
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_what_a_study_says_is_what_it_found(folder):
+    """Its table is in its README, its shares of the variance are those of its tables, its results are as written."""
+    text = (folder / "README.md").read_text()
+    assert (folder / "tables" / "accuracy.md").read_text() in text
+    shares = (folder / "tables" / "variance.md").read_text() if (folder / "tables" / "variance.md").exists() else ""
+    known = [[float(n) for n in found] for found in re.findall(r"([\d.]+)% \[([\d.]+), ([\d.]+)\]", shares)]
+    for found in re.findall(r"(\d+)%\s+\[(\d+),\s(\d+)\]", text):
+        assert any([float(n) for n in found] == pytest.approx(share, abs=0.56) for share in known), found
+    launched = json.loads((folder / "launch.json").read_text())
+    assert hashlib.sha256((folder / "results.csv").read_bytes()).hexdigest() == launched["results_sha256"]
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(launched["runs"])
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (folder / target).exists(), target
+
+
 def test_the_table_is_that_of_the_study():
     assert (repository() / "experiments" / "quickstart" / "tables" / "accuracy.md").read_text() in README
-    assert (repository() / "experiments" / "quickstart" / "figures" / "accuracy.svg").exists()
 
 
 def test_every_file_is_in_the_file_list():
