@@ -56,7 +56,14 @@ class Classifier(L.LightningModule):
         torch.manual_seed(seed)
 
     def training_step(self, batch: Batch) -> Tensor:
-        return self._step("train", batch, smoothing=self.recipe["label_smoothing"])[0]
+        loss = self._step("train", batch, smoothing=self.recipe["label_smoothing"])[0]
+        if not torch.isfinite(loss):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"diverged: loss is {loss.item()} at step {self.global_step + 1} (epoch {self.current_epoch + 1}), "
+                f"lr {lr:.3g}; first not finite: {first_not_finite(self.net, batch[0])}"
+            )
+        return loss
 
     def validation_step(self, batch: Batch) -> None:
         self._step("val", batch)
@@ -112,3 +119,27 @@ class Classifier(L.LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(self.global_step)
+
+
+@torch.no_grad()
+def first_not_finite(net: nn.Module, images: Tensor) -> str:
+    """The module where values stop being finite in a forward pass: its weights, or else its output."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
+            if found or not isinstance(output, Tensor) or torch.isfinite(output).all():
+                return
+            weights = [key for key, p in module.named_parameters(recurse=False) if not torch.isfinite(p).all()]
+            found.append(f"{name}.{weights[0]}" if weights else f"the output of {name} ({type(module).__name__})")
+
+        return check
+
+    leaves = [(name, m) for name, m in net.named_modules() if name and not any(m.children())]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the loss itself"

@@ -11,7 +11,7 @@ import yaml
 from conftest import MIXERS, TINY, compose, repository
 from rich.console import Console
 
-from metaformer import study, training, zoo
+from metaformer import classifier, mixers, study, training, zoo
 from metaformer.classifier import Classifier
 from metaformer.identity import run_id
 from metaformer.run import read_result, run_folder, train
@@ -352,11 +352,36 @@ def test_finished_runs_of_other_code_are_noted(monkeypatch):
 
 
 def test_a_run_that_diverges_fails_and_says_where():
-    with pytest.raises(FloatingPointError, match=r"diverged: train_loss is (nan|inf) in epoch 1 at lr"):
+    with pytest.raises(FloatingPointError, match=r"diverged: loss is nan at step 2 \(epoch 1\), lr [\d.e+]+; first not"):
         go("recipe.lr=1e30", "model.norm=none", "recipe.warmup_epochs=0")
     folder = next(Path("runs").iterdir())
     assert "diverged" in json.loads((folder / "failed.json").read_text())["reason"]
     assert not (folder / "result.json").exists()
+
+
+def test_the_layer_that_first_goes_wrong_is_named_and_the_last_good_checkpoint_kept(monkeypatch):
+    monkeypatch.setattr(mixers.Pooling, "forward", breaks_at(25, mixers.Pooling.forward))
+    where = r"epoch 2\), .*first not finite: the output of stages\.0\.blocks\.0\.mixer \(Pooling\)"
+    with pytest.raises(FloatingPointError, match=where):
+        go("recipe.epochs=3")
+    folder = next(Path("runs").iterdir())
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0
+    with torch.no_grad():
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        net[1].weight.fill_(float("nan"))
+    assert classifier.first_not_finite(net, torch.ones(1, 2)) == "1.weight"
+
+
+def breaks_at(step: int, forward):
+    """A mixer that gives NaN from a training step on, in each of the tiny model's four blocks."""
+    calls = 0
+
+    def broken(self, x):
+        nonlocal calls
+        calls += self.training
+        return forward(self, x) * (float("nan") if calls > 4 * step else 1.0)
+
+    return broken
 
 
 def test_a_damaged_checkpoint_is_named():
