@@ -135,8 +135,8 @@ def first_not_finite(net: nn.Module, images: Tensor) -> str:
 
         return check
 
-    leaves = [(name, m) for name, m in net.named_modules() if name and not any(m.children())]
-    hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    # A module's hook is called after those of the modules in it: the first to complain is the innermost.
+    hooks = [module.register_forward_hook(watch(name)) for name, module in net.named_modules() if name]
     try:
         net(images)
     finally:
