@@ -28,8 +28,14 @@ def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra and OmegaConf."""
     ConfigStore.instance().store(name="metaformer_schema", node=Config)
     OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
-    OmegaConf.register_new_resolver("cores", cores, replace=True)
+    OmegaConf.register_new_resolver("places", _places, replace=True)
     OmegaConf.register_new_resolver("help_groups", help_groups, replace=True)
+
+
+def _places(accelerator: str, per_gpu: int) -> int:
+    from metaformer.slots import places
+
+    return places(accelerator, per_gpu)
 
 
 def cores() -> int:

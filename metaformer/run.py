@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from metaformer import slots
 from metaformer.identity import cell_id, run_id
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
@@ -101,7 +102,10 @@ def job(cfg: DictConfig) -> Outcome:
         config = _validated(cfg, hydra)
         folder = run_folder(config, choices)
         outcome |= {"name": folder.name, "folder": str(folder), "status": "failed"}
-        return train(config, choices, folder, jobs=int(hydra.launcher.get("n_jobs", 1)), log="run.log")
+        jobs = int(hydra.launcher.get("n_jobs", 1))
+        if jobs != 1 and config["runtime"]["accelerator"] != "cpu":
+            slots.take(config["runtime"]["per_gpu"])
+        return train(config, choices, folder, jobs=jobs, log="run.log")
     except ConfigError as error:
         return outcome | {"status": "refused", "reason": str(error)}
     except Exception as error:

@@ -105,6 +105,7 @@ class Reference:
 class Runtime:
     accelerator: str = choice("auto", "cpu", "gpu")
     threads: int | None = None  # per run; None shares the cores between the runs that go on at once
+    per_gpu: int = 1  # runs at once on each GPU of this machine
     runs: str = "runs"  # the folder of the run folders
     force: bool = False  # train again what is finished
     progress: bool = True

@@ -149,6 +149,7 @@ def _check_values(config: dict[str, Any]) -> None:
         "recipe.warmup_lr": (recipe["warmup_lr"], 0),
         "recipe.label_smoothing": (recipe["label_smoothing"], 0),
         "runtime.threads": (1 if threads is None else threads, 1),
+        "runtime.per_gpu": (config["runtime"]["per_gpu"], 1),
         "model.mlp_ratio * model.dims": (model["mlp_ratio"] * min(model["dims"], default=0), 1),
         "data.size": (data["size"], 1),
         "data.val": (data["val"], 1),

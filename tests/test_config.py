@@ -39,6 +39,7 @@ def error_of(*overrides: str) -> str:
         (["data.root=."], "data.root=.: data=fashion_small does not read it"),
         (["logger.mode=offline"], "logger.mode=offline: belongs to logger=wandb"),
         (["runtime.threads=0"], "runtime.threads=0: expected at least 1"),
+        (["runtime.per_gpu=0"], "runtime.per_gpu=0: expected at least 1"),
         (["runtime.threads=-1"], "runtime.threads=-1: expected at least 1"),
         (["recipe.lr=nan"], "recipe.lr=nan: expected at least 0"),
         (["recipe.weight_decay=-1"], "recipe.weight_decay=-1.0: expected at least 0"),

@@ -352,7 +352,9 @@ def test_finished_runs_of_other_code_are_noted(monkeypatch):
 
 
 def test_a_run_that_diverges_fails_and_says_where():
-    with pytest.raises(FloatingPointError, match=r"diverged: loss is nan at step 2 \(epoch 1\), lr [\d.e+]+; first not"):
+    with pytest.raises(
+        FloatingPointError, match=r"diverged: loss is nan at step 2 \(epoch 1\), lr [\d.e+]+; first not"
+    ):
         go("recipe.lr=1e30", "model.norm=none", "recipe.warmup_epochs=0")
     folder = next(Path("runs").iterdir())
     assert "diverged" in json.loads((folder / "failed.json").read_text())["reason"]
