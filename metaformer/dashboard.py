@@ -19,7 +19,7 @@ from typing import Any
 from metaformer import launch, prose, report, tables
 from metaformer.config import USER_ERRORS, check_local_files, compose, explain_or_raise
 from metaformer.launch import Run
-from metaformer.mirror import MARK, final, mark, wandb_identity
+from metaformer.mirror import final, mark, marked, wandb_identity
 from metaformer.run import read_result, write
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
@@ -38,20 +38,20 @@ def sync(folders: Sequence[Path], study: str | None, logger: Mapping[str, Any]) 
         result = read_result(folder)
         assert result is not None
         identity = wandb_identity(result["config"], result["choices"], folder)
-        marked = json.loads((folder / MARK).read_text())["tags"] if (folder / MARK).exists() else None
-        tags = list(dict.fromkeys([*(marked or []), *identity["tags"], *([study] if study else [])]))
-        if marked == tags:
+        there = marked(folder, logger)
+        tags = list(dict.fromkeys([*(there or []), *identity["tags"], *([study] if study else [])]))
+        if there == tags:
             continue
         try:
             with _started(logger, **identity | {"tags": tags}, config=result["config"]) as run:
-                if marked is None:
+                if there is None:
                     _log(run, folder, result)
         except Exception as error:
             told = f"{uploaded} runs uploaded, the same command goes on with {folder.name}"
             raise ConfigError(f"wandb: {_line(error)}; {told}") from error
         uploaded += 1
         if logger["mode"] == "online":
-            mark(folder, tags)
+            mark(folder, logger, tags)
     return uploaded, len(folders) - uploaded
 
 
@@ -83,7 +83,7 @@ def summarise(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run],
             run.log(content)
             run.summary.update({**said, "headline": "\n".join(prose.headline(verdicts, study))})
     except Exception as error:
-        raise ConfigError(f"wandb: {_line(error)}; nothing local was changed") from error
+        raise ConfigError(f"wandb: {_line(error)}; the same command tries again") from error
 
 
 def _started(logger: Mapping[str, Any], **options: Any) -> Any:
@@ -144,7 +144,7 @@ def wandb_report(
         *(wr.P(sentence) for sentence in prose.headline(verdicts, study)),
         wr.P(prose.analysis_words(study)),
         wr.H2("Verdicts"),
-        wr.MarkdownBlock(tables.verdict_table(verdicts).markdown()),
+        wr.MarkdownBlock(tables.verdict_table(verdicts, study["analysis"]).markdown()),
         wr.H2("Accuracy"),
         wr.MarkdownBlock(tables.accuracy_table(verdicts, study).markdown()),
         wr.H2("Curves and cost"),
@@ -276,6 +276,8 @@ def command(arguments: Sequence[str], *, only_sync: bool) -> None:
         launched = launch.read(study["name"])
         if launched is None:
             raise ConfigError(f"experiments={study['name']}: it was never launched from this folder")
+        if launched.get("source") != launch.source(study["name"]):
+            raise ConfigError(f"experiments={study['name']}: its files changed since the launch; launch it again")
         runs = launch.collect(launched["runs"], folder)
         for line in prose.left_out(runs):
             print(line)

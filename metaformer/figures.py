@@ -61,8 +61,12 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) ->
     return figure
 
 
-def differences(comparisons: Sequence[Comparison], margin: float, reference: str) -> Figure:
-    """Paired differences to the reference with the margin band: thin the 95%, thick the 90% interval of TOST."""
+def differences(comparisons: Sequence[Comparison], analysis: Mapping[str, Any], reference: str) -> Figure | None:
+    """Paired differences to the reference with the margin band: thin the 95% interval, thick that of TOST."""
+    comparisons = [c for c in comparisons if c.difference.n]
+    if not comparisons:
+        return None
+    margin = analysis["margin"]
     figure, axes = _rows(len(comparisons))
     axes.axvspan(-margin, margin, color="#009e73", alpha=0.12, linewidth=0)
     axes.axvline(0, color="#888888", linewidth=0.8)
@@ -70,7 +74,7 @@ def differences(comparisons: Sequence[Comparison], margin: float, reference: str
     for place, c in zip(places, comparisons, strict=True):
         colour = COLOURS[c.verdict]
         _interval(axes, c.difference, place, colour, 1.2)
-        _interval(axes, c.interval90, place, colour, 3.2)
+        _interval(axes, c.tost_interval, place, colour, 3.2)
         axes.plot([c.difference.mean], [place], "D", color=colour, markersize=5)
     _label_rows(axes, [f"{c.cell.name}" for c in comparisons], places)
     handles = [
@@ -79,8 +83,8 @@ def differences(comparisons: Sequence[Comparison], margin: float, reference: str
         if any(c.verdict.startswith(verdict) for c in comparisons)
     ]
     figure.legend(handles=handles, ncol=4, loc="outside upper center", frameon=False)
-    n = _span(c.difference.n for c in comparisons)
-    axes.set_xlabel(f"minus {reference}, in points, n = {n} pairs; band: margin of {margin:g}; thick 90%, thin 95%")
+    n, tost = _span(c.difference.n for c in comparisons), 1 - 2 * analysis["alpha"]
+    axes.set_xlabel(f"minus {reference}, in points, n = {n} pairs; band: ±{margin:g}; thick {tost:.0%}, thin 95%")
     return figure
 
 
@@ -98,7 +102,7 @@ def variance(everything: Sequence[Component], without_identity: Sequence[Compone
             share = 100 * component.share
             axes.barh(place, share, height * 0.9, color=colour, alpha=0.75)
             axes.plot([100 * component.low, 100 * component.high], [place, place], color="#333333", linewidth=1.2)
-            end = max(share, 100 * component.high)
+            end = max(share, 0 if math.isnan(component.high) else 100 * component.high)
             axes.text(end + 1.2, place, f"{share:.0f}%", va="center", fontsize=8)
         axes.barh(0, 0, color=colour, alpha=0.75, label=label)
     if len(sets) > 1:
@@ -177,12 +181,12 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], factor: str) -> Figure | 
     return figure
 
 
-def rates(cells: Sequence[Cell], factor: str) -> Figure | None:
+def rates(cells: Sequence[Cell]) -> Figure | None:
     """Validation accuracy against the learning rate, where it was swept; open markers: the best is at the edge."""
     if not cells or "lr" not in cells[0].levels:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
-    for i, (name, found) in enumerate(by_rate(cells, factor).items()):
+    for i, (name, found) in enumerate(by_rate(cells).items()):
         colour = PALETTE[i % len(PALETTE)]
         axes.plot(list(found), list(found.values()), color=colour, marker=".", label=name)
         best = max(found, key=lambda rate: found[rate])
@@ -198,11 +202,11 @@ def rates(cells: Sequence[Cell], factor: str) -> Figure | None:
     return figure
 
 
-def by_rate(cells: Sequence[Cell], factor: str) -> dict[str, dict[float, float]]:
-    """Mean validation accuracy by learning rate, for each level of the factor in each setting."""
+def by_rate(cells: Sequence[Cell]) -> dict[str, dict[float, float]]:
+    """Mean validation accuracy by learning rate, for each point of the other factors."""
     found: dict[str, dict[float, float]] = {}
     for cell in cells:
-        name = " ".join(level for f, level in cell.levels.items() if f != "lr") or cell.levels.get(factor, "")
+        name = " ".join(level for f, level in cell.levels.items() if f != "lr") or "all"
         found.setdefault(name, {})[float(cell.levels["lr"])] = cell.mean("val_accuracy").mean
     return {name: dict(sorted(rates.items())) for name, rates in found.items()}
 

@@ -15,7 +15,7 @@ from typing import Any
 from metaformer.config import group_dir
 from metaformer.identity import run_id
 from metaformer.run import Planned, now, read_result, write
-from metaformer.schema import ConfigError
+from metaformer.schema import ConfigError, by_closeness
 
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -52,15 +52,17 @@ def entries(planned: Iterable[Planned]) -> list[dict[str, Any]]:
 
 
 def record(study: Mapping[str, Any], planned: Sequence[Planned], overrides: Sequence[str]) -> None:
-    """Keep the first analysis for ever, every later one that differs, and the command and runs of this launch."""
-    path, analysis = path_of(study["name"]), analysis_of(study)
+    """Keep the first analysis and choice of runs for ever, every later one that differs, and this launch's command."""
     launched = read(study["name"]) or {"study": study["name"], "analyses": []}
-    if not launched["analyses"] or launched["analyses"][-1]["analysis"] != analysis:
-        launched["analyses"].append({"time": now(), "analysis": analysis})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = entries(planned)
+    ids = hashlib.sha256(" ".join(sorted(entry["run_id"] for entry in listed)).encode()).hexdigest()[:16]
+    stage = {"analysis": analysis_of(study), "runs": {"n": len(listed), "ids": ids}}
+    if not launched["analyses"] or {k: launched["analyses"][-1].get(k) for k in stage} != stage:
+        launched["analyses"].append({"time": now(), **stage})
+    path_of(study["name"]).parent.mkdir(parents=True, exist_ok=True)
     words = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides if not o.startswith("runtime")]
     command = " ".join(["python -m metaformer.train", *words])
-    save(launched | {"command": command, "source": source(study["name"]), "runs": entries(planned)})
+    save(launched | {"command": command, "source": source(study["name"]), "runs": listed})
 
 
 def source(name: str) -> str:
@@ -116,10 +118,39 @@ def collect(listed: Sequence[Mapping[str, Any]], folder: Path) -> list[Run]:
     return runs
 
 
+def check(study: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a study whose reference or factor is none of its own."""
+    factor, reference = study["analysis"]["factor"], study["reference"]
+    factors = list(listed[0]["levels"])
+    if factor not in factors:
+        expected = ", ".join(by_closeness(factor, factors))
+        raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
+    levels = {entry["levels"][factor] for entry in listed}
+    if reference not in levels:
+        expected = ", ".join(by_closeness(reference, levels))
+        raise ConfigError(f"study.reference={reference}: expected a {factor} of the study, one of {expected}")
+
+
+EXPECTED: dict[str, Any] = {  # what a report uses of a result
+    "run_id": str, "seed": int, "name": str, "choices": dict, "cell_id": str, "metrics": dict, "params": int,
+    "trainable": int, "macs": int | None, "seconds": int | float, "code": str, "versions": dict, "python": str,
+    "device": str, "threads": int, "finished": str, "git": dict | None, "config": dict,
+}  # fmt: skip
+
+
 def _wrong(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     """What makes a result unfit to be counted, or nothing."""
-    if result.get("run_id") != entry["run_id"] or result["seed"] != entry["seed"]:
-        return f"its result.json is that of another run ({result.get('run_id')}, seed {result['seed']})"
+    for key, kind in EXPECTED.items():
+        if key not in result or not isinstance(result[key], kind):
+            return f"its result.json has no usable '{key}'"
+    if result["run_id"] != entry["run_id"] or result["seed"] != entry["seed"]:
+        return f"its result.json is that of another run ({result['run_id']}, seed {result['seed']})"
+    if any(not isinstance(result["config"].get(node), dict) for node in ("data", "model", "recipe", "reference")):
+        return "its result.json has no usable 'config'"
+    if result["git"] is not None and not isinstance(result["git"].get("commit"), str):
+        return "its result.json has no usable 'git'"
+    if not (math.isfinite(result["seconds"]) and result["seconds"] >= 0):
+        return f"seconds is {result['seconds']}"
     for name in METRICS:
         value = result["metrics"].get(name, math.nan)
         if not (isinstance(value, int | float) and 0 <= value <= 1):

@@ -9,6 +9,7 @@ from typing import Any
 
 from metaformer.identity import cell_id
 from metaformer.run import write
+from metaformer.schema import ConfigError
 
 MARK = "wandb.json"  # in the folder of a run that is on a server, with its tags
 
@@ -54,9 +55,22 @@ def final(result: Mapping[str, Any]) -> dict[str, Any]:
     return values | {name: result[name] for name in ("params", "macs", "seconds")}
 
 
-def mark(folder: Path, tags: list[str]) -> None:
+def mark(folder: Path, logger: Mapping[str, Any], tags: list[str]) -> None:
     """Note that a run is on the server, so that nobody uploads it again."""
-    write(folder / MARK, json.dumps({"tags": tags}) + "\n")
+    where = {"project": logger["project"], "entity": logger["entity"]}
+    write(folder / MARK, json.dumps({**where, "tags": tags}) + "\n")
+
+
+def marked(folder: Path, logger: Mapping[str, Any]) -> list[str] | None:
+    """The tags that a run has in this project, or None where it is not there."""
+    try:
+        found = json.loads((folder / MARK).read_text())
+        there = (found["project"], found["entity"]) == (logger["project"], logger["entity"])
+        return list(found["tags"]) if there else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{folder / MARK}: cannot be read ({error}); remove it to upload this run again") from error
 
 
 @contextlib.contextmanager
@@ -92,4 +106,4 @@ def wandb_run(config: Mapping[str, Any], choices: Mapping[str, str], folder: Pat
     finally:
         mirror.attempt(lambda: run.finish(exit_code=code))
         if code == 0 and logger["mode"] == "online" and not mirror.failed:
-            mark(folder, identity["tags"])
+            mark(folder, logger, identity["tags"])

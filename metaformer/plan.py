@@ -32,15 +32,18 @@ ASSUMED_SD = 1.0  # points
 
 def plan(arguments: Sequence[str], console: Console) -> None:
     """Print the state of a study's runs and the power of its seeds."""
-    from metaformer.study import expand
+    from metaformer.study import changes, expand
 
     own = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in ("sd", "from")}
     if len(own) == 2:
         raise ConfigError("sd, from: expected one of them, both say how much the differences scatter")
-    planned = expand([a for a in arguments if a.partition("=")[0] not in own])
+    rest = [a for a in arguments if a.partition("=")[0] not in own]
+    planned = expand(rest)
     config = planned[0].config
     folder = Path(config["runtime"]["runs"])
     runs = launch.collect(launch.entries(planned), folder)
+    if config["study"]["name"] and not changes(rest):
+        launch.check(config["study"], launch.entries(planned))
     study = effective(config["study"], runs)
     console.print(f"[bold]{study['name'] or 'sweep'}[/]: {_states(runs)}", highlight=False)
     seeds, comparisons = _size(study, runs)
@@ -51,15 +54,16 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     analysis = study["analysis"]
     alpha = analysis["alpha"] / (comparisons if analysis["correction"] == "holm" else 1)
     margin = analysis["margin"] / sd
+    plural = "s" * (comparisons > 1)
     console.print(
-        f"{seeds} seeds, {comparisons} comparisons with {study['reference']} in a setting, margin "
+        f"{seeds} seeds, {comparisons} comparison{plural} with {study['reference']} in a setting, margin "
         f"{analysis['margin']:g} points = {margin:.2f} SD of the paired difference ({sd:.2f} points, {source})",
         highlight=False,
     )
     console.print(power_table(seeds, margin, alpha).rich())
     needed = seeds_needed(margin, alpha)
     console.print(
-        f"{needed or 'more than 1,000'} seeds show with 80% that two equal mixers are equivalent", highlight=False
+        f"{needed or 'more than 1,000'} seeds show with 80% that two equal cells are equivalent", highlight=False
     )
 
 
@@ -104,7 +108,7 @@ def _scatter(own: Mapping[str, str], study: Mapping[str, Any], runs: Sequence[Ru
         if len(seeds := c.cell.values.keys() & c.reference.values.keys()) > 1
     ]
     if variances and np.mean(variances) > 0:
-        return float(np.sqrt(np.mean(variances))), f"{source}, {len(variances)} comparisons"
+        return float(np.sqrt(np.mean(variances))), f"{source}, {len(variances)} comparison{'s' * (len(variances) > 1)}"
     if "from" in own:
         raise ConfigError(f"from={own['from']}: it has no two finished seeds of any comparison")
     return ASSUMED_SD, "an assumption: sd=POINTS or from=STUDY replaces it"

@@ -1,12 +1,14 @@
 """What a report says in words: the verdicts, the shares of the variance, the analysis and its history."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from metaformer import launch
 from metaformer.launch import Run
-from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
+from metaformer.stats import Component
+from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Comparison, Verdicts
 
 
 def headline(verdicts: Verdicts, study: Mapping[str, Any]) -> list[str]:
@@ -15,14 +17,18 @@ def headline(verdicts: Verdicts, study: Mapping[str, Any]) -> list[str]:
     for setting in dict.fromkeys(c.setting for c in verdicts.confirmatory):
         family = [c for c in verdicts.confirmatory if c.setting == setting]
         said = [
-            f"{verdict}: " + ", ".join(f"{c.level} {c.difference.mean:+.1f}" for c in family if c.verdict == verdict)
+            f"{verdict}: " + ", ".join(_level(c) for c in family if c.verdict == verdict)
             for verdict in (DIFFERENT, EQUIVALENT, BOTH, INCONCLUSIVE, NONE)
             if any(c.verdict == verdict for c in family)
         ]
         place = f"{setting}, against" if setting else "Against"
-        n = min(c.difference.n for c in family)
+        n = min((c.difference.n for c in family if c.difference.n), default=0)
         sentences.append(f"{place} {study['reference']} (points, n = {n}): {'; '.join(said)}.")
     return [*sentences, claim(verdicts, study)]
+
+
+def _level(c: Comparison) -> str:
+    return f"{c.level} {c.difference.mean:+.1f}" if c.difference.n else c.level
 
 
 def claim(verdicts: Verdicts, study: Mapping[str, Any]) -> str:
@@ -30,13 +36,16 @@ def claim(verdicts: Verdicts, study: Mapping[str, Any]) -> str:
     shares = verdicts.shares
     if shares.reason:
         return f"The variance is not divided up: {shares.reason}."
-    n = min(len(cell.values) for cell in verdicts.cells)
 
-    def words(components: Sequence[Any]) -> str:
-        return ", ".join(f"{c.name} {100 * c.share:.0f}% [{100 * c.low:.0f}, {100 * c.high:.0f}]" for c in components)
+    def words(components: Sequence[Component]) -> str:
+        return ", ".join(f"{c.name} {100 * c.share:.0f}%{interval(c)}" for c in components)
+
+    def interval(c: Component) -> str:
+        return "" if math.isnan(c.low) else f" [{100 * c.low:.0f}, {100 * c.high:.0f}]"
 
     metric = "test" if study["analysis"]["metric"] == "test_accuracy" else "validation"
-    sentence = f"Of the variance in {metric} accuracy over these {len(verdicts.cells)} cells and {n} seeds: "
+    over = f"{len(verdicts.cells)} cells and {shares.seeds} seeds (in brackets nominal 95% intervals over seeds)"
+    sentence = f"Of the variance in {metric} accuracy over these {over}: "
     sentence += words(shares.everything)
     if shares.without_identity:
         sentence += f". Without identity: {words(shares.without_identity)}"
@@ -57,43 +66,48 @@ def left_out(runs: Sequence[Run]) -> list[str]:
 
 
 def analysis_words(study: Mapping[str, Any]) -> str:
-    """The analysis block as a sentence."""
+    """The analysis block as sentences."""
     a = study["analysis"]
+    correction = "Holm's correction within each setting" if a["correction"] == "holm" else "no correction"
     words = [
         f"Metric: {a['metric']}. Factor: {a['factor']}, reference: {study['reference']}.",
-        f"Margin: ±{a['margin']:g} points count as no difference. Alpha: {a['alpha']:g}",
-    ]
-    words[-1] += ", Holm's correction within each setting." if a["correction"] == "holm" else ", not corrected."
-    words.append(
-        "Compared at the same shape, whatever it costs."
+        f"Differences within ±{a['margin']:g} points count as negligible. Alpha: {a['alpha']:g}, {correction}.",
+        "Equivalent: two one-sided paired t tests reject a difference of the margin. Different: the paired t test "
+        "rejects zero, however small the difference. Alpha holds for each of the two kinds of verdict.",
+        "Compared whatever the two cost."
         if a["tolerance"] is None
-        else f"Parameters and MACs may differ by {a['tolerance']:.0%}."
-    )
+        else f"No verdict where parameters or MACs differ by more than {a['tolerance']:.0%}.",
+    ]
     if a["tuned"]:
-        words.append(f"Chosen for each cell by an equal search: {', '.join(a['tuned'])}.")
-    words.append("Equivalent: two one-sided paired t tests reject at the margin. Different: the paired t test rejects.")
+        words.append(f"Declared as chosen for each cell by an equal search: {', '.join(a['tuned'])}.")
     return " ".join(words)
 
 
-def history(study: Mapping[str, Any], launched: Mapping[str, Any] | None, runs: Sequence[Run]) -> str:
-    """When the analysis was fixed, and whether it changed since."""
+def history(study: Mapping[str, Any], launched: Mapping[str, Any] | None, runs: Sequence[Run]) -> tuple[str, bool]:
+    """When the analysis and the runs were fixed and whether they changed since, and whether that asks for caution."""
     if launched is None:
-        return "It was never launched as a study from this folder, so nobody knows when this was fixed."
-    finished = [run.result["finished"] for run in runs if run.result is not None and "finished" in run.result]
-    first = min(finished, default="")
+        return "It was never launched as a study from this folder, so nobody knows when this was fixed.", True
+    ended = sorted(run.result["finished"] for run in runs if run.result is not None)
     stages = list(launched["analyses"])
     if stages[-1]["analysis"] != launch.analysis_of(study):
-        stages.append({"time": "now", "analysis": launch.analysis_of(study)})
-    said = [f"Fixed at the first launch, {stages[0]['time']}"]
-    said[0] += f", {'before' if stages[0]['time'] <= first else 'AFTER'} the first run ended ({first})" if first else ""
-    for before, after in pairwise(stages):
+        stages.append({**stages[-1], "time": "now", "analysis": launch.analysis_of(study)})
+    first = stages[0]["time"]
+    said = [f"Fixed at the first launch, {first}"]
+    before = sum(1 for time in ended if time < first)
+    if before:
+        said[0] += f", when {before} of {len(ended)} runs had ended already, for another study or an earlier sweep"
+    elif ended:
+        said[0] += f", before the first run ended ({ended[0]})"
+    for earlier, later in pairwise(stages):
         changes = [
-            f"{key} {before['analysis'].get(key)} -> {value}"
-            for key, value in after["analysis"].items()
-            if before["analysis"].get(key) != value
+            f"{key} {earlier['analysis'].get(key)} -> {value}"
+            for key, value in later["analysis"].items()
+            if earlier["analysis"].get(key) != value
         ]
-        late = ", after the first run ended" if first and after["time"] > first else ""
-        said.append(f"CHANGED {after['time']}{late}: {', '.join(changes)}")
+        if earlier.get("runs") != later.get("runs"):
+            changes.append(f"{earlier['runs']['n']} -> {later['runs']['n']} runs")
+        looked = ", after the first run ended" if ended and later["time"] > ended[0] else ""
+        said.append(f"CHANGED {later['time']}{looked}: {', '.join(changes)}")
     if len(stages) == 1:
         said.append("not changed since")
-    return "; ".join(said) + "."
+    return "; ".join(said) + ".", bool(before) or len(stages) > 1

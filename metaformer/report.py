@@ -72,9 +72,12 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
         (folder / name).mkdir(parents=True, exist_ok=True)
     tables = all_tables(study, verdicts, runs, folder)
     for name, table in tables.items():
-        if name not in ("runs", "provenance") and table.lines:
-            (folder / "tables" / f"{name}.csv").write_text(table.csv())
-            (folder / "tables" / f"{name}.md").write_text(table.markdown())
+        for kind, content in (("csv", table.csv()), ("md", table.markdown())):
+            file = folder / "tables" / f"{name}.{kind}"
+            if table.lines and name not in ("runs", "provenance"):
+                file.write_text(content)
+            else:
+                file.unlink(missing_ok=True)  # what an earlier report said is not said any more
     rows = [launch.row(run) for run in runs if run.result is not None]
     text = StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -83,6 +86,7 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
     (folder / "results.csv").write_text(text.getvalue())
     if launched is not None:
         launch.save(launched | {"results_sha256": hashlib.sha256(text.getvalue().encode()).hexdigest()})
+    told, caution = history(study, launched, runs)
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())
     content = page.render(
         title=study["name"],
@@ -92,8 +96,8 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
         headline=headline(verdicts, study),
         warnings=[*left_out(runs), *edited],
         analysis=analysis_words(study),
-        history=(told := history(study, launched, runs)),
-        changed="CHANGED" in told,
+        history=told,
+        caution=caution,
         figures=draw(study, verdicts, runs, folder / "figures"),
         tables=tables,
         command=(launched or {}).get("command", f"python -m metaformer.train experiments={study['name']}"),
@@ -110,7 +114,7 @@ def draw(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], fold
     confirmatory = verdicts.confirmatory
     drawn = {
         "accuracy": figures.accuracy(verdicts.cells, metric, factor, study["reference"]),
-        "differences": figures.differences(confirmatory, study["analysis"]["margin"], study["reference"])
+        "differences": figures.differences(confirmatory, study["analysis"], study["reference"])
         if confirmatory
         else None,
         "variance": figures.variance(verdicts.shares.everything, verdicts.shares.without_identity)
@@ -118,7 +122,7 @@ def draw(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], fold
         else None,
         "cost": figures.cost(verdicts, metric, factor),
         "curves": figures.curves(runs, verdicts.cells, factor),
-        "rates": figures.rates(verdicts.cells, factor),
+        "rates": figures.rates(verdicts.cells),
     }
     for name, figure in drawn.items():
         if figure is None:
@@ -175,14 +179,15 @@ def main() -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Judge the study that the command line names, from what is finished of it."""
-    changed = [a for a in arguments if not a.lstrip("+").startswith(("experiments=", "runtime."))]
+    from metaformer.study import changes, expand
+
+    arguments = [a for a in arguments if a not in ("-m", "--multirun")]
+    changed = any(changes(arguments))
     launched = None
     if not changed:
         config = validate(compose(arguments))
         launched = launch.read(config["study"]["name"]) if config["study"]["name"] else None
     if launched is None or launched.get("source") != launch.source(launched["study"]):
-        from metaformer.study import expand
-
         planned = expand(arguments)
         config, listed = planned[0].config, launch.entries(planned)
     else:
@@ -190,6 +195,8 @@ def report(arguments: Sequence[str]) -> None:
     study = config["study"]
     if study["name"] is None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
+    if not changed:
+        launch.check(study, listed)
     runs = launch.collect(listed, Path(config["runtime"]["runs"]))
     console = Console(width=None if sys.stdout.isatty() else 140)
     summarise(study, runs, console, write=not changed)

@@ -141,18 +141,17 @@ class TwoLevelBootstrap:
     """
 
     def __init__(self, images: int, draws: int = 1000) -> None:
-        self.random = np.random.default_rng(0)
-        picked = self.random.integers(images, size=(draws, images))
-        offsets = np.arange(draws)[:, None] * images
-        counts = np.bincount((picked + offsets).ravel(), minlength=draws * images)
-        self.images = (counts.reshape(draws, images) / images).astype(np.float32)
+        random = np.random.default_rng(0)
+        self.images = np.empty((draws, images), dtype=np.float32)  # the weight of each image in each draw
+        for draw in self.images:
+            draw[:] = np.bincount(random.integers(images, size=images), minlength=images) / images
 
     def interval(self, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
         """95% interval of mean(a) - mean(b), `[seeds, images]` bool each."""
         seeds, draws = len(a), len(self.images)
-        weights = self.random.multinomial(seeds, [1 / seeds] * seeds, size=draws).astype(np.float32) / seeds
+        weights = np.random.default_rng(1).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
         difference = a.astype(np.float32) - b.astype(np.float32)
-        means = 100 * np.einsum("di,di->d", weights @ difference, self.images)
+        means = 100 * np.einsum("di,di->d", weights.astype(np.float32) @ difference, self.images)
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
 
@@ -162,11 +161,11 @@ class TwoLevelBootstrap:
 
 @dataclass(frozen=True)
 class Component:
-    """An effect's part of the variance: a share of the whole with a 95% interval, and its p value where it has one."""
+    """An effect's part of the variance: a share of the whole with an interval, and its p value where it has one."""
 
     name: str
     share: float
-    low: float
+    low: float  # NaN below three seeds
     high: float
     p: float | None
 
@@ -175,23 +174,25 @@ def variance_shares(values: np.ndarray, factors: Sequence[str], draws: int = 100
     """How much of the variance comes from which factor.
 
     Args:
-        values: `[levels of factor 1, ..., levels of the last factor, seeds]`, complete, two seeds or more. The last
-            factor is crossed with the seeds: at one seed its levels share initial weights and batches. So a seed
-            within a setting of the others is a block; they are tested against the blocks, the last factor and its
-            interactions against what is left. All factors are fixed: the shares are of these levels.
+        values: `[levels of factor 1, ..., levels of the last factor, seeds]`, complete, two seeds or more. A seed is
+            a block in every setting of the other factors: it has the same batches, and the same initial weights
+            wherever the modules are the same. The last factor and its interactions are tested against `rest`, what
+            differs between its levels from seed to seed; effects of the settings against `seed x setting`. All
+            factors are fixed: the shares are of these levels.
 
     The parts are estimated without bias from the mean squares (omega squared), negative ones as zero. The intervals
-    are percentiles over whole seeds, resampled together in all cells; they speak of seeds, not of other levels.
+    are 95% percentiles over whole seeds, resampled together in all cells: they speak of seeds, not of other levels.
     """
     from scipy import stats
 
     names, parts, tests = _components(values, factors)
     shares = _shares(parts)
     seeds = values.shape[-1]
-    random = np.random.default_rng(0)
-    picked = [pick for pick in random.integers(seeds, size=(draws, seeds)) if len(set(pick)) > 1]
-    resampled = [_shares(_components(values[..., pick], factors, resampled=True)[1]) for pick in picked]
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    low = high = np.full(len(names), np.nan)
+    if seeds > 2:
+        picked = [p for p in np.random.default_rng(0).integers(seeds, size=(draws, seeds)) if len(set(p)) > 1]
+        resampled = [_shares(_components(values[..., pick], factors, resampled=True)[1]) for pick in picked]
+        low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
     p = [None if test is None else float(stats.f.sf(*test)) for test in tests]
     return [Component(*row) for row in zip(names, shares.tolist(), low.tolist(), high.tolist(), p, strict=True)]
 
@@ -216,28 +217,33 @@ def _components(
     treatment, seeds = axes[-1], values.shape[-1]
     levels, settings = values.shape[-2], int(np.prod(values.shape[:-2]))
     means = values.mean(-1)
-    blocks = values.mean(-2, keepdims=True)  # a seed within a setting
-    rest = values - blocks - (means[..., None] - means.mean(-1)[..., None, None])
-    df_block, df_rest = settings * (seeds - 1), settings * (seeds - 1) * (levels - 1)
-    ms_block = levels * float(((blocks - blocks.mean(-1, keepdims=True)) ** 2).sum()) / max(df_block, 1)
-    ms_rest = float((rest**2).sum()) / max(df_rest, 1)
+    blocks = values.mean(-2).reshape(settings, seeds)  # a seed within a setting
+    rest = values - values.mean(-2, keepdims=True) - (means - means.mean(-1, keepdims=True))[..., None]
+    within = blocks - blocks.mean(1, keepdims=True)
+    shared = within.mean(0)  # a seed over all settings
+    df_seed, df_block, df_rest = seeds - 1, (settings - 1) * (seeds - 1), settings * (seeds - 1) * (levels - 1)
+    ms_rest = float((rest**2).sum()) / df_rest
+    ms_seed = settings * levels * float((shared**2).sum()) / df_seed
+    ms_block = levels * float(((within - shared) ** 2).sum()) / df_block if df_block else ms_rest
     if resampled:
-        ms_block, ms_rest = (ms * seeds / (seeds - 1) for ms in (ms_block, ms_rest))
+        ms_rest, ms_seed, ms_block = (ms * seeds / (seeds - 1) for ms in (ms_rest, ms_seed, ms_block))
     names, parts, tests = [], [], []
     for size in range(1, len(axes) + 1):
         for effect in combinations(axes, size):
-            deviation = _effect(means, effect)
             df = int(np.prod([means.shape[axis] - 1 for axis in effect]))
             ms, df_ms = (ms_rest, df_rest) if treatment in effect else (ms_block, df_block)
-            square = float((deviation**2).mean())  # over cells
+            square = float((_effect(means, effect) ** 2).mean())  # over cells
             names.append(" x ".join(factors[axis] for axis in effect))
             parts.append(square - (1 + resampled) * df * ms / values.size)
-            tests.append((square * values.size / df / ms, df, df_ms) if ms > 0 and df_ms > 0 else None)
-    return (
-        [*names, "seed", "rest"],
-        np.array([*parts, (ms_block - ms_rest) / levels, ms_rest]),
-        [*tests, (ms_block / ms_rest, df_block, df_rest) if ms_rest > 0 else None, None],
-    )
+            tests.append((square * values.size / df / ms, df, df_ms) if ms > 0 else None)
+    names.append("seed")
+    parts.append((ms_seed - ms_block) / (settings * levels))
+    tests.append((ms_seed / ms_block, df_seed, df_block or df_rest) if ms_block > 0 else None)
+    if settings > 1:
+        names.append("seed x setting")
+        parts.append((ms_block - ms_rest) / levels)
+        tests.append((ms_block / ms_rest, df_block, df_rest) if ms_rest > 0 else None)
+    return [*names, "rest"], np.array([*parts, ms_rest]), [*tests, None]
 
 
 def _effect(means: np.ndarray, effect: tuple[int, ...]) -> np.ndarray:

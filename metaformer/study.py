@@ -27,10 +27,8 @@ from metaformer.config import conf_dir
 from metaformer.config import register as register_config
 from metaformer.progress import follow
 from metaformer.run import Outcome, Planned, choices_of, code_version, folders_by_id, job, read_result, run_folder
-from metaformer.schema import GROUPS, ConfigError, by_closeness
+from metaformer.schema import GROUPS, ConfigError
 from metaformer.validation import validate
-
-WITHOUT_EFFECT = ("experiments", "runtime", "logger")  # overrides that change no result of a study
 
 
 class StudySweeper(Sweeper):
@@ -54,7 +52,7 @@ class StudySweeper(Sweeper):
         study = planned[0].config["study"]
         runtime = planned[0].config["runtime"]
         if study["name"] and not self._changed(arguments):
-            _check_comparison(study, planned)
+            launch.check(study, launch.entries(planned))
         results = {} if runtime["force"] else {p.folder: read_result(p.folder) for p in planned}
         finished = {folder: result for folder, result in results.items() if result is not None}
         pending = [p for p in planned if p.folder not in finished]
@@ -99,22 +97,17 @@ class StudySweeper(Sweeper):
 
     def _changed(self, arguments: Sequence[str]) -> bool:
         """Whether the command line narrowed or changed the study that its file describes."""
-        arguments = [*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]
-        keys = (argument.lstrip("+~").split("=")[0] for argument in arguments)
-        return any(key != "data.root" and key.replace("/", ".").split(".")[0] not in WITHOUT_EFFECT for key in keys)
+        return bool(changes([*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]))
 
 
-def _check_comparison(study: Mapping[str, Any], planned: Sequence[Planned]) -> None:
-    """Refuse a study whose reference or factor is none of its own."""
-    factor, reference = study["analysis"]["factor"], study["reference"]
-    factors = list(planned[0].levels)
-    if factor not in factors:
-        expected = ", ".join(by_closeness(factor, factors))
-        raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
-    levels = {p.levels[factor] for p in planned}
-    if reference not in levels:
-        expected = ", ".join(by_closeness(reference, levels))
-        raise ConfigError(f"study.reference={reference}: expected a {factor} of the study, one of {expected}")
+def changes(arguments: Sequence[str]) -> list[str]:
+    """The overrides that change which runs a study is made of, or how it is judged."""
+    kept = []
+    for argument in arguments:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key not in ("experiments", "data.root") and key.partition(".")[0] not in ("runtime", "logger"):
+            kept.append(argument)
+    return kept
 
 
 def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> list[Planned]:

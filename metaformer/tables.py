@@ -15,8 +15,8 @@ from rich.table import Table as RichTable
 
 from metaformer import launch
 from metaformer.launch import Run
-from metaformer.stats import BOOTSTRAP_COVERAGE, MCNEMAR_FALSE, Estimate
-from metaformer.verdict import BOTH, INCONCLUSIVE, Comparison, Verdicts, matched
+from metaformer.stats import BOOTSTRAP_COVERAGE, MCNEMAR_FALSE, Component, Estimate
+from metaformer.verdict import BOTH, INCONCLUSIVE, Comparison, Verdicts, matched, tolerance, uneven
 
 CAPTION = "accuracy in %: mean over n seeds ± half of the 95% t interval; differences paired by seed"
 
@@ -52,12 +52,12 @@ class Table:
 def all_tables(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], folder: Path) -> dict[str, Table]:
     return {
         "accuracy": accuracy_table(verdicts, study),
-        "verdicts": verdict_table(verdicts),
+        "verdicts": verdict_table(verdicts, study["analysis"]),
         "variance": _variance_table(verdicts),
         "fairness": _fairness_table(verdicts, study["analysis"]),
         "secondary": _secondary_table(verdicts),
         "exploratory": _exploratory_table(verdicts),
-        "rates": rate_table(verdicts, study["analysis"]["factor"]),
+        "rates": rate_table(verdicts),
         "provenance": _provenance_table(runs),
         "runs": _run_table(runs, folder),
     }
@@ -70,7 +70,7 @@ def accuracy_table(verdicts: Verdicts, study: Mapping[str, Any]) -> Table:
     lines = []
     for cell in verdicts.cells:
         c = compared.get(cell.name)
-        difference = plus_minus(c.difference, "+") if c else ""
+        difference = plus_minus(c.difference, "+") if c and c.difference.n else ""
         if c and c.difference.n != len(cell.values):
             difference += f" (n = {c.difference.n})"
         macs = "uncounted" if cell.first["macs"] is None else f"{cell.first['macs'] / 1e6:,.2f}M"
@@ -78,18 +78,21 @@ def accuracy_table(verdicts: Verdicts, study: Mapping[str, Any]) -> Table:
         verdict = "equivalent" if c and c.verdict == BOTH else c.verdict if c else ""
         costs = [f"{cell.first['params']:,}", macs, f"{cell.seconds:.0f}"]
         lines.append([cell.name, str(len(cell.values)), *accuracies, difference, verdict, *costs])
-    return Table(header, lines, CAPTION)
+    caption = CAPTION if study["analysis"]["metric"] == "test_accuracy" else f"{CAPTION}, of validation accuracy"
+    return Table(header, lines, caption)
 
 
-def verdict_table(verdicts: Verdicts) -> Table:
-    header = ["comparison", "verdict", "difference", "95% interval", "90% interval", "p different", "p equivalent", "n"]
+def verdict_table(verdicts: Verdicts, analysis: Mapping[str, Any]) -> Table:
+    """A line for each confirmatory comparison: verdict, difference, intervals, adjusted p values."""
+    tost = f"{1 - 2 * analysis['alpha']:.0%} interval"
+    header = ["comparison", "verdict", "difference", "95% interval", tost, "p different", "p equivalent", "n"]
     lines = [
         [
             c.name,
             _verdict(c),
-            f"{c.difference.mean:+.2f}",
+            _points(c),
             _interval(c.difference),
-            _interval(c.interval90),
+            _interval(c.tost_interval),
             _p(c.p_difference),
             _p(c.p_equivalence),
             str(c.difference.n),
@@ -98,9 +101,16 @@ def verdict_table(verdicts: Verdicts) -> Table:
         for c in verdicts.confirmatory
     ]
     caption = "Points of accuracy, paired by seed. p values are adjusted within a setting; the intervals are not."
+    if any(c.verdict == INCONCLUSIVE for c in verdicts.confirmatory):
+        caption += " Seeds that would tell: in all, with 80% power, if difference and scatter are as they look now; a"
+        caption += " verdict after adding seeds is a second look, and less sure than its p value."
     if any(line[-1] for line in lines):
         header.append("notes")
     return Table(header, [line[: len(header)] for line in lines], caption, ("verdict", "notes"))
+
+
+def _points(c: Comparison) -> str:
+    return f"{c.difference.mean:+.2f}" if c.difference.n else ""
 
 
 def _interval(e: Estimate) -> str:
@@ -112,15 +122,19 @@ def _variance_table(verdicts: Verdicts) -> Table:
     lines = []
     for c in verdicts.shares.everything:
         other = without.get(c.name)
-        share = f"{100 * c.share:.1f}% [{100 * c.low:.1f}, {100 * c.high:.1f}]"
-        twin = f"{100 * other.share:.1f}% [{100 * other.low:.1f}, {100 * other.high:.1f}]" if other else ""
-        lines.append([c.name, share, _p(c.p), twin, _p(other.p) if other else ""])
+        lines.append([c.name, _share(c), _p(c.p), _share(other) if other else "", _p(other.p) if other else ""])
     caption = (
-        "Seeds are blocks within a setting, all factors fixed: the shares are of these levels, and the intervals "
-        "(whole seeds resampled, nominally 95%; in simulations 62-82% at 3 seeds, 82-91% at 5, 86-95% at 10) speak of "
-        "seeds, not of other architectures or mixers. `rest` is what differs between mixers from seed to seed."
+        "Seeds are blocks, all factors fixed: the shares are of these levels. The intervals resample whole seeds and "
+        "are nominally 95%; in simulations they hold the truth in 55-85% at 3 seeds, 75-95% at 5, 85-95% at 10. They "
+        "speak of seeds, not of other architectures or mixers. `rest` is what differs between mixers from seed to seed."
     )
+    if (ratio := uneven(verdicts.cells)) > 3:
+        caption += f" The seeds of some cells scatter {ratio:.0f} times as much as those of others: p values are rough."
     return Table(["from", "share", "p", "without identity", "p "], lines, caption)
+
+
+def _share(c: Component) -> str:
+    return f"{100 * c.share:.1f}%" + ("" if math.isnan(c.low) else f" [{100 * c.low:.1f}, {100 * c.high:.1f}]")
 
 
 def _fairness_table(verdicts: Verdicts, analysis: Mapping[str, Any]) -> Table:
@@ -131,15 +145,18 @@ def _fairness_table(verdicts: Verdicts, analysis: Mapping[str, Any]) -> Table:
             short if matched(c, key, analysis) else f"not matched ({_percent(c.ratio(key))})"
             for key in ("params", "macs")
         ]
-        lines.append([c.name, f"{c.difference.mean:+.2f}", short, *views, _percent(c.ratio("seconds"))])
-    header = ["comparison", "difference", "same shape", "same parameters", "same MACs", "training time"]
-    caption = "Training time as measured in these runs, several of them at a time on one machine."
-    return Table(header, lines, caption, ("same shape", "same parameters", "same MACs"))
+        lines.append([c.name, _points(c), short, *views, _percent(c.ratio("seconds"))])
+    shape = "same shape" if analysis["factor"] == "mixer" else "as they are"
+    header = ["comparison", "difference", shape, "same parameters", "same MACs", "training time"]
+    caption = (
+        f"Same: within {tolerance(analysis):.0%}. Training time as measured, several runs at a time on one machine."
+    )
+    return Table(header, lines, caption, (shape, "same parameters", "same MACs"))
 
 
 def _secondary_table(verdicts: Verdicts) -> Table:
     lines = [
-        [c.name, f"{c.difference.mean:+.2f}", f"[{c.bootstrap[0]:+.2f}, {c.bootstrap[1]:+.2f}]", _p(c.mcnemar)]
+        [c.name, _points(c), f"[{c.bootstrap[0]:+.2f}, {c.bootstrap[1]:+.2f}]", _p(c.mcnemar)]
         for c in verdicts.confirmatory
         if c.bootstrap is not None
     ]
@@ -170,13 +187,13 @@ def _exploratory_table(verdicts: Verdicts) -> Table:
     return Table(header, lines, "Exploratory: not adjusted for their number.", ("also differs in",))
 
 
-def rate_table(verdicts: Verdicts, factor: str) -> Table:
+def rate_table(verdicts: Verdicts) -> Table:
     if not verdicts.cells or "lr" not in verdicts.cells[0].levels:
         return Table([], [])
     from metaformer.figures import by_rate
 
     lines = []
-    for name, found in by_rate(verdicts.cells, factor).items():
+    for name, found in by_rate(verdicts.cells).items():
         best = max(found, key=lambda rate: found[rate])
         edge = "at the edge of the grid: it may lie outside" if best in (min(found), max(found)) else ""
         lines.append([name, f"{best:g}", f"{found[best]:.2f}", f"{found[best] - min(found.values()):.2f}", edge])
@@ -240,5 +257,5 @@ def _percent(ratio: float | None) -> str:
 def _verdict(c: Comparison) -> str:
     if c.verdict != INCONCLUSIVE:
         return c.verdict
-    more = f"{c.seeds_needed} seeds would tell" if c.seeds_needed else "more than 1,000 seeds would be needed"
+    more = f"about {c.seeds_needed} seeds would tell" if c.seeds_needed else "more than 1,000 seeds would tell"
     return f"{c.verdict}: {more}"

@@ -5,7 +5,7 @@ its reference, and belongs to a family: the comparisons within one setting of th
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -42,7 +42,7 @@ class Cell:
     levels: Mapping[str, str]
     runs: Mapping[int, Mapping[str, Any]]  # result by seed
     values: Mapping[int, float]  # the metric of the study by seed
-    correct: Mapping[int, np.ndarray] = field(repr=False)  # of each test image, by seed
+    images: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(repr=False)  # predictions and labels by seed
 
     @property
     def first(self) -> Mapping[str, Any]:
@@ -65,7 +65,7 @@ class Comparison:
     factor: str
     setting: str  # the levels of the other factors
     difference: Estimate  # with its 95% interval
-    interval90: Estimate  # the one of TOST at 5%
+    tost_interval: Estimate  # 1 - 2 alpha, the one of TOST; neither interval is adjusted
     confounds: list[str]  # why the two are not comparable
     notes: list[str]
     p_difference: float = math.nan  # adjusted within the family where it is confirmatory
@@ -84,9 +84,12 @@ class Comparison:
         return " ".join(filter(None, (self.setting, f"{self.level} - {self.reference.levels[self.factor]}")))
 
     def ratio(self, key: str) -> float | None:
-        """Of params, macs or seconds."""
+        """Of params, macs or seconds; None where it means nothing, like times of two devices."""
+        if not self.cell.runs or not self.reference.runs:
+            return None
         if key == "seconds":
-            return self.cell.seconds / self.reference.seconds if self.reference.seconds else None
+            places = {(run["device"], run["threads"]) for c in (self.cell, self.reference) for run in c.runs.values()}
+            return self.cell.seconds / self.reference.seconds if len(places) == 1 and self.reference.seconds else None
         mine, other = self.cell.first[key], self.reference.first[key]
         return mine / other if mine is not None and other else None
 
@@ -97,6 +100,7 @@ class Shares:
 
     everything: list[Component]
     without_identity: list[Component]
+    seeds: int = 0
     reason: str = ""
 
 
@@ -111,44 +115,48 @@ class Verdicts:
 def judge(study: Mapping[str, Any], runs: Iterable[Run]) -> Verdicts:
     """All that the finished runs of a study say."""
     analysis = study["analysis"]
-    cells = _cells(list(runs), analysis["metric"])
-    pairs = [
-        pair
-        for a, b in combinations(cells, 2)
-        if (pair := _compare(a, b, study)) is not None and set(pair.cell.values) & set(pair.reference.values)
-    ]
-    confirmatory = [p for p in pairs if p.factor == analysis["factor"] and _is_reference(p.reference, study)]
-    exploratory = [p for p in pairs if p not in confirmatory]
+    listed = _cells(list(runs), analysis["metric"])
+    confirmatory, exploratory = [], []
+    for a, b in combinations(listed, 2):
+        pair = _compare(a, b, study)
+        if pair is None:
+            continue
+        if pair.factor == analysis["factor"] and _is_reference(pair.reference, study):
+            confirmatory.append(pair)  # even where nothing is finished: it was planned, and counts in its family
+        elif pair.difference.n:
+            exploratory.append(pair)
+    cells = [cell for cell in listed if cell.runs]
     return Verdicts(
         cells,
-        _secondary(_decide(confirmatory, analysis), analysis),
+        _secondary(_decide(confirmatory, analysis)),
         [_exploratory(pair) for pair in exploratory],
         _shares(cells, analysis),
     )
 
 
 def _cells(runs: Sequence[Run], metric: str) -> list[Cell]:
+    """Every listed cell, the ones without a finished run included."""
     cells = []
     for name in dict.fromkeys(run.cell for run in runs):
-        own = [run for run in runs if run.cell == name and run.result is not None]
+        own = [run for run in runs if run.cell == name]
         results = {run.seed: run.result for run in own if run.result is not None}
-        if not results:
-            continue
         values = {seed: 100 * result["metrics"][metric] for seed, result in results.items()}
-        correct = {run.seed: c for run in own if (c := _correct(run)) is not None} if metric == "test_accuracy" else {}
-        cells.append(Cell(name, own[0].levels, results, values, correct))
+        images = {run.seed: found for run in own if (found := _predictions(run))} if metric == "test_accuracy" else {}
+        cells.append(Cell(name, own[0].levels, results, values, images))
     return cells
 
 
-def _correct(run: Run) -> np.ndarray | None:
-    """Whether each test image was classified correctly, where predictions.npz is there and is that of the result."""
-    try:
-        with np.load(run.folder / "predictions.npz") as file:  # type: ignore[operator]
-            correct = np.asarray(file["predictions"] == file["labels"])
-    except (OSError, ValueError, LookupError, TypeError):
+def _predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+    """What was predicted for each test image and its label, where predictions.npz is that of the result."""
+    if run.folder is None or run.result is None:
         return None
-    assert run.result is not None
-    return correct if abs(correct.mean() - run.result["metrics"]["test_accuracy"]) < 1e-4 else None
+    try:
+        with np.load(run.folder / "predictions.npz") as file:
+            predictions, labels = np.asarray(file["predictions"]), np.asarray(file["labels"])
+    except (OSError, ValueError, LookupError):
+        return None
+    same = abs((predictions == labels).mean() - run.result["metrics"]["test_accuracy"]) < 1e-4
+    return (predictions, labels) if same else None
 
 
 def _is_reference(cell: Cell, study: Mapping[str, Any]) -> bool:
@@ -170,9 +178,9 @@ def _compare(a: Cell, b: Cell, study: Mapping[str, Any]) -> Comparison | None:
         factors[0],
         setting,
         paired_difference(a.values, b.values),
-        paired_difference(a.values, b.values, confidence=0.9),
-        confounds(a, b, factors[0], study),
-        _seed_notes(a, b, seeds),
+        paired_difference(a.values, b.values, confidence=1 - 2 * study["analysis"]["alpha"]),
+        confounds(a, b, factors[0], study) if a.runs and b.runs else [],
+        _seed_notes(a, b, seeds) if seeds else [],
     )
 
 
@@ -211,16 +219,17 @@ def confounds(a: Cell, b: Cell, factor: str, study: Mapping[str, Any]) -> list[s
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is hashed of a configuration, but the seed, as `model.norm`: value; the mixer is one key."""
-    flat: dict[str, Any] = {}
-    for group, node in config.items():
-        if group in UNHASHED or group == "seed":
-            continue
-        if isinstance(node, dict) and group != "mixer":
-            flat |= {f"{group}.{key}": value for key, value in node.items() if (group, key) != ("data", "root")}
+    """What is hashed of a configuration, but the seed, as `model.norm`: value."""
+    hashed = {key: value for key, value in config.items() if key not in (*UNHASHED, "seed")}
+    return {key: value for key, value in _leaves(hashed) if key != "data.root"}
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
         else:
-            flat[group] = node
-    return flat
+            yield f"{path}{key}", value
 
 
 def _belongs(key: str, factor: str, differing: Sequence[str], study: str | None) -> bool:
@@ -234,7 +243,9 @@ def _belongs(key: str, factor: str, differing: Sequence[str], study: str | None)
     own = [k for k in differing if k == factor or k.endswith(f".{factor}")]
     if own:
         return key in own
-    return len(differing) == 1 if factor == study else key.startswith("model.")
+    if factor == study:
+        return len({"mixer" if k.startswith("mixer.") else k for k in differing}) == 1
+    return key.startswith("model.")
 
 
 # ------------------------------------------------------------------ verdicts
@@ -270,12 +281,16 @@ def _differences(c: Comparison) -> list[float]:
 
 
 def _untestable(c: Comparison, differences: Sequence[float]) -> str:
+    if lacking := [cell.name for cell in (c.cell, c.reference) if not cell.runs]:
+        return f"no finished run of {' and '.join(lacking)}"
     if c.confounds:
         return "they differ in more than the factor: " + "; ".join(c.confounds)
+    if not differences:
+        return "no seed that both have"
     if len(differences) < 2:
         return "one seed only: a difference without an interval"
     if np.ptp(differences) < 1e-9:
-        return "no variance between seeds: they change nothing, so that they prove nothing"
+        return "no variance between seeds: the difference is the same at each of them"
     return ""
 
 
@@ -297,17 +312,18 @@ def _verdict(
     return replace(c, p_difference=p_difference, p_equivalence=p_equivalence, verdict=verdict, seeds_needed=needed)
 
 
-def _secondary(comparisons: Sequence[Comparison], analysis: Mapping[str, Any]) -> list[Comparison]:
-    """Add McNemar's test and the bootstrap over seeds and images, where the predictions are there."""
+def _secondary(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Add McNemar's test and the bootstrap over seeds and images, where both were tested on the same images."""
     bootstraps: dict[int, TwoLevelBootstrap] = {}
     added = []
     for c in comparisons:
-        seeds = sorted(c.cell.correct.keys() & c.reference.correct.keys())
-        a, b = (np.array([cell.correct[seed] for seed in seeds]) for cell in (c.cell, c.reference))
-        if len(seeds) >= 2 and a.shape == b.shape and not c.confounds:
-            images = a.shape[1]
-            bootstrap = bootstraps.setdefault(images, TwoLevelBootstrap(images))
-            c = replace(c, mcnemar=mcnemar_p(a, b), bootstrap=bootstrap.interval(a, b))
+        seeds = sorted(c.cell.images.keys() & c.reference.images.keys())
+        pairs = [(c.cell.images[seed], c.reference.images[seed]) for seed in seeds]
+        if len(seeds) >= 2 and not c.confounds and all(np.array_equal(mine[1], other[1]) for mine, other in pairs):
+            a, b = (np.array([pair[i][0] == pair[i][1] for pair in pairs]) for i in (0, 1))
+            if (images := a.shape[1]) not in bootstraps:
+                bootstraps[images] = TwoLevelBootstrap(images)
+            c = replace(c, mcnemar=mcnemar_p(a, b), bootstrap=bootstraps[images].interval(a, b))
         added.append(c)
     return added
 
@@ -320,11 +336,15 @@ def _exploratory(c: Comparison) -> Comparison:
     return replace(c, p_difference=difference_p(differences))
 
 
+def tolerance(analysis: Mapping[str, Any]) -> float:
+    """By how much parameters or MACs may differ where two cells are called matched."""
+    return MATCHED if analysis["tolerance"] is None else float(analysis["tolerance"])
+
+
 def matched(c: Comparison, key: str, analysis: Mapping[str, Any]) -> bool:
     """Whether two cells have the same `params` or `macs` within the tolerance."""
     ratio = c.ratio(key)
-    tolerance = MATCHED if analysis["tolerance"] is None else analysis["tolerance"]
-    return ratio is not None and abs(ratio - 1) <= tolerance
+    return ratio is not None and abs(ratio - 1) <= tolerance(analysis)
 
 
 # ------------------------------------------------------------------ variance
@@ -333,17 +353,19 @@ def matched(c: Comparison, key: str, analysis: Mapping[str, Any]) -> bool:
 def _shares(cells: Sequence[Cell], analysis: Mapping[str, Any]) -> Shares:
     """The decomposition with and without the identity mixer; it needs every cell of the grid."""
     try:
-        everything = _decompose(cells, analysis["factor"])
+        everything, seeds = _decompose(cells, analysis["factor"])
     except ValueError as error:
-        return Shares([], [], str(error))
+        return Shares([], [], reason=str(error))
     mixers = [cell for cell in cells if cell.levels.get("mixer") != "identity"]
     try:
-        return Shares(everything, _decompose(mixers, analysis["factor"]) if len(mixers) < len(cells) else [])
+        without = _decompose(mixers, analysis["factor"])[0] if len(mixers) < len(cells) else []
     except ValueError:
-        return Shares(everything, [])
+        without = []
+    return Shares(everything, without, seeds)
 
 
-def _decompose(cells: Sequence[Cell], factor: str) -> list[Component]:
+def _decompose(cells: Sequence[Cell], factor: str) -> tuple[list[Component], int]:
+    """The components and the number of seeds that all cells have."""
     if not cells:
         raise ValueError("no run is finished")
     treatment = "mixer" if "mixer" in cells[0].levels else factor
@@ -362,4 +384,10 @@ def _decompose(cells: Sequence[Cell], factor: str) -> list[Component]:
     for cell in cells:
         place = tuple(levels[f].index(cell.levels[f]) for f in factors)
         values[place] = [cell.values[seed] for seed in seeds]
-    return variance_shares(values, factors)
+    return variance_shares(values, factors), len(seeds)
+
+
+def uneven(cells: Sequence[Cell]) -> float:
+    """How many times the seeds of one cell scatter as much as those of another, the extremes."""
+    scatter = [float(np.std(list(cell.values.values()), ddof=1)) for cell in cells if len(cell.values) > 1]
+    return max(scatter) / min(scatter) if scatter and min(scatter) > 0 else 1.0

@@ -76,8 +76,8 @@ def result_of(seed: int, accuracy: float, identity: str = "", **changes) -> dict
     return {
         "name": f"run-{identity}", "run_id": identity, "cell_id": "c", "seed": seed, "metrics": metrics, "params": 1000,
         "trainable": 1000, "macs": 2_000_000, "seconds": 10.0, "code": "a", "versions": {"torch": "2"}, "git": None,
-        "python": "3.11", "device": "cpu", "threads": 1, "finished": "2026-01-02T00:00:00+00:00", "config": config,
-        **changes,
+        "choices": {}, "python": "3.11", "device": "cpu", "threads": 1, "finished": "2026-01-02T00:00:00+00:00",
+        "config": config, **changes,
     }  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def runs_of(**cells: list[float]) -> list[Run]:
         levels = {"architecture": architecture, "mixer": mixer} if architecture else {"mixer": mixer}
         changes = {"model_depth": architecture} if architecture else {}
         for seed, accuracy in enumerate(accuracies):
-            result = result_of(seed, accuracy, f"{name}{seed}".replace("_", ""), mixer={"_target_": mixer}, **changes)
+            changes["mixer__target_"] = mixer
+            result = result_of(seed, accuracy, f"{name}{seed}".replace("_", ""), **changes)
             cell = " ".join(levels.values())
             made.append(Run(cell, levels, mixer, seed, result["run_id"], None, result))
     return made

@@ -64,8 +64,8 @@ def launched(tmp_path):
     path = launch.path_of("mine")
     path.parent.mkdir(parents=True)
     analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
-    launch.save({"study": "mine", "analyses": analyses, "source": launch.source("mine"), "runs": listed})
     (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    launch.save({"study": "mine", "analyses": analyses, "source": launch.source("mine"), "runs": listed})
     return launch.collect(listed, tmp_path / "runs")
 
 
@@ -91,6 +91,10 @@ def test_a_run_that_is_there_for_another_study_gets_a_tag_and_nothing_else(serve
     assert len(server.logged) == logged
     assert server.started[-1]["tags"] == ["mixer:identity", "first", "second"]
     assert dashboard.sync(folders, None, LOGGER) == (0, 6)
+    assert dashboard.sync(folders, None, {**LOGGER, "project": "other"}) == (6, 0)
+    (folders[0] / MARK).write_text("{")
+    with pytest.raises(ConfigError, match=r"wandb\.json: cannot be read"):
+        dashboard.sync(folders, None, LOGGER)
 
 
 def test_an_upload_that_breaks_off_goes_on(server, launched):

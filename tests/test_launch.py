@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import compose, on_disk, runs_of, study
@@ -22,8 +23,10 @@ def test_the_first_analysis_is_kept_and_a_changed_one_beside_it(tmp_path):
     assert launch.read("mine") == first
     assert first["command"] == "python -m metaformer.train experiments=mine data.root=FOLDER"
     launch.record(study(margin=3.0), planned(tmp_path), COMMAND)
+    more = [*planned(tmp_path), replace(planned(tmp_path)[0], config=compose("data=digits", "seed=1"))]
+    launch.record(study(margin=3.0), more, COMMAND)
     analyses = launch.read("mine")["analyses"]
-    assert [entry["analysis"]["margin"] for entry in analyses] == [1.0, 3.0]
+    assert [(entry["analysis"]["margin"], entry["runs"]["n"]) for entry in analyses] == [(1.0, 1), (3.0, 1), (3.0, 2)]
     assert analyses[0] == first["analyses"][0]
 
 
@@ -32,6 +35,17 @@ def test_a_broken_launch_file_is_named(tmp_path):
     launch.path_of("mine").write_text("{")
     with pytest.raises(ConfigError, match=r"launch\.json: cannot be read"):
         launch.read("mine")
+
+
+def test_a_factor_or_reference_that_is_none_is_refused():
+    listed = [{"levels": {"mixer": m, "norm": "group"}} for m in ("pooling", "identity")]
+    launch.check(study(), listed)
+    with pytest.raises(
+        ConfigError, match=r"study\.analysis\.factor=mixr: expected a factor of the study, one of mixer"
+    ):
+        launch.check(study(factor="mixr"), listed)
+    with pytest.raises(ConfigError, match=r"study\.reference=poling: expected a mixer of the study, one of pooling"):
+        launch.check(study() | {"reference": "poling"}, listed)
 
 
 @pytest.fixture
@@ -68,6 +82,11 @@ def test_missing_failed_duplicate_and_corrupt_runs_have_a_reason(listed, tmp_pat
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ({"device": None}, "no usable 'device'"),
+        ({"macs": "many"}, "no usable 'macs'"),
+        ({"config": {}}, "no usable 'config'"),
+        ({"git": {"commit": None}}, "no usable 'git'"),
+        ({"seconds": NAN}, "seconds is nan"),
         ({"seed": 7}, "its result.json is that of another run"),
         ({"run_id": "other"}, "its result.json is that of another run"),
         ({"metrics": {"train_accuracy": 0.5, "val_accuracy": 0.5, "test_accuracy": NAN}}, "test_accuracy is nan"),

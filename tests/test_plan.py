@@ -24,7 +24,7 @@ def said(tmp_path):
 def test_power_of_a_stated_scatter(said):
     text = said("experiments=mine", "sd=1.5")
     assert "mine: 6 runs: 6 not started" in text
-    assert "3 seeds, 1 comparisons with pooling in a setting, margin 3 points = 2.00 SD" in text
+    assert "3 seeds, 1 comparison with pooling in a setting, margin 3 points = 2.00 SD" in text
     assert "1.50 points, as stated" in text
     assert "3 (planned)                    56%" in text
     assert "5                              95%" in text
@@ -47,7 +47,7 @@ def test_the_scatter_of_another_study(said, tmp_path):
     path.parent.mkdir(parents=True)
     analyses = [{"time": "2026-01-01T00:00:00+00:00", "analysis": launch.analysis_of(study())}]
     launch.save({"study": "other", "analyses": analyses, "runs": on})
-    assert "(2.00 points, from the finished runs of other, 1 comparisons)" in said("experiments=mine", "from=other")
+    assert "(2.00 points, from the finished runs of other, 1 comparison)" in said("experiments=mine", "from=other")
 
 
 @pytest.mark.parametrize(

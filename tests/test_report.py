@@ -90,7 +90,7 @@ def test_the_page_is_self_contained_and_says_it_all(tmp_path, finished):
         "left out, not started: attention (seed 2)",
         "Fixed at the first launch, 2026-01-01T00:00:00+00:00, before the first run ended",
         "not changed since",
-        "Margin: ±1 points",
+        "Differences within ±1 points count as negligible",
         "Of the variance in test accuracy over these 3 cells",
         "attention lacks seed 2: the 2 common seeds are used",
         "../../runs/run-pooling0/",
@@ -117,10 +117,15 @@ def test_an_analysis_that_changed_after_the_first_run_is_told(finished):
     launched = launch.read("mine")
     late = {"time": "2026-01-03T00:00:00+00:00", "analysis": launch.analysis_of(study(margin=2.0))}
     launched["analyses"].append(late)
-    said = prose.history(study(margin=2.0), launched, finished)
+    said, caution = prose.history(study(margin=2.0), launched, finished)
     assert "CHANGED 2026-01-03T00:00:00+00:00, after the first run ended: margin 1.0 -> 2.0" in said
-    assert "CHANGED now" in prose.history(study(margin=2.0, alpha=0.1), launched, finished)
-    assert "never launched" in prose.history(study(), None, finished)
+    assert caution
+    assert "CHANGED now" in prose.history(study(margin=2.0, alpha=0.1), launched, finished)[0]
+    assert "never launched" in prose.history(study(), None, finished)[0]
+    launched["analyses"] = [{**late, "runs": {"n": n, "ids": n}} for n in (9, 15)]
+    said = prose.history(study(margin=2.0), launched, finished)[0]
+    assert "when 8 of 8 runs had ended already" in said
+    assert "9 -> 15 runs" in said
 
 
 def test_results_changed_by_hand_are_noticed_and_kept(tmp_path, finished):
@@ -132,6 +137,16 @@ def test_results_changed_by_hand_are_noticed_and_kept(tmp_path, finished):
     assert results.read_text() == honest
     assert "0.94" in results.with_name("results.edited.csv").read_text()
     assert "changed by hand" not in summarised(finished)
+
+
+def test_what_an_earlier_report_said_is_not_left_behind(tmp_path, finished):
+    summarised(finished)
+    tables_left = tmp_path / "experiments" / "mine" / "tables"
+    assert (tables_left / "variance.md").exists()
+    lost = [replace(r, result=None, problem="failed") if r.seed else r for r in finished]
+    summarised(lost)
+    assert not (tables_left / "variance.md").exists()
+    assert "one seed only" in (tables_left / "verdicts.md").read_text()
 
 
 def test_a_narrowed_study_leaves_the_files(tmp_path):
@@ -153,9 +168,11 @@ def test_a_sweep_of_anything_has_a_table():
 def test_a_best_rate_at_the_edge_is_flagged(tmp_path):
     runs = runs_of(**{f"{rate}_{mixer}": [0.5 + 0.1 * rate] for rate in (1, 2, 3) for mixer in ("x", "pooling")})
     runs = [replace(r, levels={"lr": r.levels["architecture"], "mixer": r.mixer}) for r in runs]
-    table = tables.rate_table(judge(study(), runs), "mixer")
+    table = tables.rate_table(judge(study(), runs))
     assert table.lines[0][0:2] == ["x", "3"]
     assert "edge" in table.lines[0][-1]
+    alone = [replace(r, cell=r.levels["lr"], levels={"lr": r.levels["lr"]}) for r in runs if r.mixer == "x"]
+    assert [line[:2] for line in tables.rate_table(judge(study(factor="lr"), alone)).lines] == [["all", "3"]]
     summarised(runs)
     assert (tmp_path / "experiments" / "mine" / "figures" / "rates.svg").exists()
 
@@ -174,7 +191,7 @@ def test_the_command(tmp_path, cli):
     again = cli("report", "experiments=mine")
     assert again.returncode == 0, again.stderr
     assert page.exists()
-    assert "Margin: ±3 points" in page.read_text()
+    assert "within ±3 points" in page.read_text()
     shutil.rmtree(tmp_path / "experiments" / "mine" / "figures")
     narrowed = cli("report", "experiments=mine", "seed=0,1")
     assert "stay as they are" in narrowed.stdout

@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import result_of, runs_of, study
+from conftest import on_disk, result_of, runs_of, study
+from scipy import stats
 
 from metaformer import verdict
 from metaformer.launch import Run
-from metaformer.stats import difference_p, equivalence_p, holm
+from metaformer.stats import difference_p, equivalence_p, holm, seeds_needed
 from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
 
 BASE = [0.80, 0.82, 0.81, 0.83, 0.79]
@@ -40,8 +41,12 @@ def test_the_four_verdicts():
         "same": EQUIVALENT, "better": DIFFERENT, "less": BOTH, "unclear": INCONCLUSIVE,
     }  # fmt: skip
     assert found["better"].difference.mean == pytest.approx(5)
-    assert found["better"].interval90.low > found["better"].difference.low
-    assert found["unclear"].seeds_needed > 5
+    low, high = stats.t.interval(0.9, 4, 5, 0.5 / np.sqrt(5))
+    assert (found["better"].tost_interval.low, found["better"].tost_interval.high) == pytest.approx((low, high))
+    narrow = by_level(judge(study(alpha=0.01), runs_of(pooling=BASE, better=shifted(5, 0.5))).confirmatory)["better"]
+    assert narrow.tost_interval.low == pytest.approx(stats.t.interval(0.98, 4, 5, 0.5 / np.sqrt(5))[0])
+    d = [100 * (m - r) for m, r in zip(shifted(1, 2), BASE, strict=True)]
+    assert found["unclear"].seeds_needed == seeds_needed(1 / np.std(d, ddof=1), 0.05 / 4, 1 / np.std(d, ddof=1))
     assert found["same"].seeds_needed is None
 
 
@@ -60,13 +65,16 @@ def test_p_values_are_adjusted_within_a_setting_and_not_over_settings():
 
 
 def test_other_pairs_are_exploratory():
-    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1), b_pooling=BASE, b_x=shifted(1, 1))
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1, 1), b_pooling=BASE, b_x=shifted(1, 1))
     found = judge(study(), runs)
     assert {c.name for c in found.confirmatory} == {"a x - pooling", "a y - pooling", "b x - pooling"}
     assert {(c.name, c.factor) for c in found.exploratory} == {
         ("a x - y", "mixer"), ("pooling a - b", "architecture"), ("x a - b", "architecture"),
     }  # fmt: skip
     assert all(c.verdict == "" for c in found.exploratory)
+    (pair,) = [c for c in found.exploratory if c.factor == "mixer"]
+    d = [100 * (m - r) for m, r in zip(shifted(1, 1), shifted(2, 1, 1), strict=True)]
+    assert pair.p_difference == pytest.approx(difference_p(d))
     assert not any(c.confounds for c in found.exploratory)
 
 
@@ -121,6 +129,9 @@ def test_a_key_as_factor_allows_that_key_and_a_row_of_a_list_one_thing():
     (both,) = judge(norm, run("base", "norm") + run("layer", "norm", model_norm="layer", model_act="relu")).confirmatory
     assert both.confounds == ["model.act (relu against None)"]
     rows = study(factor="mine") | {"reference": "base"}
+    other = {"mixer__target_": "y", "mixer_pool_size": 3}
+    (mixer,) = judge(rows, run("base", "mine") + run("hybrid", "mine", **other)).confirmatory
+    assert mixer.confounds == []
     (one,) = judge(rows, run("base", "mine") + run("relu", "mine", model_act="relu")).confirmatory
     assert one.confounds == []
     (two,) = judge(rows, run("base", "mine") + run("relu", "mine", model_act="relu", recipe_lr=1)).confirmatory
@@ -130,7 +141,7 @@ def test_a_key_as_factor_allows_that_key_and_a_row_of_a_list_one_thing():
 def test_one_seed_gives_no_verdict_and_says_why():
     (found,) = judge(study(), runs_of(pooling=[0.8], x=[0.9])).confirmatory
     assert found.verdict == NONE
-    assert found.notes == ["one seed only: a difference without an interval"]
+    assert "one seed only: a difference without an interval" in found.notes
 
 
 def test_unequal_seeds_use_the_common_ones_and_say_so():
@@ -165,13 +176,67 @@ def test_shares_need_the_whole_grid():
     whole = runs_of(a_pooling=BASE, a_identity=shifted(-5, 1), a_x=shifted(1, 1),
                     b_pooling=shifted(8, 1), b_identity=shifted(2, 1, 1), b_x=shifted(9, 1, 2))  # fmt: skip
     shares = judge(study(), whole).shares
-    assert [c.name for c in shares.everything] == ["architecture", "mixer", "architecture x mixer", "seed", "rest"]
+    assert [c.name for c in shares.everything] == [
+        "architecture", "mixer", "architecture x mixer", "seed", "seed x setting", "rest",
+    ]  # fmt: skip
     assert shares.everything[0].share > 0.5
     assert shares.without_identity[1].share < shares.everything[1].share
     partial = judge(study(), [run for run in whole if run.cell != "b x"]).shares
     assert "not a full grid" in partial.reason
     one = judge(study(), [run for run in whole if run.seed == 0]).shares
     assert "two seeds" in one.reason
+
+
+def test_what_has_no_finished_run_counts_in_its_family_and_has_a_reason():
+    """A mixer that failed on all seeds must not make the others significant."""
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=BASE, b_pooling=BASE, b_x=BASE)
+    lost = [replace(r, result=None, problem="failed") if r.cell in ("a y", "b pooling") else r for r in runs]
+    found = {c.name: c for c in judge(study(), lost).confirmatory}
+    alone = judge(study(), [r for r in lost if r.cell in ("a pooling", "a x")]).confirmatory[0]
+    assert found["a x - pooling"].p_difference == pytest.approx(2 * alone.p_difference)
+    assert (found["a y - pooling"].verdict, found["a y - pooling"].notes) == (NONE, ["no finished run of a y"])
+    assert found["b x - pooling"].notes == ["no finished run of b pooling"]
+    apart = runs_of(pooling=BASE, x=BASE)
+    apart = [r for r in apart if (r.seed < 2) == (r.mixer == "x")]
+    (none,) = judge(study(), apart).confirmatory
+    assert none.notes == ["no seed that both have"]
+
+
+def test_an_option_of_the_mixer_as_factor():
+    def run(size: int, **changes):
+        results = [result_of(seed, 0.7 + 0.01 * seed * size, mixer_pool_size=size, **changes) for seed in (0, 1)]
+        return [Run(f"pool_size={size}", {"pool_size": str(size)}, "pooling", r["seed"], "", None, r) for r in results]
+
+    sizes = study(factor="pool_size") | {"reference": "3"}
+    (clean,) = judge(sizes, run(3) + run(5)).confirmatory
+    assert clean.confounds == []
+    (both,) = judge(sizes, run(3) + run(5, mixer__target_="other")).confirmatory
+    assert both.confounds == ["mixer._target_ (other against x)"]
+
+
+def test_secondary_methods_need_the_same_images_and_honest_predictions(tmp_path):
+    runs = runs_of(pooling=[0.7, 0.8, 0.75], x=[0.8, 0.9, 0.8], y=[0.8, 0.9, 0.8], z=[0.8, 0.9, 0.8])
+    on_disk(runs, tmp_path)
+    runs = [replace(r, folder=tmp_path / r.result["name"]) for r in runs]
+    for run in runs:
+        if run.mixer == "y":  # other images
+            np.savez(run.folder / "predictions.npz", predictions=np.ones(200), labels=np.ones(200))
+            run.result["metrics"]["test_accuracy"] = 1.0
+        if run.mixer == "z":  # predictions that are not those of the result
+            np.savez(run.folder / "predictions.npz", predictions=np.zeros(200), labels=np.zeros(200))
+    found = by_level(judge(study(), runs).confirmatory)
+    assert found["x"].bootstrap is not None
+    assert found["y"].bootstrap is None
+    assert found["z"].bootstrap is None
+    confounded = [replace(r, result={**r.result, "code": r.mixer}) for r in runs]
+    assert by_level(judge(study(), confounded).confirmatory)["x"].mcnemar is None
+
+
+def test_times_of_two_devices_are_not_compared():
+    runs = runs_of(pooling=BASE, x=shifted(1, 1))
+    assert judge(study(), runs).confirmatory[0].ratio("seconds") == 1
+    moved = [replace(r, result={**r.result, "device": r.mixer}) for r in runs]
+    assert judge(study(), moved).confirmatory[0].ratio("seconds") is None
 
 
 def test_matched_views():
