@@ -14,7 +14,7 @@ from typing import Any
 
 from metaformer.config import group_dir
 from metaformer.identity import run_id
-from metaformer.run import Planned, now, read_result, write
+from metaformer.run import Planned, is_held, now, read_result, write
 from metaformer.schema import ConfigError, by_closeness
 
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy")
@@ -162,7 +162,7 @@ def _unfinished(folder: Path) -> str:
     try:
         return "failed: " + str(json.loads((folder / "failed.json").read_text())["reason"])
     except FileNotFoundError:
-        return "not finished"
+        return "running" if is_held(folder) else "not finished"
     except (ValueError, LookupError, OSError) as error:
         return f"failed; its failed.json cannot be read ({error})"
 

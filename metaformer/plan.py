@@ -22,6 +22,7 @@ from metaformer.config import USER_ERRORS, check_local_files, explain_or_raise
 from metaformer.launch import Run
 from metaformer.report import effective
 from metaformer.schema import ConfigError
+from metaformer.slots import places
 from metaformer.stats import difference_power, equivalence_power, seeds_needed
 from metaformer.tables import Table
 from metaformer.verdict import judge
@@ -46,6 +47,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         launch.check(config["study"], launch.entries(planned))
     study = effective(config["study"], runs)
     console.print(f"[bold]{study['name'] or 'sweep'}[/]: {_states(runs)}", highlight=False)
+    if left := _left(runs, config["runtime"]):
+        console.print(left, highlight=False)
     seeds, comparisons = _size(study, runs)
     if not comparisons:
         console.print("nothing is compared with a reference: there is no power to speak of")
@@ -70,6 +73,28 @@ def plan(arguments: Sequence[str], console: Console) -> None:
 def _states(runs: Sequence[Run]) -> str:
     counts = Counter(run.problem.partition(":")[0] or "finished" for run in runs)
     return f"{len(runs)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def _left(runs: Sequence[Run], runtime: Mapping[str, Any]) -> str:
+    """How long the rest takes here, by the time of the finished runs of the same cell, or of all; and their size."""
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        if run.result is not None:
+            seconds.setdefault(run.cell, []).append(run.result["seconds"])
+    if not seconds:
+        return ""
+    everything = [value for values in seconds.values() for value in values]
+    todo = [run for run in runs if run.result is None]
+    total = sum(float(np.mean(seconds.get(run.cell, everything))) for run in todo)
+    at_once = places(runtime["accelerator"], runtime["per_gpu"])
+    folders = [run.folder for run in runs if run.result is not None and run.folder is not None]
+    size = float(
+        np.mean([sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) for folder in folders])
+    )
+    words = [f"{sum(everything) / 3600:.2f} hours of training done"]
+    if todo:
+        words.append(f"about {total / 3600:.2f} to do, {total / 60 / at_once:.0f} minutes with {at_once} at a time")
+    return ", ".join([*words, f"{size * len(runs) / 2**20:.0f} MB in the end"])
 
 
 def _size(study: Mapping[str, Any], runs: Sequence[Run]) -> tuple[int, int]:

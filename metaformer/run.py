@@ -209,6 +209,17 @@ def lock(folder: Path) -> Iterator[None]:
         held.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work on a run."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 # What goes on round the runs and not in them.
 ROUND = (
     *("study", "launch", "progress", "mirror", "stats", "verdict", "tables", "prose", "figures"),

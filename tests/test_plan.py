@@ -1,11 +1,18 @@
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
-from conftest import on_disk, runs_of, study
+from conftest import on_disk, result_of, runs_of, study
 from rich.console import Console
 from test_report import YAML
 
 from metaformer import launch, plan
+from metaformer.config import cores
+from metaformer.run import lock
 from metaformer.schema import ConfigError
 from metaformer.stats import equivalence_power
+from metaformer.study import expand
 
 
 @pytest.fixture
@@ -72,3 +79,22 @@ def test_the_command_answers_without_torch(cli, said):
     done = cli("plan", "-m", "mixer=pooling,identity", "seed=0,1")
     assert done.returncode == 0, done.stderr
     assert "sweep: 4 runs: 4 not started" in done.stdout
+
+
+def test_what_is_done_running_and_left(said, tmp_path):
+    planned = expand(["experiments=mine"])
+    runs = [launch.Run(**entry, folder=None, result=None) for entry in launch.entries(planned)]
+    done = []
+    for run in runs[:3]:
+        result = result_of(run.seed, 0.5 + 0.01 * run.seed, run.run_id, name=f"x-{run.run_id}", seconds=1200.0)
+        done.append(replace(run, result=result))
+    on_disk(done, tmp_path / "runs")
+    (tmp_path / "runs" / f"x-{runs[3].run_id}").mkdir()
+    (tmp_path / "runs" / f"x-{runs[3].run_id}" / "failed.json").write_text('{"reason": "diverged: loss is nan"}')
+    with lock(tmp_path / "runs" / f"x-{runs[4].run_id}"):
+        child = (
+            "import sys; from metaformer import plan; sys.argv[1:] = ['experiments=mine', 'runtime=cpu']; plan.main()"
+        )
+        text = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, cwd=tmp_path).stdout
+    assert "mine: 6 runs: 3 finished, 1 failed, 1 running, 1 not started" in text
+    assert f"1.00 hours of training done, about 1.00 to do, {60 / cores():.0f} minutes with {cores()} at a time" in text
