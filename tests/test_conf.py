@@ -57,10 +57,12 @@ def test_committed_results_are_those_of_the_study(name):
     file = repository() / "experiments" / name / "results.csv"
     if not file.exists():
         pytest.skip("no results committed")
+    planned = expand([f"experiments={name}"])
+    if "fingerprint" not in planned[0].config["data"] and planned[0].config["data"]["name"] == "image_folder":
+        pytest.skip("the ids carry a fingerprint of images that are not here")
     with file.open(newline="") as opened:
         recorded = {(row["cell"], row["seed"]): row["run"].rpartition("-")[2] for row in csv.DictReader(opened)}
-    planned = {(p.cell, str(p.config["seed"])): run_id(p.config) for p in expand([f"experiments={name}"])}
-    assert recorded == planned
+    assert recorded == {(p.cell, str(p.config["seed"])): run_id(p.config) for p in planned}
 
 
 def test_the_paper_model_is_s12():
