@@ -10,9 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from metaformer.comparison import Cell, Comparison
 from metaformer.launch import Run
 from metaformer.stats import Component, Estimate, mean_interval
-from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Cell, Comparison, Verdicts
+from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
 
 matplotlib.use("agg")
 matplotlib.rcParams |= {  # text stays text; the same file for the same numbers

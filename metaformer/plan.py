@@ -128,9 +128,9 @@ def _scatter(own: Mapping[str, str], study: Mapping[str, Any], runs: Sequence[Ru
         study = {"name": own["from"], "reference": latest.pop("reference"), "analysis": latest}
         source = f"from the finished runs of {own['from']}"
     variances = [
-        float(np.var([c.cell.values[s] - c.reference.values[s] for s in seeds], ddof=1))
+        float(np.var(c.differences, ddof=1))
         for c in (judge(study, runs).confirmatory if any(run.result for run in runs) else [])
-        if len(seeds := c.cell.values.keys() & c.reference.values.keys()) > 1
+        if c.difference.n > 1
     ]
     if variances and np.mean(variances) > 0:
         return float(np.sqrt(np.mean(variances))), f"{source}, {len(variances)} comparison{'s' * (len(variances) > 1)}"

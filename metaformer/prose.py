@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 from metaformer import launch
+from metaformer.comparison import Comparison
 from metaformer.launch import Run
 from metaformer.stats import Component
-from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Comparison, Verdicts
+from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
 
 
 def headline(verdicts: Verdicts, study: Mapping[str, Any]) -> list[str]:

@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from metaformer import launch
+from metaformer.comparison import Comparison, matched, tolerance
 from metaformer.launch import Run
 from metaformer.stats import BOOTSTRAP_COVERAGE, MCNEMAR_FALSE, Component, Estimate
-from metaformer.verdict import BOTH, INCONCLUSIVE, Comparison, Verdicts, matched, tolerance, uneven
+from metaformer.verdict import BOTH, INCONCLUSIVE, Verdicts, uneven
 
 CAPTION = "accuracy in %: mean over n seeds ± half of the 95% t interval; differences paired by seed"
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import on_disk, result_of, runs_of, study
 from scipy import stats
 
-from metaformer import verdict
+from metaformer import comparison
 from metaformer.launch import Run
 from metaformer.stats import difference_p, equivalence_p, holm, seeds_needed
 from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
@@ -246,5 +246,5 @@ def test_matched_views():
     analysis = study(tolerance=None)["analysis"]
     (found,) = judge(study(tolerance=None), runs).confirmatory
     assert found.verdict != NONE
-    assert not verdict.matched(found, "params", analysis)
-    assert verdict.matched(found, "macs", analysis)
+    assert not comparison.matched(found, "params", analysis)
+    assert comparison.matched(found, "macs", analysis)
