@@ -229,9 +229,10 @@ ROUND = (
 
 @cache
 def code_version() -> str:
-    """A hash of the code that results come from: it tells two versions apart, installed or in a checkout."""
+    """A hash of the code and the embedded images that results come from, installed or in a checkout."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for file in sorted([*package.glob("*.py"), *package.glob("assets/*.npz")]):
         if file.stem not in ROUND:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import yaml
 from conftest import MIXERS, TINY, compose, repository
 from rich.console import Console
 
-from metaformer import classifier, mixers, study, training, zoo
+from metaformer import classifier, mixers, run, study, training, zoo
 from metaformer.classifier import Classifier
 from metaformer.identity import run_id
 from metaformer.run import read_result, run_folder, train
@@ -349,6 +350,24 @@ def test_finished_runs_of_other_code_are_noted(monkeypatch):
     monkeypatch.setattr(study, "code_version", lambda: "b")
     study._note_other_code([{"code": c} for c in "aba"] + [{}], console)
     assert "3 finished runs were made by other code" in console.export_text()
+
+
+def test_the_code_version_is_that_of_what_trains(monkeypatch, tmp_path):
+    package = tmp_path / "package"
+    shutil.copytree(Path(run.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(run, "__file__", str(package / "run.py"))
+
+    def version_after(file: str) -> str:
+        with (package / file).open("ab") as changed:
+            changed.write(b"#")
+        return run.code_version.__wrapped__()
+
+    first = run.code_version.__wrapped__()
+    assert first == run.code_version()
+    assert version_after("report.py") == first
+    assert version_after("stats.py") == first
+    assert len({first, version_after("block.py"), version_after("assets/fashion_small.npz")}) == 3
+    assert all((package / f"{name}.py").exists() for name in run.ROUND)
 
 
 def test_a_run_that_diverges_fails_and_says_where():
