@@ -117,7 +117,7 @@ def compare(a: Cell, b: Cell, study: Mapping[str, Any]) -> Comparison | None:
         return None
     if factors[0] == study["analysis"]["factor"] and is_reference(a, study):
         a, b = b, a
-    setting = " ".join(f"{level}" for factor, level in a.levels.items() if factor != factors[0])
+    setting = " ".join(level for factor, level in a.levels.items() if factor != factors[0])
     seeds = a.values.keys() & b.values.keys()
     return Comparison(
         a,

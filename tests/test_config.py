@@ -47,7 +47,7 @@ def error_of(*overrides: str) -> str:
         (["model.stem=[4,0,0]"], "model.stem=[4, 0, 0]: expected kernel, stride, padding"),
         (["study.name=../x"], "study.name=../x: expected letters"),
         (["study.analysis.margin=0"], "study.analysis.margin=0.0: expected points of accuracy, above 0"),
-        (["study.analysis.alpha=5"], "study.analysis.alpha=5.0: expected a probability"),
+        (["study.analysis.alpha=5"], "study.analysis.alpha=5.0: expected a small probability"),
         (["study.analysis.tolerance=-1"], "study.analysis.tolerance=-1.0: expected a share"),
         (
             ["study.analysis.tuned=[recipe.lrr]"],
