@@ -109,10 +109,8 @@ def _check_study(config: dict[str, Any]) -> None:
     analysis = config["study"]["analysis"]
     if not 0 < analysis["margin"] < 100:
         raise ConfigError(f"study.analysis.margin={analysis['margin']}: expected points of accuracy, above 0")
-    if not 0 < analysis["alpha"] < 1:
-        raise ConfigError(
-            f"study.analysis.alpha={analysis['alpha']}: expected a probability between 0 and 1, like 0.05"
-        )
+    if not 0 < analysis["alpha"] < 0.5:
+        raise ConfigError(f"study.analysis.alpha={analysis['alpha']}: expected a small probability, like 0.05")
     if analysis["tolerance"] is not None and not 0 <= analysis["tolerance"] < float("inf"):
         raise ConfigError(f"study.analysis.tolerance={analysis['tolerance']}: expected a share like 0.1, or null")
     groups = ("model", "data", "recipe")
