@@ -41,7 +41,7 @@ def summarise(study: Mapping[str, Any], runs: Sequence[Run], console: Console, *
     console.print(accuracy_table(verdicts, study).rich())
     for line in headline(verdicts, study):
         console.print(line, markup=False, highlight=False)
-    for line in left_out(runs):
+    for line in left_out(runs) if study["name"] else []:
         console.print(line, style="yellow", markup=False, highlight=False)
     if write:
         console.print(f"written: {write_files(study, verdicts, runs, console)}")

@@ -36,7 +36,7 @@ def readme_folder(tmp_path):
         if name := re.match(r"# (\w+\.py)", snippet):
             (tmp_path / name[1]).write_text(snippet)
     for text in [text for kind, text in BLOCKS if kind == "yaml"]:
-        name = re.match(r"# (\S+\.yaml)", text)
+        name = re.search(r"^# (\S+\.yaml)$", text, re.MULTILINE)
         (tmp_path / name[1]).parent.mkdir(exist_ok=True)
         (tmp_path / name[1]).write_text(text)
     return tmp_path
