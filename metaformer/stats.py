@@ -6,6 +6,7 @@ scipy and statsmodels are imported where they are used: `--help` needs neither.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -95,6 +96,7 @@ def difference_power(n: int, difference: float, alpha: float) -> float:
     return float((stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift)).mean())
 
 
+@cache
 def _sample_sds(n: int) -> np.ndarray:
     """Quantiles of the sample SD of `n` values with SD 1, equally likely."""
     from scipy import stats
