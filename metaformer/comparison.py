@@ -1,7 +1,7 @@
 """What is compared with what, and whether that is fair: cells of finished runs, and pairs that differ in one factor."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,10 @@ class Cell:
     @property
     def seconds(self) -> float:
         return float(np.mean([run["seconds"] for run in self.runs.values()]))
+
+    def setting(self, factor: str) -> str:
+        """The levels of the other factors, in words."""
+        return " ".join(level for other, level in self.levels.items() if other != factor)
 
     def mean(self, metric: str) -> Estimate:
         return mean_interval([100 * run["metrics"][metric] for run in self.runs.values()])
@@ -117,13 +121,12 @@ def compare(a: Cell, b: Cell, study: Mapping[str, Any]) -> Comparison | None:
         return None
     if factors[0] == study["analysis"]["factor"] and is_reference(a, study):
         a, b = b, a
-    setting = " ".join(level for factor, level in a.levels.items() if factor != factors[0])
     seeds = a.values.keys() & b.values.keys()
     return Comparison(
         a,
         b,
         factors[0],
-        setting,
+        a.setting(factors[0]),
         paired_difference(a.values, b.values),
         paired_difference(a.values, b.values, confidence=1 - 2 * study["analysis"]["alpha"]),
         confounds(a, b, factors[0], study) if a.runs and b.runs else [],
@@ -131,10 +134,10 @@ def compare(a: Cell, b: Cell, study: Mapping[str, Any]) -> Comparison | None:
     )
 
 
-def _seed_notes(a: Cell, b: Cell, common: Iterable[int]) -> list[str]:
+def _seed_notes(a: Cell, b: Cell, common: Collection[int]) -> list[str]:
     lacking = {cell.name: sorted(other.values.keys() - cell.values.keys()) for cell, other in ((a, b), (b, a))}
     words = [f"{name} lacks seed {', '.join(map(str, seeds))}" for name, seeds in lacking.items() if seeds]
-    return [f"{'; '.join(words)}: the {len(list(common))} common seeds are used"] if words else []
+    return [f"{'; '.join(words)}: the {len(common)} common seeds are used"] if words else []
 
 
 # ------------------------------------------------------------------ is it fair
@@ -160,7 +163,7 @@ def confounds(a: Cell, b: Cell, factor: str, study: Mapping[str, Any]) -> list[s
                 found.append(f"{name} {mine / other - 1:+.0%} (tolerance {analysis['tolerance']:.0%})")
     seeds = a.runs.keys() & b.runs.keys()
     for key in ("code", "versions"):
-        if any(a.runs[seed].get(key) != b.runs[seed].get(key) for seed in seeds):
+        if any(a.runs[seed][key] != b.runs[seed][key] for seed in seeds):
             found.append({"code": "another version of the code", "versions": "other versions of the libraries"}[key])
     return found
 
@@ -204,3 +207,20 @@ def matched(c: Comparison, key: str, analysis: Mapping[str, Any]) -> bool:
     """Whether two cells have the same `params` or `macs` within the tolerance."""
     ratio = c.ratio(key)
     return ratio is not None and abs(ratio - 1) <= tolerance(analysis)
+
+
+# ------------------------------------------------------------------ learning rates
+
+
+def by_rate(cells: Sequence[Cell]) -> dict[str, dict[float, float]]:
+    """Mean validation accuracy by learning rate, for each point of the other factors."""
+    found: dict[str, dict[float, float]] = {}
+    for cell in cells:
+        found.setdefault(cell.setting("lr") or "all", {})[float(cell.levels["lr"])] = cell.mean("val_accuracy").mean
+    return {name: dict(sorted(rates.items())) for name, rates in found.items()}
+
+
+def best_rate(found: Mapping[float, float]) -> tuple[float, bool]:
+    """The rate with the best accuracy, and whether it is at the edge of the grid: a better one may lie outside."""
+    best = max(found, key=lambda rate: found[rate])
+    return best, best in (min(found), max(found))

@@ -5,7 +5,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -149,3 +149,16 @@ def explain_or_raise(error: Exception) -> None:
     message = " ".join(message.split())
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def answer(doc: str | None, action: Callable[[list[str]], None]) -> None:
+    """The body of a command: its help, or `action` on its arguments, where an error of the user's is one line."""
+    arguments = sys.argv[1:]
+    if set(arguments) & {"-h", "--help"}:
+        print(doc)
+        return
+    try:
+        check_local_files()
+        action(arguments)
+    except USER_ERRORS as error:
+        explain_or_raise(error)

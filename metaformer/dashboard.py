@@ -9,18 +9,16 @@ and the runs wait in wandb/ for `wandb sync`, and the workspace and report are w
 Workspace and report need the extra: pip install 'metaformer-bench[dashboard]'.
 """
 
-import csv
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metaformer import launch, prose, report, tables
-from metaformer.config import USER_ERRORS, check_local_files, compose, explain_or_raise
+from metaformer.config import answer, compose
 from metaformer.launch import Run
-from metaformer.mirror import final, mark, marked, wandb_identity
-from metaformer.run import read_result, write
+from metaformer.mirror import final, mark, marked, start, wandb_identity
+from metaformer.run import read_curve, read_result, write
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
 from metaformer.verdict import Verdicts, judge
@@ -43,7 +41,7 @@ def sync(folders: Sequence[Path], study: str | None, logger: Mapping[str, Any]) 
         if there == tags:
             continue
         try:
-            with _started(logger, **identity | {"tags": tags}, config=result["config"]) as run:
+            with start(logger, {"silent": True}, **identity | {"tags": tags}, config=result["config"]) as run:
                 if there is None:
                     _log(run, folder, result)
         except Exception as error:
@@ -56,9 +54,8 @@ def sync(folders: Sequence[Path], study: str | None, logger: Mapping[str, Any]) 
 
 
 def _log(run: Any, folder: Path, result: Mapping[str, Any]) -> None:
-    with (folder / "metrics.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            run.log({key: float(value) for key, value in row.items() if value}, step=int(row["epoch"]))
+    for row in read_curve(folder):
+        run.log({key: float(value) for key, value in row.items() if value}, step=int(row["epoch"]))
     run.summary.update(final(result))
 
 
@@ -66,37 +63,24 @@ def summarise(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run],
     """One run for the study: its tables, figures and verdicts."""
     import wandb
 
-    folder = Path("experiments") / study["name"]
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    report.draw(study, verdicts, runs, folder / "figures")
+    figures = launch.folder_of(study["name"]) / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    report.draw(study, verdicts, runs, figures)
     content: dict[str, Any] = {
         f"tables/{name}": wandb.Table(columns=list(table.header), data=table.lines)
-        for name, table in tables.all_tables(study, verdicts, runs, folder).items()
-        if table.lines and name not in ("runs", "provenance")
+        for name, table in tables.all_tables(study, verdicts).items()
+        if table.lines
     }
-    content |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted((folder / "figures").glob("*.png"))}
+    content |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted(figures.glob("*.png"))}
     said: dict[str, Any] = {f"verdict/{c.name}": c.verdict for c in verdicts.confirmatory}
     said |= {f"share/{c.name}": c.share for c in verdicts.shares.everything}
     identity = {"id": f"study-{study['name']}", "name": study["name"], "job_type": "study", "tags": [study["name"]]}
     try:
-        with _started(logger, **identity, config={"study": dict(study)}) as run:
+        with start(logger, {"silent": True}, **identity, config={"study": dict(study)}) as run:
             run.log(content)
             run.summary.update({**said, "headline": "\n".join(prose.headline(verdicts, study))})
     except Exception as error:
         raise ConfigError(f"wandb: {_line(error)}; the same command tries again") from error
-
-
-def _started(logger: Mapping[str, Any], **options: Any) -> Any:
-    import wandb
-
-    return wandb.init(
-        project=logger["project"],
-        entity=logger["entity"],
-        mode=logger["mode"],
-        resume="allow",
-        settings=wandb.Settings(init_timeout=60, silent=True),
-        **options,
-    )
 
 
 def _line(error: Exception) -> str:
@@ -239,7 +223,7 @@ def publish(study: Mapping[str, Any], runs: Sequence[Run], logger: Mapping[str, 
             except Exception as error:
                 raise ConfigError(f"wandb: {_line(error)}; the summary run was written") from error
         return [f"{name}: {view.url}" for name, view in views.items()]
-    folder = Path("experiments") / study["name"] / "wandb"
+    folder = launch.folder_of(study["name"]) / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     for name, view in views.items():
         write(folder / f"{name}.json", json.dumps(spec_of(view), indent=1) + "\n")
@@ -247,19 +231,13 @@ def publish(study: Mapping[str, Any], runs: Sequence[Run], logger: Mapping[str, 
 
 
 def main() -> None:
-    arguments = [a for a in sys.argv[1:] if a != "--sync"]
-    if set(arguments) & {"-h", "--help"}:
-        print(__doc__)
-        return
-    try:
-        check_local_files()
-        command(arguments, only_sync="--sync" in sys.argv)
-    except USER_ERRORS as error:
-        explain_or_raise(error)
+    answer(__doc__, command)
 
 
-def command(arguments: Sequence[str], *, only_sync: bool) -> None:
-    """Sync runs, or publish a study."""
+def command(arguments: Sequence[str]) -> None:
+    """Publish a study, or with --sync upload runs."""
+    only_sync = "--sync" in arguments
+    arguments = [argument for argument in arguments if argument != "--sync"]
     groups = {argument.lstrip("+~").partition("=")[0].partition(".")[0] for argument in arguments}
     if odd := sorted(groups - set(ALLOWED)):
         raise ConfigError(f"{odd[0]}: belongs to the runs; what can be set here is {', '.join(ALLOWED)}")

@@ -1,6 +1,5 @@
 """The pictures of a report. Each function draws one and returns it; `save` writes it as PNG and SVG."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -10,8 +9,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from metaformer.comparison import Cell, Comparison
+from metaformer.comparison import Cell, Comparison, best_rate, by_rate
 from metaformer.launch import Run
+from metaformer.run import read_curve
 from metaformer.stats import Component, Estimate, mean_interval
 from metaformer.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
 
@@ -43,20 +43,22 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     svg = StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
-    (folder / f"{name}.svg").write_text(svg.getvalue())
-    return svg.getvalue()[svg.getvalue().index("<svg") :]
+    text = svg.getvalue()
+    (folder / f"{name}.svg").write_text(text)
+    return text[text.index("<svg") :]
 
 
 def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) -> Figure:
     """Each cell: seeds as dots, the mean and its 95% t interval."""
     figure, axes = _rows(len(cells))
-    for place, cell in zip(_places(cells, factor), cells, strict=True):
+    places = _places(cells, factor)
+    for place, cell in zip(places, cells, strict=True):
         colour = "#c0392b" if cell.levels[factor] == reference else "#1f4e79"
-        values, estimate = list(cell.values.values()), mean_interval(list(cell.values.values()))
+        values, estimate = list(cell.values.values()), cell.mean(metric)
         axes.plot(values, [place - 0.22] * len(values), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
         _interval(axes, estimate, place, colour, 2.0)
         axes.plot([estimate.mean], [place], "D", color=colour, markersize=5)
-    _label_rows(axes, [cell.name for cell in cells], _places(cells, factor))
+    _label_rows(axes, [cell.name for cell in cells], places)
     n = _span(len(cell.values) for cell in cells)
     axes.set_xlabel(f"{_words(metric)} in %: mean and 95% t interval over n = {n} seeds; dots are seeds")
     return figure
@@ -77,7 +79,7 @@ def differences(comparisons: Sequence[Comparison], analysis: Mapping[str, Any], 
         _interval(axes, c.difference, place, colour, 1.2)
         _interval(axes, c.tost_interval, place, colour, 3.2)
         axes.plot([c.difference.mean], [place], "D", color=colour, markersize=5)
-    _label_rows(axes, [f"{c.cell.name}" for c in comparisons], places)
+    _label_rows(axes, [c.cell.name for c in comparisons], places)
     handles = [
         plt.Line2D([], [], color=COLOURS[verdict], marker="D", markersize=5, label=verdict)
         for verdict in (EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE)
@@ -133,7 +135,7 @@ def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
             x = value / {"params": 1e3, "macs": 1e6, "seconds": 1}[key]
             points.append((x, cell.mean(metric).mean))
             colour = PALETTE[levels.index(cell.levels[factor]) % len(PALETTE)]
-            marker = MARKERS[settings.index(_setting(cell, factor)) % len(MARKERS)]
+            marker = MARKERS[settings.index(cell.setting(factor)) % len(MARKERS)]
             axes.plot(*points[-1], marker, color=colour, markersize=6, alpha=0.85, markeredgewidth=0)
             published = cell.first["config"]["reference"]
             if _on_imagenet(cell) and published["top1"] is not None and published.get(key) is not None:
@@ -163,7 +165,7 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], factor: str) -> Figure | 
     for cell in cells:
         if not traces[cell.name]:
             continue
-        axes = panels.flat[settings.index(_setting(cell, factor))]
+        axes = panels.flat[settings.index(cell.setting(factor))]
         colour = PALETTE[levels.index(cell.levels[factor]) % len(PALETTE)]
         length = min(map(len, traces[cell.name]))
         estimates = [mean_interval([trace[i] for trace in traces[cell.name]]) for i in range(length)]
@@ -190,8 +192,8 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
     for i, (name, found) in enumerate(by_rate(cells).items()):
         colour = PALETTE[i % len(PALETTE)]
         axes.plot(list(found), list(found.values()), color=colour, marker=".", label=name)
-        best = max(found, key=lambda rate: found[rate])
-        face = "white" if best in (min(found), max(found)) else colour
+        best, at_edge = best_rate(found)
+        face = "white" if at_edge else colour
         axes.plot([best], [found[best]], "o", markersize=8, markerfacecolor=face, markeredgecolor=colour)
     axes.set_xscale("log")
     ticks = sorted({float(cell.levels["lr"]) for cell in cells})
@@ -201,15 +203,6 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
     axes.set_ylabel("validation accuracy in %")
     figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure
-
-
-def by_rate(cells: Sequence[Cell]) -> dict[str, dict[float, float]]:
-    """Mean validation accuracy by learning rate, for each point of the other factors."""
-    found: dict[str, dict[float, float]] = {}
-    for cell in cells:
-        name = " ".join(level for f, level in cell.levels.items() if f != "lr") or "all"
-        found.setdefault(name, {})[float(cell.levels["lr"])] = cell.mean("val_accuracy").mean
-    return {name: dict(sorted(rates.items())) for name, rates in found.items()}
 
 
 # ------------------------------------------------------------------ parts
@@ -226,7 +219,7 @@ def _places(cells: Sequence[Cell], factor: str) -> list[float]:
     """A height for each cell, from the top, with a gap between settings."""
     places, place = [], 0.0
     for before, cell in zip([None, *cells], cells, strict=False):
-        place -= 1.0 if before is None or _setting(before, factor) == _setting(cell, factor) else 1.6
+        place -= 1.0 if before is None or before.setting(factor) == cell.setting(factor) else 1.6
         places.append(place)
     return places
 
@@ -242,13 +235,9 @@ def _interval(axes: Any, estimate: Estimate, place: float, colour: str, width: f
         axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=width, solid_capstyle="butt")
 
 
-def _setting(cell: Cell, factor: str) -> str:
-    return " ".join(level for f, level in cell.levels.items() if f != factor)
-
-
 def _levels(cells: Sequence[Cell], factor: str) -> tuple[list[str], list[str]]:
     levels = list(dict.fromkeys(cell.levels[factor] for cell in cells))
-    return levels, list(dict.fromkeys(_setting(cell, factor) for cell in cells))
+    return levels, list(dict.fromkeys(cell.setting(factor) for cell in cells))
 
 
 def _legend(levels: Sequence[str], settings: Sequence[str]) -> list[Any]:
@@ -269,8 +258,7 @@ def _trace(run: Run) -> list[float]:
     if run.result is None or run.folder is None:
         return []
     try:
-        with (run.folder / "metrics.csv").open(newline="") as file:
-            return [100 * float(row["val_accuracy"]) for row in csv.DictReader(file)]
+        return [100 * float(row["val_accuracy"]) for row in read_curve(run.folder)]
     except (OSError, ValueError, LookupError):
         return []
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from metaformer.config import group_dir
 from metaformer.identity import run_id
-from metaformer.run import Planned, is_held, now, read_result, write
+from metaformer.run import Planned, folders_by_id, is_held, now, read_result, write
 from metaformer.schema import ConfigError, by_closeness
 
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy")
@@ -34,8 +34,13 @@ class Run:
     problem: str = ""
 
 
+def folder_of(name: str) -> Path:
+    """Where the files of a study go, under the working directory."""
+    return Path("experiments") / name
+
+
 def path_of(name: str) -> Path:
-    return Path("experiments") / name / "launch.json"
+    return folder_of(name) / "launch.json"
 
 
 def analysis_of(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,15 +56,14 @@ def entries(planned: Iterable[Planned]) -> list[dict[str, Any]]:
     ]
 
 
-def record(study: Mapping[str, Any], planned: Sequence[Planned], overrides: Sequence[str]) -> None:
+def record(study: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> None:
     """Keep the first analysis and choice of runs for ever, every later one that differs, and this launch's command."""
     launched = read(study["name"]) or {"study": study["name"], "analyses": []}
-    listed = entries(planned)
     ids = hashlib.sha256(" ".join(sorted(entry["run_id"] for entry in listed)).encode()).hexdigest()[:16]
     stage = {"analysis": analysis_of(study), "runs": {"n": len(listed), "ids": ids}}
     if not launched["analyses"] or {k: launched["analyses"][-1].get(k) for k in stage} != stage:
         launched["analyses"].append({"time": now(), **stage})
-    path_of(study["name"]).parent.mkdir(parents=True, exist_ok=True)
+    folder_of(study["name"]).mkdir(parents=True, exist_ok=True)
     words = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides if not o.startswith("runtime")]
     command = " ".join(["python -m metaformer.train", *words])
     save(launched | {"command": command, "source": source(study["name"]), "runs": listed})
@@ -93,9 +97,7 @@ def read(name: str) -> dict[str, Any] | None:
 
 def collect(listed: Sequence[Mapping[str, Any]], folder: Path) -> list[Run]:
     """Every listed run with its result, or with the reason why it has none; nothing is dropped or averaged."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*-*")):
-        found.setdefault(path.name.rpartition("-")[2], []).append(path)
+    found = folders_by_id(folder)
     runs = []
     for entry in listed:
         paths = found.get(entry["run_id"], [])

@@ -3,12 +3,14 @@
 import csv
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from metaformer.mirror import Mirror
+from metaformer.run import read_curve
 
 
 class MetricsFile(L.Callback):
@@ -42,13 +44,10 @@ class MetricsFile(L.Callback):
         if self.mirror is not None:
             self.mirror.log(row)
 
-    def rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+    def rows(self) -> list[dict[str, str]]:
+        return read_curve(self.path.parent) if self.path.exists() else []
 
-    def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
+    def _write(self, rows: Sequence[Mapping[str, Any]], mode: str) -> None:
         with self.path.open(mode, newline="") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             if mode == "w":

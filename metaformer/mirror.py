@@ -73,6 +73,14 @@ def marked(folder: Path, logger: Mapping[str, Any]) -> list[str] | None:
         raise ConfigError(f"{folder / MARK}: cannot be read ({error}); remove it to upload this run again") from error
 
 
+def start(logger: Mapping[str, Any], settings: Mapping[str, Any], **options: Any) -> Any:
+    """A wandb run where the `logger` node of a configuration says; resumed where its id is known there."""
+    import wandb
+
+    where = {name: logger[name] for name in ("project", "entity", "mode")}
+    return wandb.init(**where, resume="allow", settings=wandb.Settings(init_timeout=60, **settings), **options)
+
+
 @contextlib.contextmanager
 def wandb_run(config: Mapping[str, Any], choices: Mapping[str, str], folder: Path) -> Iterator[Mirror | None]:
     """A wandb run that is finished whatever happens; None where none is wanted or none can be had."""
@@ -80,20 +88,9 @@ def wandb_run(config: Mapping[str, Any], choices: Mapping[str, str], folder: Pat
     if not logger["wandb"] or config["debug"]["mode"] != "none":
         yield None
         return
-    import wandb
-
     identity = wandb_identity(config, choices, folder)
     try:
-        run = wandb.init(
-            project=logger["project"],
-            entity=logger["entity"],
-            mode=logger["mode"],
-            dir=folder,
-            config=dict(config),
-            resume="allow",
-            settings=wandb.Settings(init_timeout=60),
-            **identity,
-        )
+        run = start(logger, {}, dir=folder, config=dict(config), **identity)
     except Exception as error:
         print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
         yield None

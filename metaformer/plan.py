@@ -18,14 +18,14 @@ import numpy as np
 from rich.console import Console
 
 from metaformer import launch
-from metaformer.config import USER_ERRORS, check_local_files, explain_or_raise
+from metaformer.config import answer
 from metaformer.launch import Run
 from metaformer.report import effective
 from metaformer.schema import ConfigError
 from metaformer.slots import places
 from metaformer.stats import difference_power, equivalence_power, seeds_needed
 from metaformer.tables import Table
-from metaformer.verdict import judge
+from metaformer.verdict import first_step, judge
 
 SEEDS = (3, 5, 8, 10, 15, 20, 30)
 ASSUMED_SD = 1.0  # points
@@ -42,9 +42,10 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     planned = expand(rest)
     config = planned[0].config
     folder = Path(config["runtime"]["runs"])
-    runs = launch.collect(launch.entries(planned), folder)
+    listed = launch.entries(planned)
     if config["study"]["name"] and not changes(rest):
-        launch.check(config["study"], launch.entries(planned))
+        launch.check(config["study"], listed)
+    runs = launch.collect(listed, folder)
     study = effective(config["study"], runs)
     console.print(f"[bold]{study['name'] or 'sweep'}[/]: {_states(runs)}", highlight=False)
     if left := _left(runs, config["runtime"]):
@@ -55,7 +56,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         return
     sd, source = _scatter(own, study, runs, folder)
     analysis = study["analysis"]
-    alpha = analysis["alpha"] / (comparisons if analysis["correction"] == "holm" else 1)
+    alpha = first_step(analysis, comparisons)
     margin = analysis["margin"] / sd
     plural = "s" * (comparisons > 1)
     console.print(
@@ -151,17 +152,8 @@ def power_table(planned: int, margin: float, alpha: float) -> Table:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if set(arguments) & {"-h", "--help"}:
-        print(__doc__)
-        return
-    try:
-        check_local_files()
-        plan(
-            [a for a in arguments if a not in ("-m", "--multirun")], Console(width=None if sys.stdout.isatty() else 120)
-        )
-    except USER_ERRORS as error:
-        explain_or_raise(error)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    answer(__doc__, lambda arguments: plan([a for a in arguments if a not in ("-m", "--multirun")], console))
 
 
 if __name__ == "__main__":

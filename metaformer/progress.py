@@ -1,6 +1,5 @@
 """How far a study is, read from the files of its runs: a table on a terminal, a line for each run elsewhere."""
 
-import csv
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from metaformer.run import Planned
+from metaformer.run import Planned, read_curve
 
 
 @contextmanager
@@ -35,8 +34,7 @@ def follow(planned: Sequence[Planned], pending: Sequence[Planned], console: Cons
 def last_row(folder: Path) -> dict[str, str] | None:
     """The newest whole row of a run's metrics.csv."""
     try:
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("seconds")]
+        rows = [row for row in read_curve(folder) if row.get("seconds")]
     except OSError:
         return None
     return rows[-1] if rows else None

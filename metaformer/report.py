@@ -17,12 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from metaformer import launch
-from metaformer.config import USER_ERRORS, check_local_files, compose, explain_or_raise
+from metaformer.config import answer, compose
 from metaformer.launch import Run
 from metaformer.prose import analysis_words, headline, history, left_out
 from metaformer.run import now
 from metaformer.schema import ConfigError
-from metaformer.tables import accuracy_table, all_tables
+from metaformer.tables import accuracy_table, all_tables, provenance_table, run_table
 from metaformer.validation import validate
 from metaformer.verdict import Verdicts, judge
 
@@ -47,7 +47,7 @@ def summarise(study: Mapping[str, Any], runs: Sequence[Run], console: Console, *
         console.print(f"written: {write_files(study, verdicts, runs, console)}")
     elif study["name"]:
         console.print(
-            f"not the whole study as it is defined: the files of experiments/{study['name']} stay as they are"
+            f"not the whole study as it is defined: the files of {launch.folder_of(study['name'])} stay as they are"
         )
 
 
@@ -63,18 +63,18 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
     """results.csv, tables/, figures/ and report.html in experiments/NAME; the last one's path."""
     from jinja2 import Environment
 
-    folder = Path("experiments") / study["name"]
+    folder = launch.folder_of(study["name"])
     launched = launch.read(study["name"])
     edited = _edited(folder / "results.csv", launched)
     for warning in edited:
         console.print(warning, style="yellow", markup=False)
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    tables = all_tables(study, verdicts, runs, folder)
+    tables = all_tables(study, verdicts)
     for name, table in tables.items():
         for kind, content in (("csv", table.csv()), ("md", table.markdown())):
             file = folder / "tables" / f"{name}.{kind}"
-            if table.lines and name not in ("runs", "provenance"):
+            if table.lines:
                 file.write_text(content)
             else:
                 file.unlink(missing_ok=True)  # what an earlier report said is not said any more
@@ -99,7 +99,7 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
         history=told,
         caution=caution,
         figures=draw(study, verdicts, runs, folder / "figures"),
-        tables=tables,
+        tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs, folder)},
         command=(launched or {}).get("command", f"python -m metaformer.train experiments={study['name']}"),
     )
     (folder / "report.html").write_text(content)
@@ -111,12 +111,9 @@ def draw(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], fold
     from metaformer import figures
 
     metric, factor = study["analysis"]["metric"], study["analysis"]["factor"]
-    confirmatory = verdicts.confirmatory
     drawn = {
         "accuracy": figures.accuracy(verdicts.cells, metric, factor, study["reference"]),
-        "differences": figures.differences(confirmatory, study["analysis"], study["reference"])
-        if confirmatory
-        else None,
+        "differences": figures.differences(verdicts.confirmatory, study["analysis"], study["reference"]),
         "variance": figures.variance(verdicts.shares.everything, verdicts.shares.without_identity)
         if verdicts.shares.everything
         else None,
@@ -166,15 +163,7 @@ def print_run(status: str, folder: str, result: Mapping[str, Any], console: Cons
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if set(arguments) & {"-h", "--help"}:
-        print(__doc__)
-        return
-    try:
-        check_local_files()
-        report(arguments)
-    except USER_ERRORS as error:
-        explain_or_raise(error)
+    answer(__doc__, report)
 
 
 def report(arguments: Sequence[str]) -> None:

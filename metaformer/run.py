@@ -6,6 +6,7 @@ runs/pooling-tiny-fashion_small-s0-1a2b3c4d/
 """
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -52,12 +53,17 @@ def choices_of(hydra: Any) -> dict[str, str]:
     return {group: str(hydra.runtime.choices.get(group)) for group in groups}
 
 
-def folders_by_id(runs: Path) -> dict[str, Path]:
-    """Every run folder under `runs` by the id that ends its name."""
-    return {path.name.rpartition("-")[2]: path for path in sorted(runs.glob("*-*"), reverse=True)}
+def folders_by_id(runs: Path) -> dict[str, list[Path]]:
+    """The run folders under `runs` by the id that ends their name; more than one where somebody made a copy."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(runs.glob("*-*")):
+        found.setdefault(path.name.rpartition("-")[2], []).append(path)
+    return found
 
 
-def run_folder(config: Mapping[str, Any], choices: Mapping[str, str], known: Mapping[str, Path] | None = None) -> Path:
+def run_folder(
+    config: Mapping[str, Any], choices: Mapping[str, str], known: Mapping[str, list[Path]] | None = None
+) -> Path:
     """The folder of a run: found by its id, or else named for people by what was chosen.
 
     Args:
@@ -69,7 +75,7 @@ def run_folder(config: Mapping[str, Any], choices: Mapping[str, str], known: Map
     identity = run_id(config)
     words = [choices["mixer"], choices["model"], config["data"]["name"], f"s{config['seed']}", identity]
     name = "-".join(words).replace("/", "_")
-    return (folders_by_id(runs) if known is None else known).get(identity, runs / name)
+    return (folders_by_id(runs) if known is None else known).get(identity, [runs / name])[0]
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -86,6 +92,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if reason:
         raise ConfigError(f"{path}: cannot be read ({reason}); remove it to train this run again")
     return result
+
+
+def read_curve(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv, one an epoch."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def job(cfg: DictConfig) -> Outcome:

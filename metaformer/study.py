@@ -51,8 +51,10 @@ class StudySweeper(Sweeper):
         planned = plan(self.hydra_context.config_loader, self.config, arguments)
         study = planned[0].config["study"]
         runtime = planned[0].config["runtime"]
-        if study["name"] and not self._changed(arguments):
-            launch.check(study, launch.entries(planned))
+        listed = launch.entries(planned)
+        whole = bool(study["name"]) and not self._changed(arguments)
+        if whole:
+            launch.check(study, listed)
         results = {} if runtime["force"] else {p.folder: read_result(p.folder) for p in planned}
         finished = {folder: result for folder, result in results.items() if result is not None}
         pending = [p for p in planned if p.folder not in finished]
@@ -65,15 +67,14 @@ class StudySweeper(Sweeper):
         if study["question"]:
             console.print(study["question"], markup=False)
         _note_other_code(finished.values(), console)
-        if study["name"] and not self._changed(arguments):
-            launch.record(study, planned, list(self.config.hydra.overrides.task))
+        if whole:
+            launch.record(study, listed, list(self.config.hydra.overrides.task))
         outcomes: list[Outcome] = []
         if pending:
             with follow(planned, pending, console, show=runtime["progress"]):
                 outcomes = self._launch(pending)
         failures = [o for o in outcomes if o["status"] in ("failed", "refused")]
-        runs = launch.collect(launch.entries(planned), Path(runtime["runs"]))
-        report.summarise(study, runs, console, write=bool(study["name"]) and not self._changed(arguments))
+        report.summarise(study, launch.collect(listed, Path(runtime["runs"])), console, write=whole)
         for outcome in failures:
             console.print(
                 f"{outcome['status']} {outcome['name']}: {outcome['reason']}", style="red", markup=False, soft_wrap=True

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from metaformer import launch
-from metaformer.comparison import Comparison, matched, tolerance
+from metaformer.comparison import Comparison, best_rate, by_rate, matched, tolerance
 from metaformer.launch import Run
 from metaformer.stats import BOOTSTRAP_COVERAGE, MCNEMAR_FALSE, Component, Estimate
-from metaformer.verdict import BOTH, INCONCLUSIVE, Verdicts, uneven
+from metaformer.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, Verdicts, uneven
 
 CAPTION = "accuracy in %: mean over n seeds ± half of the 95% t interval; differences paired by seed"
 
@@ -50,7 +50,8 @@ class Table:
         return table
 
 
-def all_tables(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], folder: Path) -> dict[str, Table]:
+def all_tables(study: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Table]:
+    """What is written as CSV and Markdown, by name."""
     return {
         "accuracy": accuracy_table(verdicts, study),
         "verdicts": verdict_table(verdicts, study["analysis"]),
@@ -59,8 +60,6 @@ def all_tables(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run]
         "secondary": _secondary_table(verdicts),
         "exploratory": _exploratory_table(verdicts),
         "rates": rate_table(verdicts),
-        "provenance": _provenance_table(runs),
-        "runs": _run_table(runs, folder),
     }
 
 
@@ -76,7 +75,7 @@ def accuracy_table(verdicts: Verdicts, study: Mapping[str, Any]) -> Table:
             difference += f" (n = {c.difference.n})"
         macs = "uncounted" if cell.first["macs"] is None else f"{cell.first['macs'] / 1e6:,.2f}M"
         accuracies = [plus_minus(cell.mean(metric)) for metric in ("val_accuracy", "test_accuracy")]
-        verdict = "equivalent" if c and c.verdict == BOTH else c.verdict if c else ""
+        verdict = _short(c) if c else ""
         costs = [f"{cell.first['params']:,}", macs, f"{cell.seconds:.0f}"]
         lines.append([cell.name, str(len(cell.values)), *accuracies, difference, verdict, *costs])
     caption = CAPTION if study["analysis"]["metric"] == "test_accuracy" else f"{CAPTION}, of validation accuracy"
@@ -141,12 +140,11 @@ def _share(c: Component) -> str:
 def _fairness_table(verdicts: Verdicts, analysis: Mapping[str, Any]) -> Table:
     lines = []
     for c in verdicts.confirmatory:
-        short = "equivalent" if c.verdict == BOTH else c.verdict
         views = [
-            short if matched(c, key, analysis) else f"not matched ({_percent(c.ratio(key))})"
+            _short(c) if matched(c, key, analysis) else f"not matched ({_percent(c.ratio(key))})"
             for key in ("params", "macs")
         ]
-        lines.append([c.name, _points(c), short, *views, _percent(c.ratio("seconds"))])
+        lines.append([c.name, _points(c), _short(c), *views, _percent(c.ratio("seconds"))])
     shape = "same shape" if analysis["factor"] == "mixer" else "as they are"
     header = ["comparison", "difference", shape, "same parameters", "same MACs", "training time"]
     caption = (
@@ -174,7 +172,7 @@ def _secondary_table(verdicts: Verdicts) -> Table:
 def _exploratory_table(verdicts: Verdicts) -> Table:
     lines = [
         [
-            f"{c.setting} {c.level} - {c.reference.levels[c.factor]}".strip(),
+            c.name,
             c.factor,
             str(c.difference.n),
             f"{c.difference.mean:+.2f}",
@@ -189,20 +187,20 @@ def _exploratory_table(verdicts: Verdicts) -> Table:
 
 
 def rate_table(verdicts: Verdicts) -> Table:
+    """The best learning rate of each point of the other factors, where rates were swept."""
     if not verdicts.cells or "lr" not in verdicts.cells[0].levels:
         return Table([], [])
-    from metaformer.figures import by_rate
-
     lines = []
     for name, found in by_rate(verdicts.cells).items():
-        best = max(found, key=lambda rate: found[rate])
-        edge = "at the edge of the grid: it may lie outside" if best in (min(found), max(found)) else ""
+        best, at_edge = best_rate(found)
+        edge = "at the edge of the grid: it may lie outside" if at_edge else ""
         lines.append([name, f"{best:g}", f"{found[best]:.2f}", f"{found[best] - min(found.values()):.2f}", edge])
     header = ["cell", "best rate", "validation accuracy", "best minus worst", "note"]
     return Table(header, lines, "Chosen on validation accuracy.", ("note",))
 
 
-def _provenance_table(runs: Sequence[Run]) -> Table:
+def provenance_table(runs: Sequence[Run]) -> Table:
+    """Commits, versions, devices and times of the finished runs."""
     results = [run.result for run in runs if run.result is not None]
 
     def distinct(values: Any) -> str:
@@ -229,7 +227,8 @@ def _provenance_table(runs: Sequence[Run]) -> Table:
     return Table(["", "value"], lines, words=("value",))
 
 
-def _run_table(runs: Sequence[Run], folder: Path) -> Table:
+def run_table(runs: Sequence[Run], folder: Path) -> Table:
+    """Every finished run with the link to its folder from a page in `folder`."""
     lines = []
     for run in runs:
         if run.result is not None and run.folder is not None:
@@ -253,6 +252,10 @@ def _p(value: float | None) -> str:
 
 def _percent(ratio: float | None) -> str:
     return "?" if ratio is None else f"{ratio - 1:+.0%}"
+
+
+def _short(c: Comparison) -> str:
+    return EQUIVALENT if c.verdict == BOTH else c.verdict
 
 
 def _verdict(c: Comparison) -> str:

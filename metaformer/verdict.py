@@ -69,59 +69,54 @@ def judge(study: Mapping[str, Any], runs: Iterable[Run]) -> Verdicts:
     )
 
 
-def _decide(family_of_all: Sequence[Comparison], analysis: Mapping[str, Any]) -> list[Comparison]:
+def _decide(confirmatory: Sequence[Comparison], analysis: Mapping[str, Any]) -> list[Comparison]:
     """Verdicts, family by family; a comparison that cannot be tested counts in its family with p = 1."""
-    decided: dict[str, Comparison] = {}
-    for setting in dict.fromkeys(c.setting for c in family_of_all):
-        family = [c for c in family_of_all if c.setting == setting]
-        differences = [c.differences for c in family]
-        reasons = [_untestable(c, d) for c, d in zip(family, differences, strict=True)]
-        p_difference = [1.0 if r else difference_p(d) for d, r in zip(differences, reasons, strict=True)]
-        p_equivalence = [
-            1.0 if r else equivalence_p(d, analysis["margin"]) for d, r in zip(differences, reasons, strict=True)
-        ]
+    decided = []
+    for setting in dict.fromkeys(c.setting for c in confirmatory):
+        family = [c for c in confirmatory if c.setting == setting]
+        reasons = [_untestable(c) for c in family]
+        tested = list(zip(family, reasons, strict=True))
+        p_difference = [1.0 if reason else difference_p(c.differences) for c, reason in tested]
+        p_equivalence = [1.0 if reason else equivalence_p(c.differences, analysis["margin"]) for c, reason in tested]
         if analysis["correction"] == "holm":
             p_difference, p_equivalence = holm(p_difference), holm(p_equivalence)
-        for c, d, reason, different, equal in zip(
-            family, differences, reasons, p_difference, p_equivalence, strict=True
-        ):
-            decided[c.name] = (
-                replace(c, verdict=NONE, notes=[reason, *c.notes])
-                if reason
-                else _verdict(c, d, different, equal, analysis, len(family))
-            )
-    return list(decided.values())
+        for (c, reason), different, equal in zip(tested, p_difference, p_equivalence, strict=True):
+            if reason:
+                decided.append(replace(c, verdict=NONE, notes=[reason, *c.notes]))
+            else:
+                decided.append(_verdict(c, different, equal, analysis, len(family)))
+    return decided
 
 
-def _untestable(c: Comparison, differences: Sequence[float]) -> str:
+def first_step(analysis: Mapping[str, Any], comparisons: int) -> float:
+    """The alpha of the first step of the correction over so many comparisons, which is the hardest."""
+    return analysis["alpha"] / (comparisons if analysis["correction"] == "holm" else 1)
+
+
+def _untestable(c: Comparison) -> str:
+    """Why no test can be made of a comparison, or nothing."""
     if lacking := [cell.name for cell in (c.cell, c.reference) if not cell.runs]:
         return f"no finished run of {' and '.join(lacking)}"
     if c.confounds:
         return "they differ in more than the factor: " + "; ".join(c.confounds)
-    if not differences:
+    if not c.differences:
         return "no seed that both have"
-    if len(differences) < 2:
+    if len(c.differences) < 2:
         return "one seed only: a difference without an interval"
-    if np.ptp(differences) < 1e-9:
+    if np.ptp(c.differences) < 1e-9:
         return "no variance between seeds: the difference is the same at each of them"
     return ""
 
 
 def _verdict(
-    c: Comparison,
-    differences: Sequence[float],
-    p_difference: float,
-    p_equivalence: float,
-    analysis: Mapping[str, Any],
-    family: int,
+    c: Comparison, p_difference: float, p_equivalence: float, analysis: Mapping[str, Any], family: int
 ) -> Comparison:
     equal, different = p_equivalence <= analysis["alpha"], p_difference <= analysis["alpha"]
     verdict = BOTH if equal and different else EQUIVALENT if equal else DIFFERENT if different else INCONCLUSIVE
     needed = None
     if verdict == INCONCLUSIVE:
-        sd = float(np.std(differences, ddof=1))
-        first_step = analysis["alpha"] / (family if analysis["correction"] == "holm" else 1)
-        needed = seeds_needed(analysis["margin"] / sd, first_step, abs(c.difference.mean) / sd)
+        sd = float(np.std(c.differences, ddof=1))
+        needed = seeds_needed(analysis["margin"] / sd, first_step(analysis, family), abs(c.difference.mean) / sd)
     return replace(c, p_difference=p_difference, p_equivalence=p_equivalence, verdict=verdict, seeds_needed=needed)
 
 
@@ -143,10 +138,7 @@ def _secondary(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _exploratory(c: Comparison) -> Comparison:
     """Its unadjusted p value, and no verdict."""
-    differences = c.differences
-    if c.confounds or len(differences) < 2 or np.ptp(differences) < 1e-9:
-        return c
-    return replace(c, p_difference=difference_p(differences))
+    return c if _untestable(c) else replace(c, p_difference=difference_p(c.differences))
 
 
 # ------------------------------------------------------------------ variance

@@ -70,7 +70,7 @@ def launched(tmp_path):
 
 
 def test_sync_uploads_every_run_once(server, launched, capsys):
-    dashboard.command(["experiments=mine"], only_sync=True)
+    dashboard.command(["--sync", "experiments=mine"])
     assert capsys.readouterr().out == "6 runs uploaded, 0 were there\n"
     first = server.started[0]
     assert (first["id"], first["tags"]) == ("pooling0", ["mixer:pooling", "mine"])
@@ -78,7 +78,7 @@ def test_sync_uploads_every_run_once(server, launched, capsys):
     assert server.started[1]["group"] == first["group"] != server.started[3]["group"]
     assert [(step, row["epoch"]) for name, step, row in server.logged if name == "pooling0"] == [(1, 1), (2, 2), (3, 3)]
     assert server.summaries["pooling0"]["final/test_accuracy"] == 0.7
-    dashboard.command(["experiments=mine"], only_sync=True)
+    dashboard.command(["--sync", "experiments=mine"])
     assert capsys.readouterr().out == "0 runs uploaded, 6 were there\n"
     assert len(server.started) == 6
 

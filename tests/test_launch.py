@@ -17,21 +17,21 @@ def planned(tmp_path) -> list[Planned]:
 
 
 def test_the_first_analysis_is_kept_and_a_changed_one_beside_it(tmp_path):
-    launch.record(study(), planned(tmp_path), COMMAND)
+    launch.record(study(), launch.entries(planned(tmp_path)), COMMAND)
     first = launch.read("mine")
-    launch.record(study(), planned(tmp_path), COMMAND)
+    launch.record(study(), launch.entries(planned(tmp_path)), COMMAND)
     assert launch.read("mine") == first
     assert first["command"] == "python -m metaformer.train experiments=mine data.root=FOLDER"
-    launch.record(study(margin=3.0), planned(tmp_path), COMMAND)
+    launch.record(study(margin=3.0), launch.entries(planned(tmp_path)), COMMAND)
     more = [*planned(tmp_path), replace(planned(tmp_path)[0], config=compose("data=digits", "seed=1"))]
-    launch.record(study(margin=3.0), more, COMMAND)
+    launch.record(study(margin=3.0), launch.entries(more), COMMAND)
     analyses = launch.read("mine")["analyses"]
     assert [(entry["analysis"]["margin"], entry["runs"]["n"]) for entry in analyses] == [(1.0, 1), (3.0, 1), (3.0, 2)]
     assert analyses[0] == first["analyses"][0]
 
 
 def test_a_broken_launch_file_is_named(tmp_path):
-    launch.record(study(), planned(tmp_path), COMMAND)
+    launch.record(study(), launch.entries(planned(tmp_path)), COMMAND)
     launch.path_of("mine").write_text("{")
     with pytest.raises(ConfigError, match=r"launch\.json: cannot be read"):
         launch.read("mine")

@@ -204,7 +204,12 @@ def test_evaluation_keeps_the_runs_data_where_one_key_changes(cli, tmp_path):
 
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "metaformer.train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+
+    def hear_ctrl_c() -> None:  # which the tests themselves ignore where a shell started them in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
