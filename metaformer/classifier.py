@@ -8,15 +8,16 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from metaformer.batches import Batch, done_batches
 from metaformer.schema import ConfigError, nearest
 from metaformer.seeds import derive
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(L.LightningModule):
@@ -38,6 +39,10 @@ class Classifier(L.LightningModule):
         self.train_accuracy, self.val_accuracy, self.test_accuracy = (
             MulticlassAccuracy(classes, average="micro") for _ in range(3)
         )
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        for metric in (self.train_accuracy, self.train_loss):
+            metric.persistent(True)  # in checkpoints: a run may go on in the middle of an epoch
+        self.mixup = mixup_of(recipe, classes)
         self.predictions: list[Tensor] = []
         self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
         if self.teacher and hasattr(net, "set_distilled_training"):
@@ -47,16 +52,32 @@ class Classifier(L.LightningModule):
         for teacher in self.teacher:
             teacher.to(self.device)
 
+    def on_train_start(self) -> None:
+        if done_batches(self.trainer) == 0:  # a checkpoint of an epoch's end still has the sums of that epoch
+            self.train_loss.reset()
+            self.train_accuracy.reset()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Whatever draws from a global generator in this step is a function of (seed, step): a resumed run draws the
-        # same, and so do two runs that differ in a mixer which draws nothing itself.
-        seed = derive(self.seed, "step", self.global_step)
+        devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        part = batch_idx % parts * devices + self.global_rank
+        self.seed_step(self.global_step, *([part] if devices * parts > 1 else []))
+
+    def seed_step(self, *place: int) -> None:
+        """Seed the global generators for a step, or for a part of it where its batch is split.
+
+        Whatever draws from them is then a function of (seed, step): a resumed run draws the same, and so do two runs
+        that differ in a mixer which draws nothing itself. Parts of a batch, on several devices or one after the other,
+        each draw their own.
+        """
+        seed = derive(self.seed, "step", *place)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
     def training_step(self, batch: Batch) -> Tensor:
-        loss = self._step("train", batch, smoothing=self.recipe["label_smoothing"])[0]
+        if self.mixup is not None:
+            batch = self.mixup(*batch)
+        loss = self._step("train", batch, smoothing=0.0 if self.mixup else self.recipe["label_smoothing"])[0]
         if not torch.isfinite(loss):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise FloatingPointError(
@@ -72,20 +93,33 @@ class Classifier(L.LightningModule):
         self.predictions = []
 
     def test_step(self, batch: Batch) -> None:
-        self.predictions.append(self._step("test", batch)[1].argmax(1).cpu())
+        self.predictions.append(self._step("test", batch)[1].argmax(1))
+
+    def on_test_epoch_end(self) -> None:
+        """Predictions of all devices, which read every n-th image each."""
+        own = torch.cat(self.predictions)
+        devices, images = self.trainer.world_size, len(self.trainer.datamodule.data.test)  # type: ignore[attr-defined]
+        if devices > 1:
+            padded = F.pad(own, (0, -(-images // devices) - len(own)))
+            gathered = self.all_gather(padded)
+            assert isinstance(gathered, Tensor)  # [devices, images of one]
+            own = gathered.T.flatten()[:images]
+        self.predictions = [own.cpu()]
 
     def _step(self, split: str, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         images, labels = batch
         output = self.net(images)
         logits, distilled = (o.float() for o in (output if isinstance(output, tuple) else (output, output)))
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        hard = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class that has most of them
         if split == "train" and self.teacher:
             alpha = self.recipe["distill"]["alpha"]
             loss = (1 - alpha) * loss + alpha * self._distillation(images, distilled)
-        accuracy = getattr(self, f"{split}_accuracy")
-        accuracy(logits, labels)
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        mean, accuracy = getattr(self, f"{split}_loss"), getattr(self, f"{split}_accuracy")
+        mean.update(loss.detach(), weight=len(labels))
+        accuracy.update(logits, hard)
+        self.log(f"{split}_loss", mean, on_step=False, on_epoch=True)
+        self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss, logits
 
     def _distillation(self, images: Tensor, logits: Tensor) -> Tensor:
@@ -99,26 +133,49 @@ class Classifier(L.LightningModule):
         return tau**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
     def configure_optimizers(self) -> Any:
-        """timm's parameter groups (no decay on biases, norms and scales), warm-up and cosine, stepped every update."""
+        """timm's parameter groups (no decay on biases, norms and scales), its optimizer and its schedule."""
         recipe = self.recipe
-        optimizer = create_optimizer_v2(
-            self.net, recipe["optimizer"], lr=recipe["lr"], weight_decay=recipe["weight_decay"]
+        # Fused on a GPU, where torch has it; timm hands the rest of the options on.
+        fused: dict[str, Any] = (
+            {"fused": True} if self.device.type == "cuda" and recipe["optimizer"] in ("adam", "adamw") else {}
         )
+        lr = recipe["lr"] * (recipe["batch"] / recipe["lr_base_size"] if recipe["lr_base_size"] else 1)
+        optimizer = create_optimizer_v2(
+            self.net, recipe["optimizer"], lr=lr, weight_decay=recipe["weight_decay"], **fused
+        )
+        if recipe["schedule"] == "constant":
+            return optimizer
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            "cosine",
+            recipe["schedule"],
             num_epochs=recipe["epochs"],
+            cooldown_epochs=recipe["cooldown_epochs"],
             warmup_epochs=recipe["warmup_epochs"],
             warmup_lr=recipe["warmup_lr"],
             min_lr=recipe["min_lr"],
-            step_on_epochs=False,
+            step_on_epochs=recipe["lr_interval"] == "epoch",
             # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
             updates_per_epoch=int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1),
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": recipe["lr_interval"]}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step)
+        if self.recipe["lr_interval"] == "epoch":
+            scheduler.step(self.current_epoch + 1)
+        else:
+            scheduler.step_update(self.global_step)
+
+
+def mixup_of(recipe: Mapping[str, Any], classes: int) -> Mixup | None:
+    """timm's Mixup and CutMix, one of them for each batch, with label smoothing in their targets; None without."""
+    if not recipe["mixup"] and not recipe["cutmix"]:
+        return None
+    return Mixup(
+        mixup_alpha=recipe["mixup"],
+        cutmix_alpha=recipe["cutmix"],
+        label_smoothing=recipe["label_smoothing"],
+        num_classes=classes,
+    )
 
 
 @torch.no_grad()

@@ -40,7 +40,8 @@ def _places(accelerator: str, per_gpu: int) -> int:
 
 def cores() -> int:
     """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK") or there))  # not every site binds a job to its cores
 
 
 def group_dir(group: str) -> Path:
@@ -94,10 +95,15 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose("train", list(overrides), return_hydra_config=True)
 
 
+EXTRAS = {"optuna": "optuna", "submitit_slurm": "slurm"}  # what a choice of Hydra's plugins needs
+
+
 def explain(error: Exception) -> str:
     """A Hydra or OmegaConf error as one line: what was wrong, what was expected, the nearest valid choice."""
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if name in EXTRAS:
+            return f"{group}={name}: not installed; it comes with pip install 'metaformer-bench[{EXTRAS[name]}]'"
         return f"{group}={name}: no such choice; expected one of {', '.join(by_closeness(name, error.options))}"
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and isinstance(cause, Exception):
@@ -139,6 +145,8 @@ def _siblings(key: str) -> list[str]:
 
 
 USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+
+RUN_ERRORS = (FloatingPointError, MemoryError)  # a run that diverges or does not fit; its failed.json has the traceback
 
 
 def explain_or_raise(error: Exception) -> None:

@@ -1,54 +1,79 @@
-"""Images held in memory as one uint8 tensor, fixed splits, and augmentation of whole batches.
+"""Data sets: fixed splits of images, held as one uint8 tensor or read one at a time."""
 
-Order, crops and flips are drawn once per epoch from (seed, epoch): batches are a function of position, the same for
-every mixer and after a resume.
-"""
-
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import numpy as np
 import torch
 from filelock import FileLock
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from metaformer.identity import IMAGES
+from metaformer.identity import cache_dir, folder_fingerprint
 from metaformer.schema import ConfigError
-from metaformer.seeds import derive
 
-EVAL_BATCH = 500
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from metaformer.photos import Photos
+
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 @dataclass
 class Split:
-    """`images` [N, H, W, C] uint8 and `labels` [N] int64."""
+    """Images in memory, or mapped into it: the `rows` of `pixels` [M, H, W, C] uint8, and `labels` [N] int64."""
 
-    images: Tensor
+    pixels: Tensor
     labels: Tensor
+    rows: Tensor | None = None  # None: all of them
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "Split":
-        return Split(self.images[rows], self.labels[rows])
+        return Split(self.pixels, self.labels[rows], self.places(rows))
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Where some rows of the split are in `pixels`."""
+        return rows if self.rows is None else self.rows[rows]
+
+    @property
+    def images(self) -> Tensor:
+        """[N, H, W, C] uint8."""
+        return self.pixels if self.rows is None else self.pixels[self.rows]
+
+    def read(self, row: int) -> "Image":
+        """One image for a transform of PIL's images."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels[int(self.places(torch.tensor(row)))].numpy().squeeze())
+
+
+MEASURED_PIXELS = 2 * 10**8  # mean and deviation of larger sets are those of every n-th image
 
 
 @dataclass
 class Images:
-    """A data set: its three splits and the names of its classes."""
+    """A data set: its three splits and the names of its classes; mean and std of its pixels, from 0 to 255.
 
-    train: Split
-    val: Split
-    test: Split
+    Photographs that are read one at a time have the mean and deviation of ImageNet.
+    """
+
+    train: "Split | Photos"
+    val: "Split | Photos"
+    test: "Split | Photos"
     classes: list[str]
+    side: int | None = None  # of the images that a model sees, where they are cut out of larger ones
 
     def __post_init__(self) -> None:
-        pixels = self.train.images.flatten(0, 2)
+        if not isinstance(self.train, Split):
+            self.mean, self.std = (255 * torch.tensor(v) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+            return
+        every = -(-len(self.train) * self.train.pixels[0, :, :, 0].numel() // MEASURED_PIXELS)
+        pixels = self.train.pixels[self.train.places(torch.arange(0, len(self.train), every))].flatten(0, 2)
         # In integers, so that the result does not depend on the number of threads.
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels.T]).double()
         values = torch.arange(256).double()
@@ -58,94 +83,43 @@ class Images:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.train.images.shape[1], self.train.images.shape[2]
+        if self.side is not None:
+            return self.side, self.side
+        assert isinstance(self.train, Split)
+        return self.train.pixels.shape[1], self.train.pixels.shape[2]
 
     @property
     def channels(self) -> int:
-        return self.train.images.shape[3]
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what a model sees."""
+        return self.channels, *self.size
 
     def normalise(self, images: Tensor) -> Tensor:
         """[B, H, W, C] uint8 -> [B, C, H, W] fp32 in channels_last, zero mean and unit variance per channel."""
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
-
-class Batches:
-    """The augmented batches of one epoch, as (images [B, C, H, W], labels [B]); an incomplete last one is dropped."""
-
-    def __init__(self, data: Images, batch: int, *, seed: int, epoch: int, crop: int = 0, flip: bool = False) -> None:
-        self.data, self.batch, self.crop, self.flip = data, batch, crop, flip
-        self.seed, self.epoch = seed, epoch
-        height, width = data.size
-        self.rows, self.columns = torch.arange(height), torch.arange(width)
-        pad = (0, 0, crop, crop, crop, crop)
-        self.padded = torch.nn.functional.pad(data.train.images, pad) if crop else data.train.images
-
-    def __len__(self) -> int:
-        return len(self.data.train) // self.batch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images = len(self.data.train)
-        generator = torch.Generator().manual_seed(derive(self.seed, "epoch", self.epoch))
-        order = torch.randperm(images, generator=generator)
-        corner = torch.randint(2 * self.crop + 1, (images, 2), generator=generator)
-        mirrored = torch.rand(images, generator=generator) < (0.5 if self.flip else 0.0)
-        for start in range(0, len(self) * self.batch, self.batch):
-            index = order[start : start + self.batch]
-            rows = corner[index, :1] + self.rows
-            columns = corner[index, 1:] + torch.where(mirrored[index, None], self.columns.flip(0), self.columns)
-            # One gather shuffles, crops and flips.
-            picked = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield self.data.normalise(picked), self.data.train.labels[index]
-
-
-class EvalBatches:
-    """A split in order and without augmentation."""
-
-    def __init__(self, data: Images, split: Split) -> None:
-        self.data, self.split = data, split
-
-    def __len__(self) -> int:
-        return -(-len(self.split) // EVAL_BATCH)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(
-            self.split.images.split(EVAL_BATCH), self.split.labels.split(EVAL_BATCH), strict=True
-        ):
-            yield self.data.normalise(images), labels
-
-
-class ImageData(L.LightningDataModule):
-    """What the Trainer asks for. It has to ask at every epoch: the training batches are those of that epoch."""
-
-    def __init__(self, data: Images, recipe: Mapping[str, Any], seed: int, augment: bool = True) -> None:
-        super().__init__()
-        self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
-
-    def train_dataloader(self) -> Batches:
-        crop, flip = (self.recipe["crop"], self.recipe["flip"]) if self.augment else (0, False)
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return Batches(self.data, self.recipe["batch"], seed=self.seed, epoch=epoch, crop=crop, flip=flip)
-
-    def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self.data, self.data.val)
-
-    def test_dataloader(self) -> EvalBatches:
-        return EvalBatches(self.data, self.data.test)
+    def sample(self) -> Tensor:
+        """Two images of noise [2, C, H, W], to try a model on."""
+        noise = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------ data sets
 
 
-def load(config: Mapping[str, Any]) -> Images:
-    """Read the data set that the `data` node of a configuration names."""
-    data = LOADERS[config["name"]](config)
+def load(config: Mapping[str, Any], cache: str | None = None) -> Images:
+    """Read the data set that the `data` node of a configuration names.
+
+    Args:
+        cache: the folder of decoded images; None for the user's own.
+    """
+    data = LOADERS[config["name"]]({**config, "cache": cache})
     if config["train"] is not None:
-        data = Images(
-            data.train[balanced(data.train.labels, config["train"], "data.train")[0]],
-            data.val,
-            data.test,
-            data.classes,
-        )
+        part = data.train[balanced(data.train.labels, config["train"], "data.train")[0]]
+        data = Images(part, data.val, data.test, data.classes, data.side)
     return data
 
 
@@ -160,7 +134,7 @@ SHAPES = {  # channels, side, classes
 
 def shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """Channels, side in pixels and number of classes of a data set, without reading it."""
-    if config["name"] != "image_folder":
+    if config["name"] in SHAPES:
         return SHAPES[config["name"]]
     if config["classes"] is None:
         raise ConfigError("data.classes: expected the number of classes, since the images are not read here")
@@ -183,10 +157,10 @@ def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
     return chosen[:count].sort().values, chosen[count:].sort().values
 
 
-def _carve(train: Split, test: Split, classes: list[str], config: Mapping[str, Any]) -> Images:
+def _carve(train: Any, test: Any, classes: list[str], config: Mapping[str, Any], side: int | None = None) -> Images:
     """A fixed, class-balanced validation split out of the training set."""
     val, rest = balanced(train.labels, config["val"], "data.val")
-    return Images(train[rest], train[val], test, classes)
+    return Images(train[rest], train[val], test, classes, side)
 
 
 def _fashion_small(_: Mapping[str, Any]) -> Images:
@@ -249,52 +223,23 @@ def _digits(config: Mapping[str, Any]) -> Images:
     return _carve(everything[rest], everything[test], [str(i) for i in range(10)], config)
 
 
-def _image_folder(config: Mapping[str, Any]) -> Images:
-    if config["root"] is None:
-        raise ConfigError("data.root: expected the folder of the images, with train/<class>/ and test/<class>/")
-    root = Path(config["root"])
-    folders = {split: root / split for split in ("train", "val", "test")}
-    for split in ("train", "test"):
-        if not folders[split].is_dir():
-            raise ConfigError(f"data.root={root}: expected a folder '{split}' in it, with one folder for each class")
-    classes = sorted(p.name for p in folders["train"].iterdir() if p.is_dir())
-    if len(classes) < 2:
-        raise ConfigError(f"{folders['train']}: {len(classes)} class folders, expected at least 2")
-    if config["classes"] not in (None, len(classes)):
-        raise ConfigError(f"data.classes={config['classes']}: {folders['train']} has {len(classes)} class folders")
-    splits = {name: _read_folder(path, classes, config["size"]) for name, path in folders.items() if path.is_dir()}
+def _photos(config: Mapping[str, Any]) -> Images:
+    """Photographs, decoded once into squares of `decoded_size` or at every access; seen at `size`."""
+    from metaformer import photos
+
+    opened, classes = photos.open_splits(config)
+    splits: dict[str, Any] = dict(opened)
+    side = config["size"]
+    if config["decode"] == "once":
+        kept = config["decoded_size"] or side
+        name = config.get("fingerprint") or folder_fingerprint(config["root"] or "", config["dataset"] or "")
+        folder = Path(config["cache"] or cache_dir())
+        for split, part in opened.items():
+            pixels = photos.decoded(part, kept, folder / f"{name}-{split}-{kept}.npy")
+            splits[split] = Split(pixels, part.labels)
     if "val" in splits:
-        return Images(splits["train"], splits["val"], splits["test"], classes)
-    return _carve(splits["train"], splits["test"], classes, config)
-
-
-def _read_folder(folder: Path, classes: list[str], size: int) -> Split:
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    if found != classes:
-        odd = sorted(set(found) ^ set(classes))
-        raise ConfigError(f"{folder}: its classes are not those of train; first difference: '{odd[0]}'")
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        images = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGES)
-        if not images:
-            raise ConfigError(f"{folder / name}: no image in this class folder ({', '.join(IMAGES)})")
-        files += images
-        labels += [label] * len(images)
-    with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(lambda file: _read_image(file, size), files))
-    return Split(torch.from_numpy(np.stack(arrays)), torch.tensor(labels))
-
-
-def _read_image(file: Path, size: int) -> np.ndarray:
-    """[size, size, 3] uint8: the short side resized (bicubic), then the centre."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
-        raise ConfigError(f"{file}: cannot be read as an image ({error})") from error
-    return np.asarray(square)
+        return Images(splits["train"], splits["val"], splits["test"], classes, side)
+    return _carve(splits["train"], splits["test"], classes, config, side)
 
 
 LOADERS = {
@@ -302,6 +247,7 @@ LOADERS = {
     "fashion_mnist": _torchvision,
     "cifar10": _torchvision,
     "cifar100": _torchvision,
-    "image_folder": _image_folder,
+    "image_folder": _photos,
+    "timm": _photos,
     "digits": _digits,
 }

@@ -41,28 +41,33 @@ def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any], dict[str, Any
         raise ConfigError(f"run={folder}: it has no result.json, so it is not finished")
     # The run's own data, with what is changed here: `data=NAME` starts from that file, `data.root=...` from the run.
     chosen = any(override.startswith("data=") for override in overrides)
-    kept = [] if chosen else [f"data={result['config']['data']['name']}", *_as_overrides(result["config"]["data"])]
+    data, recipe = result["config"]["data"], result["config"]["recipe"]
+    kept = [] if chosen else [f"data={data['name']}", *_as_overrides("data", data, DATA)]
+    kept += _as_overrides("recipe", recipe, ("scale", "crop"))  # how the images are looked at
     now = validate(compose([*kept, *overrides]))
     return folder, result["config"] | {"data": now["data"], "runtime": now["runtime"]}, result
 
 
-def _as_overrides(data: dict[str, Any]) -> list[str]:
-    keys = ("root", "train", "val", "size", "classes")
-    return [f"data.{key}={'null' if data[key] is None else json.dumps(data[key])}" for key in keys]
+DATA = ("root", "dataset", "train", "val", "size", "classes", "decode", "decoded_size")
+
+
+def _as_overrides(group: str, node: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    return [f"{group}.{key}={json.dumps(node[key])}" for key in keys]
 
 
 def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Loss and accuracy on the validation and test splits, with the number of images of each."""
     import torch
 
-    from metaformer import data, training
+    from metaformer import data, training, zoo
+    from metaformer.batches import ImageData
     from metaformer.classifier import Classifier
 
     try:
         saved = torch.load(folder / "weights.pt", weights_only=True)
     except Exception as error:
         raise ConfigError(f"{folder / 'weights.pt'}: cannot be read ({type(error).__name__})") from error
-    images = data.load(config["data"])
+    images = data.load(config["data"], config["runtime"]["cache"])
     if len(saved["classes"]) != len(images.classes):
         here, there = len(images.classes), len(saved["classes"])
         raise ConfigError(f"data={config['data']['name']}: it has {here} classes, the run {there}")
@@ -75,7 +80,8 @@ def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         first = str(error).splitlines()[1].strip()
         raise ConfigError(f"run={folder}: its weights do not fit the model for these images: {first}") from error
     module = Classifier(net, config["recipe"], classes=len(images.classes), seed=config["seed"])
-    source = data.ImageData(images, config["recipe"], config["seed"])
+    crop, workers = zoo.crop_of(config["model"]), training.workers(config["runtime"], 1)
+    source = ImageData(images, config["recipe"], config["seed"], crop_pct=crop, workers=workers)
     if config["runtime"]["threads"]:
         torch.set_num_threads(config["runtime"]["threads"])
     trainer = training.make_trainer(config, enable_checkpointing=False, enable_progress_bar=False)
@@ -92,8 +98,7 @@ def evaluate_weights(file: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     from metaformer import weights, zoo
 
-    composed = compose(overrides)
-    config = validate(composed)
+    config = validate(compose(overrides))
     if config["data"]["name"] != "image_folder" or config["data"]["root"] is None:
         raise ConfigError("data: expected data=image_folder data.root=FOLDER, the images that the weights are tried on")
     root = Path(config["data"]["root"])
@@ -105,7 +110,7 @@ def evaluate_weights(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     side = config["data"]["size"]
     net = zoo.from_config(config, 3, classes, (side, side)).eval().to(memory_format=torch.channels_last)
     zoo.load_into(net, loaded, file)
-    crop = zoo.crop_of(str(composed.hydra.runtime.choices.model), config["model"]["name"])
+    crop = zoo.crop_of(config["model"])
     transform = create_transform((3, side, side), is_training=False, interpolation="bicubic", crop_pct=crop)
     try:
         images = ImageFolder(str(root), transform)

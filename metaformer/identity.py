@@ -1,9 +1,11 @@
 """The identity of a run: a hash of whatever can change its result, the code of a mixer and the images included."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -14,6 +16,8 @@ from metaformer.schema import Config
 
 SCHEMA_VERSION = 1  # raise it when a default changes: only what differs from the defaults is hashed
 UNHASHED = ("study", "runtime", "logger", "debug", "reference", "cost")  # these change no result beyond float rounding
+SPLITS = ("train", "val", "test")
+MANY = 100_000  # files, from which on a fingerprint is kept
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -28,7 +32,7 @@ def cell_id(config: Mapping[str, Any]) -> str:
 
 
 def _digest(config: Mapping[str, Any]) -> str:
-    defaults = dataclasses.asdict(Config())
+    defaults = _defaults()
     hashed = {key: value for key, value in config.items() if key not in UNHASHED}
     hashed["data"] = {key: value for key, value in hashed["data"].items() if key != "root"}
     hashed["recipe"] = _with_contents(hashed["recipe"])
@@ -36,6 +40,11 @@ def _digest(config: Mapping[str, Any]) -> str:
     content["schema"] = SCHEMA_VERSION
     content["sources"] = [_source_hash(target) for target in _targets(config["mixer"])]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return dataclasses.asdict(Config())
 
 
 def _with_contents(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,13 +121,48 @@ def _imported(file: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
     return files
 
 
+def cache_dir() -> Path:
+    """Where decoded images and the fingerprints of large folders are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaformer"
+
+
+def _split_of(path: Path) -> int:
+    return next(i for i, split in enumerate(SPLITS) if path.parts[0].startswith(split))
+
+
 @cache
-def folder_fingerprint(root: str) -> str:
-    """A hash of name, size and first 4 KiB of every image of the splits under `root`, but not of where it lies."""
+def folder_fingerprint(root: str, dataset: str = "") -> str:
+    """A hash of name, size and first 4 KiB of every image file of the splits under `root`, but not of where it lies.
+
+    Reading the heads of a million files takes minutes: their fingerprint is kept until a folder among them changes.
+
+    Args:
+        dataset: the name of a data set that timm reads, which stands for its contents.
+    """
+    if dataset:
+        return hashlib.sha256(dataset.encode()).hexdigest()[:16]
+    files: list[Path] = []
+    listing = hashlib.sha256(str(Path(root).resolve()).encode())
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner.sort()
+        place = Path(folder).relative_to(root).parts
+        if place and place[0] not in SPLITS:
+            inner.clear()
+            continue
+        images = [name for name in sorted(names) if Path(name).suffix.lower() in IMAGES] if place else []
+        tars = [name for name in sorted(names) if name.endswith(".tar") and (place or name.startswith(SPLITS))]
+        files += [Path(folder, name) for name in images + tars]
+        listing.update(f"{'/'.join(place)} {Path(folder).stat().st_mtime_ns} {len(images + tars)}\n".encode())
+    kept = cache_dir() / f"{listing.hexdigest()[:16]}.fingerprint"
+    if len(files) > MANY and kept.exists():
+        return kept.read_text()
     digest = hashlib.sha256()
-    for split in ("train", "val", "test"):
-        for path in sorted(p for p in (Path(root) / split).rglob("*") if p.suffix.lower() in IMAGES and p.is_file()):
-            with path.open("rb") as file:
-                head = file.read(4096)
-            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode() + head)
+    for path in sorted(files, key=lambda path: (_split_of(path.relative_to(root)), path)):
+        with path.open("rb") as file:
+            head = file.read(4096)
+        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode() + head)
+    if len(files) > MANY:
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(digest.hexdigest()[:16])
     return digest.hexdigest()[:16]

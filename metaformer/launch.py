@@ -14,7 +14,7 @@ from typing import Any
 
 from metaformer.config import group_dir
 from metaformer.identity import run_id
-from metaformer.run import Planned, folders_by_id, is_held, now, read_result, write
+from metaformer.run import Planned, failure_of, folders_by_id, is_held, now, read_result, write
 from metaformer.schema import ConfigError, by_closeness
 
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy")
@@ -161,12 +161,9 @@ def _wrong(result: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 
 def _unfinished(folder: Path) -> str:
-    try:
-        return "failed: " + str(json.loads((folder / "failed.json").read_text())["reason"])
-    except FileNotFoundError:
-        return "running" if is_held(folder) else "not finished"
-    except (ValueError, LookupError, OSError) as error:
-        return f"failed; its failed.json cannot be read ({error})"
+    if reason := failure_of(folder):
+        return f"failed: {reason}"
+    return "running" if is_held(folder) else "not finished"
 
 
 def row(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ runs/pooling-tiny-fashion_small-s0-1a2b3c4d/
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from metaformer.identity import cell_id, run_id
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
 
-Outcome = dict[str, Any]  # name, folder, status (finished | found | failed | refused), and its result or reason
+Outcome = dict[str, Any]  # name, folder, status (finished | found | failed | refused | held), and its result or reason
 
 
 @dataclass
@@ -45,6 +46,12 @@ class Planned:
     folder: Path
     config: dict[str, Any]
     overrides: list[str]
+
+
+def rank() -> int:
+    """The place of this process among those that train one run together, whoever started them; 0 is the first."""
+    variables = ("RANK", "LOCAL_RANK") if "SLURM_JOB_ID" not in os.environ else ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in variables if name in os.environ), 0)
 
 
 def choices_of(hydra: Any) -> dict[str, str]:
@@ -94,6 +101,16 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
+def failure_of(folder: Path) -> str:
+    """Why a run failed, or nothing where it did not."""
+    try:
+        return str(json.loads((folder / "failed.json").read_text())["reason"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, LookupError, OSError) as error:
+        return f"its failed.json cannot be read ({error})"
+
+
 def read_curve(folder: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv, one an epoch."""
     with (folder / "metrics.csv").open(newline="") as file:
@@ -118,10 +135,12 @@ def job(cfg: DictConfig) -> Outcome:
         if jobs != 1 and config["runtime"]["accelerator"] != "cpu":
             slots.take(config["runtime"]["per_gpu"])
         return train(config, choices, folder, jobs=jobs, log="run.log")
-    except ConfigError as error:
-        return outcome | {"status": "refused", "reason": str(error)}
     except Exception as error:
-        return outcome | {"reason": f"{type(error).__name__}: {error}"}
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            raise  # whoever started the processes of this run is to end the others
+        if isinstance(error, ConfigError | Held):
+            return outcome | {"status": "refused" if isinstance(error, ConfigError) else "held", "reason": str(error)}
+        return outcome | {"reason": reason_of(error)}
 
 
 def _validated(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
@@ -139,16 +158,21 @@ def train(
         jobs: how many runs share the cores of this machine.
         log: a file in the folder for all that is printed, instead of a progress bar.
     """
-    debug = config["debug"]["mode"]
-    force = config["runtime"]["force"] or debug != "none"
+    debug, main = config["debug"]["mode"], rank() == 0
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # then it goes on, forced or not
+    force = (config["runtime"]["force"] and not requeued) or debug != "none"
     outcome: Outcome = {"name": folder.name, "folder": str(folder)}
     if not force and (result := read_result(folder)) is not None:
         return outcome | {"status": "found", "result": result}
     with output_to(Path(os.devnull) if log else None):
         from metaformer import data, training
 
-        images = data.load(config["data"])
+        images = data.load(config["data"], config["runtime"]["cache"])
         net = training.build_net(config, images)
+        if config["recipe"]["scale"] is None and not isinstance(images.train, data.Split):
+            raise ConfigError(
+                "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
+            )
         if config["recipe"]["batch"] > len(images.train):
             raise ConfigError(
                 f"recipe.batch={config['recipe']['batch']}: there are {len(images.train)} training images"
@@ -157,6 +181,13 @@ def train(
         with output_to(Path(os.devnull)):  # the profiler talks of devices that are not there
             table = training.profile(config, net, images)
         return {"name": folder.name, "status": "profiled", "table": table}
+    if debug == "batch":
+        return {"name": folder.name, "status": "drawn", "picture": training.picture(config, images, folder)}
+    if not main:  # the first process does all that concerns files
+        folder.mkdir(parents=True, exist_ok=True)
+        with output_to(folder / f"rank{rank()}.log" if log else None), recorded(folder):
+            training.fit(config, choices, net, images, folder, jobs=jobs, show=False)
+        return outcome | {"status": "followed"}
     with lock(folder):
         if not force and (result := read_result(folder)) is not None:
             return outcome | {"status": "found", "result": result}
@@ -165,14 +196,8 @@ def train(
                 stale.unlink(missing_ok=True)
         write(folder / "config.yaml", yaml.safe_dump({"choices": dict(choices), **config}, sort_keys=False))
         show = config["runtime"]["progress"] and log is None and sys.stderr.isatty()
-        with output_to(folder / log if log else None):
-            try:
-                measured = training.fit(config, choices, net, images, folder, jobs=jobs, show=show)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                failure = {"reason": reason, "traceback": traceback.format_exc(), "time": now()}
-                write(folder / "failed.json", json.dumps(failure, indent=2))
-                raise
+        with output_to(folder / log if log else None), recorded(folder):
+            measured = training.fit(config, choices, net, images, folder, jobs=jobs, show=show)
         result = {
             "name": folder.name,
             "choices": dict(choices),
@@ -191,6 +216,29 @@ def train(
     return outcome | {"status": "finished", "result": result}
 
 
+def epochs_of(config: Mapping[str, Any]) -> int:
+    """How many epochs are trained, those at the lowest rate included."""
+    return config["recipe"]["epochs"] + config["recipe"]["cooldown_epochs"]
+
+
+def reason_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Keep an error and its traceback in failed.json, and let it go on; one of the disk is one of the user's."""
+    try:
+        yield
+    except Exception as error:
+        failure = {"reason": reason_of(error), "traceback": traceback.format_exc(), "time": now()}
+        with contextlib.suppress(OSError):
+            write(folder / "failed.json", json.dumps(failure, indent=2))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror})") from error
+        raise
+
+
 def write(path: Path, text: str) -> None:
     """Write a file that is either there whole or not at all."""
     part = path.with_name(f"{path.name}.part")
@@ -202,9 +250,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+class Held(RuntimeError):
+    """Another process trains this run."""
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make a run's folder and hold it: one process at a time, the others wait and say so."""
+    """Make a run's folder and hold it: one process at a time, the others wait and say so.
+
+    Raises:
+        Held: in a job of SLURM, which is not to wait on a device that others could use. It waits for a minute, as the
+            process of a job that was requeued may still be leaving.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = FileLock(folder / ".lock")
@@ -212,7 +269,9 @@ def lock(folder: Path) -> Iterator[None]:
             held.acquire(timeout=0)
         except Timeout:
             print(f"another process trains {folder.name}; waiting for it", file=sys.stderr)
-            held.acquire()
+            held.acquire(timeout=60 if "SLURM_JOB_ID" in os.environ else -1)
+    except Timeout as error:
+        raise Held("another process trains it") from error
     except OSError as error:
         raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror or error})") from error
     try:

@@ -47,18 +47,22 @@ class Model:
     position: list[bool] | None = None  # a learned position embedding before stage i
     drop_path: float | None = None  # None: 0, or what a published model has
     head: str = choice("norm_pool", "pool_norm", "mlp")
-    head_dropout: float = 0.0
+    head_dropout: float | None = None  # None: 0, or what a published model has
     init: str = choice("official", "timm")  # of the patch embeddings
+    crop_pct: float | None = None  # share of the short side that is evaluated; None: 0.9, or what a published model has
 
 
 @dataclass
 class Data:
-    name: str = choice("fashion_small", "fashion_mnist", "cifar10", "cifar100", "image_folder", "digits")
+    name: str = choice("fashion_small", "fashion_mnist", "cifar10", "cifar100", "image_folder", "timm", "digits")
     root: str | None = None  # a path of this machine: never hashed
+    dataset: str | None = None  # timm: which one, like hfds/imagenet-1k or torch/imagenette
     train: int | None = None  # images kept for training, the same number of each class; None keeps all
     val: int = 5000  # images carved out of the training set where the data set has no validation split
-    size: int = 224  # image_folder: side of the square images, in pixels
-    classes: int | None = None  # image_folder: how many are expected; known without looking for the other sets
+    size: int = 224  # image_folder and timm: side in pixels of the square images that the model sees
+    classes: int | None = None  # image_folder and timm: how many are expected; known without looking for the other sets
+    decode: str = choice("once", "always")  # into a memory-mapped file that all runs share, or at every access
+    decoded_size: int | None = None  # decode=once: side of the squares that are kept; None is `size`
 
 
 @dataclass
@@ -88,6 +92,17 @@ class Recipe:
     crop: int = 2  # random crop after padding by so many pixels
     flip: bool = True  # random horizontal flip
     precision: str = choice("fp32", "bf16")
+    lr_base_size: int | None = None  # lr is for so many images a step and grows with recipe.batch; None: as it is
+    schedule: str = choice("cosine", "constant")
+    lr_interval: str = choice("step", "epoch")  # how often the rate changes
+    cooldown_epochs: int = 0  # at min_lr, after `epochs`
+    clip_grad: float | None = None  # largest norm of the gradient
+    ema: float | None = None  # decay of the moving average of the weights, which is then validated and tested
+    scale: list[float] | None = None  # share of an image's area that a random resized crop keeps; None: no such crop
+    auto_augment: str | None = None  # in timm's notation, like rand-m9-mstd0.5-inc1
+    erasing: float = 0.0  # probability that a rectangle of an image is replaced by noise
+    mixup: float = 0.0  # alpha
+    cutmix: float = 0.0  # alpha; with mixup each batch has one of them
     initialize_from: str | None = None  # a file of weights to fine-tune
     distill: Distill = field(default_factory=Distill)
 
@@ -104,7 +119,15 @@ class Reference:
 @dataclass
 class Runtime:
     accelerator: str = choice("auto", "cpu", "gpu")
+    devices: int = 1  # of each node, one process for each
+    nodes: int = 1
+    accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit into its memory
+    compile: bool = False  # torch.compile: minutes to begin with, on a CPU
+    tf32: bool = False  # matrix products on a GPU with 10 bits of mantissa
     threads: int | None = None  # per run; None shares the cores between the runs that go on at once
+    workers: int | None = None  # processes that read and augment images one by one; None: one for each free core
+    checkpoint_minutes: float = 15.0  # a checkpoint that often, beside the one at each epoch's end
+    cache: str | None = None  # folder of the decoded images; None: ~/.cache/metaformer
     per_gpu: int = 1  # runs at once on each GPU of this machine
     runs: str = "runs"  # the folder of the run folders
     force: bool = False  # train again what is finished
@@ -123,7 +146,7 @@ class Logger:
 
 @dataclass
 class Debug:
-    mode: str = choice("none", "fast", "overfit", "profile")
+    mode: str = choice("none", "fast", "overfit", "batch", "profile")
 
 
 @dataclass

@@ -4,24 +4,31 @@ import os
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer import config, report, run, study
+from metaformer import config, report, run, search, study
 
 
 @hydra.main(config_path=str(config.conf_dir()), config_name="train", version_base="1.3")
-def app(cfg: DictConfig) -> None:
+def app(cfg: DictConfig) -> float | None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # of another sweeper than that of studies
+        return search.trial(cfg)
     # Hydra prints a line of its own where a job raises; main() has a better one.
     try:
         outcome = run.job(cfg)
-    except config.USER_ERRORS as error:
+    except (*config.USER_ERRORS, *config.RUN_ERRORS) as error:
         FAILED.append(error)
-        return
+        return None
     if outcome["status"] == "profiled":
         Console().print(outcome["table"])
-    else:
+    elif outcome["status"] == "drawn":
+        print(outcome["picture"])
+    elif outcome["status"] != "followed":
         report.print_run(outcome["status"], outcome["folder"], outcome["result"], Console())
+    return None
 
 
 FAILED: list[Exception] = []
@@ -40,7 +47,7 @@ def main() -> None:
         app()
         if FAILED:
             raise FAILED[0]
-    except config.USER_ERRORS as error:
+    except (*config.USER_ERRORS, *config.RUN_ERRORS) as error:
         os.environ["HYDRA_FULL_ERROR"] = wanted or ""
         config.explain_or_raise(error)
     except KeyboardInterrupt:

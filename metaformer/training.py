@@ -1,7 +1,11 @@
 """From a configuration to trained weights: build and check the network, fit it with Lightning, test it once."""
 
+import contextlib
+import copy
 import logging
+import os
 import platform
+import sys
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,20 +16,24 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-from metaformer import zoo
+from metaformer import checkpoints, zoo
+from metaformer.batches import ImageData
 from metaformer.block import MetaFormerBlock
+from metaformer.checkpoints import Checkpoints
 from metaformer.classifier import Classifier
 from metaformer.config import cores
 from metaformer.cost import count
-from metaformer.data import ImageData, Images, balanced
+from metaformer.data import Images, balanced
 from metaformer.metrics import MetricsFile
 from metaformer.mirror import final, wandb_run
+from metaformer.run import rank
 from metaformer.schema import ConfigError
 
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -41,7 +49,7 @@ def build_net(config: Mapping[str, Any], images: Images) -> nn.Module:
     hooks = [block.mixer.register_forward_hook(_same_shape(name)) for name, block in blocks]
     try:
         with torch.no_grad():
-            net.eval()(images.normalise(images.test.images[:2]))
+            net.eval()(images.sample())
     except ConfigError:
         raise
     except Exception as error:
@@ -71,53 +79,109 @@ def fit(
     jobs: int,
     show: bool,
 ) -> dict:
-    """Train from the start or from `last.ckpt`, then test once; the measured part of result.json."""
+    """Train from the start or from the newest checkpoint, then test once; the measured part of result.json.
+
+    Where the device is too small for a batch, `runtime.accumulate=auto` tries again with twice as many parts.
+    """
+    parts = config["runtime"]["accumulate"]
+    initial = copy.deepcopy(net.state_dict()) if parts == "auto" else {}
+    batch = config["recipe"]["batch"] // (config["runtime"]["devices"] * config["runtime"]["nodes"])
+    smallest = 2 if config["recipe"]["mixup"] or config["recipe"]["cutmix"] else 1  # Mixup pairs images
+    for accumulate in (1 << i for i in range(32)) if parts == "auto" else [parts]:
+        try:
+            return _fit(config, choices, net, images, folder, jobs=jobs, show=show, accumulate=accumulate)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        more = 2 * accumulate
+        words = f"out of memory with {batch // accumulate} images on a device at once ({accumulate} parts of a batch)"
+        if batch % more or batch // more % smallest:
+            raise MemoryError(f"{words}; it has no more parts of equal size")
+        if parts != "auto":
+            raise MemoryError(
+                f"{words}; runtime.accumulate={more} halves them, runtime.accumulate=auto finds the least"
+            )
+        print(f"{words}; trying {more} parts", file=sys.stderr)
+        net.load_state_dict(initial)
+        net.zero_grad()
+        torch.cuda.empty_cache()
+    raise AssertionError
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _fit(
+    config: Mapping[str, Any],
+    choices: Mapping[str, str],
+    net: nn.Module,
+    images: Images,
+    folder: Path,
+    *,
+    jobs: int,
+    show: bool,
+    accumulate: int,
+) -> dict:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
-    recipe, debug = dict(config["recipe"]), config["debug"]["mode"]
-    last = folder / "last.ckpt"
-    try:
-        resumed = torch.load(last, weights_only=True) if last.exists() else None
-    except Exception as error:
-        raise ConfigError(
-            f"{last}: cannot be read ({type(error).__name__}); remove it to train from the start"
-        ) from error
+    recipe, runtime, debug = dict(config["recipe"]), config["runtime"], config["debug"]["mode"]
+    path, found = checkpoints.read(folder) or (None, None)
     # Sums depend on the number of threads in the last bits: a resumed run keeps the number that it began with.
-    threads = resumed["threads"] if resumed else config["runtime"]["threads"] or max(1, cores() // jobs)
+    threads = found["threads"] if found else runtime["threads"] or max(1, cores() // (jobs * runtime["devices"]))
+    accumulate = found["accumulate"] if found else accumulate  # and the places in the middle of an epoch on the parts
+    kept = {"threads": threads, "accumulate": accumulate}
     torch.set_num_threads(threads)
     if debug == "overfit":
         batch = min(recipe["batch"], len(images.train))
-        images = Images(
-            images.train[balanced(images.train.labels, batch, "recipe.batch")[0]],
-            images.val,
-            images.test,
-            images.classes,
-        )
-        recipe |= {"epochs": 200, "batch": batch, "label_smoothing": 0.0, "warmup_epochs": 0}
-    cost = count(net, (images.channels, *images.size))
+        part = images.train[balanced(images.train.labels, batch, "recipe.batch")[0]]
+        images = Images(part, images.val, images.test, images.classes, images.side)
+        recipe |= {"epochs": 200, "cooldown_epochs": 0, "batch": batch, "label_smoothing": 0.0}
+        recipe |= {"warmup_epochs": 0, "mixup": 0.0, "cutmix": 0.0}
+    cost = count(net, images.shape)
     teacher = build_teacher(recipe["distill"], images)
     module = Classifier(net, recipe, classes=len(images.classes), seed=config["seed"], teacher=teacher)
-    data = ImageData(images, recipe, config["seed"], augment=debug != "overfit")
-    with wandb_run(config, choices, folder) as mirror:
+    data = ImageData(
+        images,
+        recipe,
+        config["seed"],
+        augment=debug != "overfit",
+        crop_pct=zoo.crop_of(config["model"]),
+        workers=workers(runtime, jobs),
+    )
+    if runtime["compile"]:
+        net.compile()
+    main = rank() == 0
+    with wandb_run(config, choices, folder) if main else contextlib.nullcontext() as mirror:
         metrics = MetricsFile(folder / "metrics.csv", mirror)
+        average = [EMAWeightAveraging(decay=recipe["ema"])] if recipe["ema"] is not None else []
+        own = [metrics, *average, *_callbacks(folder, runtime, debug, kept, show and main)]
         trainer = make_trainer(
             config,
-            max_epochs=1 if debug == "fast" else recipe["epochs"],
+            max_epochs=1 if debug == "fast" else recipe["epochs"] + recipe["cooldown_epochs"],
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=recipe["clip_grad"],
             deterministic=True,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
-            callbacks=[metrics, *_callbacks(folder, debug, threads, show)],
+            callbacks=own,
             enable_checkpointing=debug == "none",
-            enable_progress_bar=show,
+            enable_progress_bar=show and main,
             default_root_dir=folder,
             **_limits(debug),
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec|exists and is not empty)")
+            warnings.filterwarnings("ignore", message=QUIET)
             try:
-                trainer.fit(module, data, ckpt_path=str(last) if resumed else None, weights_only=True)
+                trainer.fit(module, data, ckpt_path=path, weights_only=True)
+                for averaged in average:  # also where nothing was left to train
+                    averaged.on_train_end(trainer, module)
                 tested = dict(trainer.test(module, data, verbose=False)[0])
-            except SystemExit as stopped:  # Lightning's answer to Ctrl-C
-                raise KeyboardInterrupt from stopped
+            except SystemExit as stopped:
+                if stopped.code == 1:  # Lightning's answer to Ctrl-C
+                    raise KeyboardInterrupt from stopped
+                raise
+        if not main:
+            return {}
         rows = metrics.rows()
         trained = {k: float(v) for k, v in rows[-1].items() if k.endswith(("_loss", "_accuracy")) and v}
         result: dict[str, Any] = {
@@ -127,8 +191,11 @@ def fit(
             "macs": cost.macs,
             "uncounted_ops": cost.uncounted,
             "epochs": len(rows),
+            "images": len(images.train),  # of the training set
             "seconds": round(sum(float(row["seconds"]) for row in rows), 3),
             "threads": threads,
+            "devices": trainer.world_size,
+            "accumulate": accumulate,
             "device": device_name(trainer.strategy.root_device),
             "versions": {name: version(name) for name in ("torch", "lightning", "timm", "torchmetrics", "hydra-core")},
         }
@@ -139,20 +206,40 @@ def fit(
     return result
 
 
+# What Lightning warns of and this package takes care of: batches are functions of their place.
+QUIET = ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable)"
+
+
+def workers(runtime: Mapping[str, Any], jobs: int) -> int:
+    """How many processes read the photographs of one device: runtime.workers, or one for each core that is left."""
+    share = cores() // (jobs * runtime["devices"])
+    return runtime["workers"] if runtime["workers"] is not None else min(16, share) if share > 1 else 0
+
+
 def make_trainer(config: Mapping[str, Any], **options: Any) -> L.Trainer:
-    """A Trainer on the device and in the precision of a configuration."""
-    accelerator = config["runtime"]["accelerator"]
+    """A Trainer on the devices and in the precision of a configuration."""
+    runtime = config["runtime"]
+    asked = f"runtime.accelerator={runtime['accelerator']}, runtime.devices={runtime['devices']}"
+    if runtime["tf32"] and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    processes = runtime["devices"] * runtime["nodes"]
+    warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == processes:  # submitit requeues its jobs itself
+        options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
     try:
         return L.Trainer(
-            accelerator=accelerator,
-            devices=1,
+            accelerator=runtime["accelerator"],
+            devices=runtime["devices"],
+            num_nodes=runtime["nodes"],
+            strategy="ddp" if processes > 1 else "auto",
+            use_distributed_sampler=False,
             precision=PRECISION[config["recipe"]["precision"]],
             logger=False,
             enable_model_summary=False,
             **options,
         )
-    except MisconfigurationException as error:
-        raise ConfigError(f"runtime.accelerator={accelerator}: {error}") from error
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"{asked}: {error}") from error
 
 
 def keep(folder: Path, config: Mapping[str, Any], net: nn.Module, predictions: Tensor, images: Images) -> None:
@@ -162,7 +249,7 @@ def keep(folder: Path, config: Mapping[str, Any], net: nn.Module, predictions: T
     pixels = {"mean": images.mean, "std": images.std}
     content = {"state_dict": net.state_dict(), "config": dict(config), "classes": images.classes, **pixels}
     torch.save(content, folder / "weights.pt")
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    checkpoints.remove(folder)
 
 
 def build_teacher(distill: Mapping[str, Any], images: Images) -> nn.Module | None:
@@ -179,7 +266,7 @@ def build_teacher(distill: Mapping[str, Any], images: Images) -> nn.Module | Non
             checkpoint_path=distill["weights"],
         ).eval()
         with torch.no_grad():
-            teacher(images.normalise(images.test.images[:2]))
+            teacher(images.sample())
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"recipe.distill.teacher={distill['teacher']}: {type(error).__name__}: {reason}") from error
@@ -197,13 +284,12 @@ def device_name(device: torch.device) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _callbacks(folder: Path, debug: str, threads: int, show: bool) -> list[L.Callback]:
+def _callbacks(
+    folder: Path, runtime: Mapping[str, Any], debug: str, kept: Mapping[str, int], show: bool
+) -> list[L.Callback]:
     callbacks: list[L.Callback] = [RichProgressBar()] if show else []
     if debug == "none":
-        callbacks.append(RecordThreads(threads))
-        callbacks.append(
-            ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        )
+        callbacks.append(Checkpoints(folder, runtime["checkpoint_minutes"], kept))
     if debug == "overfit":
         callbacks.append(
             EarlyStopping(
@@ -223,14 +309,22 @@ def _limits(debug: str) -> dict[str, Any]:
     return {"limit_val_batches": 0} if debug == "overfit" else {}
 
 
-class RecordThreads(L.Callback):
-    """Keep the number of threads in the checkpoint, for the run that resumes from it."""
+def picture(config: Mapping[str, Any], images: Images, folder: Path, most: int = 64) -> Path:
+    """The first images of the first training batch as the model sees them, Mixup included, in one PNG file."""
+    from torchvision.utils import make_grid, save_image
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["threads"] = self.threads
+    recipe, seed = config["recipe"], config["seed"]
+    batch = next(iter(ImageData(images, recipe, seed, workers=0).train_dataloader()))
+    module = Classifier(nn.Identity(), recipe, classes=len(images.classes), seed=seed)
+    if module.mixup is not None:
+        module.seed_step(0)
+        batch = module.mixup(*batch)
+    mean, std = (v[:, None, None] / 255 for v in (images.mean, images.std))
+    shown = (batch[0][:most] * std + mean).clamp(0, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "batch.png"
+    save_image(make_grid(shown, nrow=int(len(shown) ** 0.5)), file)
+    return file
 
 
 def profile(config: Mapping[str, Any], net: nn.Module, images: Images, steps: int = 10) -> "Table":
@@ -242,7 +336,7 @@ def profile(config: Mapping[str, Any], net: nn.Module, images: Images, steps: in
     threads = config["runtime"]["threads"] or cores()
     torch.set_num_threads(threads)
     recipe = config["recipe"]
-    data = ImageData(images, recipe, config["seed"]).train_dataloader()
+    data = ImageData(images, recipe, config["seed"], workers=workers(config["runtime"], 1)).train_dataloader()
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe["lr"])
 
     def step(batch: tuple[Tensor, Tensor]) -> None:

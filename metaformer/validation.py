@@ -17,10 +17,17 @@ from metaformer.schema import BUILTIN, Config, ConfigError, Data, Distill, Model
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as a plain dict, or a ConfigError. Checks all that can be known without torch."""
-    tree = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    plain = OmegaConf.to_container(without_hydra(cfg), resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    config: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    return check({str(key): value for key, value in plain.items()})
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration with the fingerprint of its images, or a ConfigError."""
     _check_keys(config, Config, "")
     if config["model"]["source"] == "metaformer":
         _check_mixer(config["mixer"], len(config["model"]["depths"]))
@@ -72,6 +79,9 @@ def _check_mixer(mixer: Any, stages: int) -> None:
             raise ConfigError(f"{key}._target_={target}: expected the dotted path of a class, like my_mixer.Shift")
 
 
+SET_ON_PUBLISHED = ("drop_path", "head_dropout", "crop_pct")
+
+
 def _check_published(config: dict[str, Any]) -> None:
     """A model that brings its mixers: nothing that would not be used may be set."""
     source, defaults = config["model"]["source"], dataclasses.asdict(Model())
@@ -80,9 +90,10 @@ def _check_published(config: dict[str, Any]) -> None:
     if config["model"]["name"] is None:
         raise ConfigError(f"model.name: expected the name of a model, since model.source={source}")
     for key, value in config["model"].items():
-        if key not in ("source", "name", "drop_path") and value != defaults[key]:
+        if key not in ("source", "name", *SET_ON_PUBLISHED) and value != defaults[key]:
             raise ConfigError(
-                f"model.{key}={value}: '{config['model']['name']}' has its own; only drop_path can be set"
+                f"model.{key}={value}: '{config['model']['name']}' has its own; what can be set is "
+                f"{', '.join(SET_ON_PUBLISHED)}"
             )
 
 
@@ -90,18 +101,79 @@ READS = {  # the keys beside name and train that each data set looks at
     "fashion_small": (),
     "digits": ("val",),
     **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100"), ("root", "val")),
-    "image_folder": ("root", "val", "size", "classes"),
+    "image_folder": ("root", "val", "size", "classes", "decode", "decoded_size"),
+    "timm": ("root", "dataset", "val", "size", "classes", "decode", "decoded_size"),
 }
 
 
 def _check_used(config: dict[str, Any]) -> None:
     """Refuse a key that nothing would read."""
     data, defaults = config["data"], dataclasses.asdict(Data())
-    for key in ("root", "val", "size", "classes"):
+    for key in READS["timm"]:
         if key not in READS[data["name"]] and data[key] != defaults[key]:
             raise ConfigError(f"data.{key}={data[key]}: data={data['name']} does not read it")
     if config["logger"]["mode"] != "online" and not config["logger"]["wandb"]:
         raise ConfigError(f"logger.mode={config['logger']['mode']}: belongs to logger=wandb")
+
+
+def _check_images(data: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """How images are kept and augmented: in batches from memory, or with recipe.scale one at a time."""
+    scale, size, kept = recipe["scale"], data["size"], data["decoded_size"]
+    if data["name"] == "timm" and data["dataset"] is None:
+        raise ConfigError("data.dataset: expected one that timm reads, like hfds/imagenet-1k, since data=timm")
+    if scale is None:
+        for key in ("auto_augment", "erasing"):
+            if recipe[key]:
+                raise ConfigError(f"recipe.{key}={recipe[key]}: is read with a random resized crop only (recipe.scale)")
+        if kept not in (None, size):
+            raise ConfigError(f"data.decoded_size={kept}: needs a random resized crop (recipe.scale), of size {size}")
+        return
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ConfigError(f"recipe.scale={scale}: expected the least and the largest share of the area, like [0.08, 1]")
+    if recipe["crop"]:
+        raise ConfigError(f"recipe.crop={recipe['crop']}: recipe.scale crops already; expected 0")
+    if kept is not None and (kept < size or data["decode"] == "always"):
+        raise ConfigError(f"data.decoded_size={kept}: expected at least data.size={size}, with data.decode=once")
+
+
+def _check_division(recipe: dict[str, Any], runtime: dict[str, Any]) -> None:
+    """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
+    parts = runtime["accumulate"]
+    if parts == "auto":
+        parts = 1
+    elif isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
+    processes = runtime["devices"] * runtime["nodes"]
+    if recipe["batch"] % (processes * parts):
+        raise ConfigError(
+            f"recipe.batch={recipe['batch']}: is for all devices, and {processes} device{'s' * (processes > 1)} x "
+            f"{parts} accumulated part{'s' * (parts > 1)} do not divide it"
+        )
+    if (recipe["mixup"] or recipe["cutmix"]) and recipe["batch"] // (processes * parts) % 2:
+        share = recipe["batch"] // (processes * parts)
+        raise ConfigError(f"recipe.batch={recipe['batch']}: Mixup needs an even number of images a part, not {share}")
+
+
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    for key in ("erasing", "label_smoothing"):
+        if not 0 <= recipe[key] <= 1:
+            raise ConfigError(f"recipe.{key}={recipe[key]}: expected a share from 0 to 1")
+    if recipe["ema"] is not None and not 0 < recipe["ema"] < 1:
+        raise ConfigError(f"recipe.ema={recipe['ema']}: expected a decay between 0 and 1, like 0.9999, or null")
+    if recipe["clip_grad"] is not None and not 0 < recipe["clip_grad"] < float("inf"):
+        raise ConfigError(f"recipe.clip_grad={recipe['clip_grad']}: expected a norm above 0, or null")
+    if recipe["warmup_epochs"] > recipe["epochs"]:
+        raise ConfigError(
+            f"recipe.warmup_epochs={recipe['warmup_epochs']}: longer than recipe.epochs={recipe['epochs']}"
+        )
+    if recipe["schedule"] == "constant":
+        for key in ("warmup_epochs", "cooldown_epochs"):
+            if recipe[key]:
+                raise ConfigError(f"recipe.{key}={recipe[key]}: recipe.schedule=constant has none; expected 0")
+    if recipe["lr_interval"] == "epoch" and recipe["warmup_epochs"] != int(recipe["warmup_epochs"]):
+        raise ConfigError(
+            f"recipe.warmup_epochs={recipe['warmup_epochs']}: expected whole epochs, since recipe.lr_interval=epoch"
+        )
 
 
 def _check_study(config: dict[str, Any]) -> None:
@@ -121,8 +193,8 @@ def _check_study(config: dict[str, Any]) -> None:
 
 
 def _check_values(config: dict[str, Any]) -> None:
-    model, recipe, data = config["model"], config["recipe"], config["data"]
-    threads = config["runtime"]["threads"]
+    model, recipe, data, runtime = (config[key] for key in ("model", "recipe", "data", "runtime"))
+    threads = runtime["threads"]
     for key in ("dims", "position", "res_scale"):
         if model[key] is not None and len(model[key]) != len(model["depths"]):
             raise ConfigError(
@@ -145,9 +217,14 @@ def _check_values(config: dict[str, Any]) -> None:
         "recipe.weight_decay": (recipe["weight_decay"], 0),
         "recipe.min_lr": (recipe["min_lr"], 0),
         "recipe.warmup_lr": (recipe["warmup_lr"], 0),
-        "recipe.label_smoothing": (recipe["label_smoothing"], 0),
+        "recipe.cooldown_epochs": (recipe["cooldown_epochs"], 0),
+        "recipe.lr_base_size": (1 if recipe["lr_base_size"] is None else recipe["lr_base_size"], 1),
+        "recipe.mixup": (recipe["mixup"], 0),
+        "recipe.cutmix": (recipe["cutmix"], 0),
         "runtime.threads": (1 if threads is None else threads, 1),
-        "runtime.per_gpu": (config["runtime"]["per_gpu"], 1),
+        "runtime.workers": (runtime["workers"] or 0, 0),
+        "runtime.checkpoint_minutes": (runtime["checkpoint_minutes"], 0),
+        **{f"runtime.{key}": (runtime[key], 1) for key in ("per_gpu", "devices", "nodes")},
         "model.mlp_ratio * model.dims": (model["mlp_ratio"] * min(model["dims"], default=0), 1),
         "data.size": (data["size"], 1),
         "data.val": (data["val"], 1),
@@ -156,18 +233,18 @@ def _check_values(config: dict[str, Any]) -> None:
     for key, (value, least) in at_least.items():
         if not least <= value < float("inf"):
             raise ConfigError(f"{key}={value}: expected at least {least}")
-    if recipe["warmup_epochs"] > recipe["epochs"]:
-        raise ConfigError(
-            f"recipe.warmup_epochs={recipe['warmup_epochs']}: longer than recipe.epochs={recipe['epochs']}"
-        )
-    if recipe["label_smoothing"] > 1:
-        raise ConfigError(f"recipe.label_smoothing={recipe['label_smoothing']}: expected a share from 0 to 1")
+    _check_recipe(recipe)
+    _check_division(recipe, runtime)
+    _check_images(data, recipe)
     _check_study(config)
     name = config["study"]["name"]
     if name is not None and not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.'")
-    if not 0 <= (model["drop_path"] or 0) < 1:
-        raise ConfigError(f"model.drop_path={model['drop_path']}: expected a rate from 0 up to, not including, 1")
+    for key in ("drop_path", "head_dropout"):
+        if not 0 <= (model[key] or 0) < 1:
+            raise ConfigError(f"model.{key}={model[key]}: expected a rate from 0 up to, not including, 1")
+    if not 0 < (1 if model["crop_pct"] is None else model["crop_pct"]) <= 1:
+        raise ConfigError(f"model.crop_pct={model['crop_pct']}: expected a share of the short side, up to 1")
     if data["root"] is not None and not Path(data["root"]).is_dir():
         raise ConfigError(f"data.root={data['root']}: no such folder")
     distill = recipe["distill"]

@@ -25,6 +25,8 @@ from metaformer.schema import ConfigError, by_closeness
 from metaformer.seeds import seeded
 from metaformer.weights import Weights, load_strictly, read, resize, to_ours
 
+CROP_PCT = 0.9  # of the official v1, and of timm where a model says nothing else
+
 
 @dataclass(frozen=True)
 class Published:
@@ -32,18 +34,19 @@ class Published:
 
     mixers: tuple[MixerFactory, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-    crop_pct: float = 0.9
+    crop_pct: float = CROP_PCT
 
 
 @cache
-def size(name: str) -> dict[str, Any]:
-    """The options of `conf/model/NAME.yaml`."""
+def size(name: str) -> tuple[dict[str, Any], float]:
+    """The options of `conf/model/NAME.yaml`, and its evaluation crop."""
     options = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text())
-    return options | {"layer_scale": float(options["layer_scale"])}  # YAML reads 1e-5 as a string
+    options["layer_scale"] = float(options["layer_scale"])  # YAML reads 1e-5 as a string
+    return options, options.pop("crop_pct", CROP_PCT)
 
 
 # arXiv:2111.11418, and the official code for what the paper leaves open
-V1_SIZES = {"s12": 0.9, "s24": 0.9, "s36": 0.9, "m36": 0.95, "m48": 0.95}
+V1_SIZES = ("s12", "s24", "s36", "m36", "m48")
 HYBRIDS: dict[
     str, tuple[tuple[MixerFactory, ...], dict[str, Any], float]
 ] = {  # mixers, what changes along with them in the official code, crop
@@ -80,13 +83,13 @@ attention_without_bias = partial(Attention, proj_bias=False)
 
 def _published() -> dict[str, Published]:
     zoo: dict[str, Published] = {}
-    for name, crop in V1_SIZES.items():
-        zoo[f"poolformer_{name}"] = Published((Pooling,) * 4, size(name), crop)
+    for name in V1_SIZES:
+        zoo[f"poolformer_{name}"] = Published((Pooling,) * 4, *size(name))
     for word, (mixers, changes, crop) in HYBRIDS.items():
-        zoo[f"metaformer_{word}_s12"] = Published(mixers, size("s12") | changes, crop)
+        zoo[f"metaformer_{word}_s12"] = Published(mixers, size("s12")[0] | changes, crop)
     for family, mixers in V2_MIXERS.items():
         for name in V1_SIZES:
-            options = size(name) | V2
+            options = size(name)[0] | V2
             if (family, name) == ("randformer", "m48"):
                 options["drop_path"] = 0.3
             zoo[f"{family}_{name}"] = Published(mixers, options, 1.0)
@@ -125,17 +128,19 @@ def from_config(config: Mapping[str, Any], channels: int, classes: int, size: tu
         ConfigError: model, mixer and images do not fit together.
     """
     model = dict(config["model"])
-    source, name, drop_path = model.pop("source"), model.pop("name"), model.pop("drop_path")
+    source, name, _ = (model.pop(key) for key in ("source", "name", "crop_pct"))
     shape: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
-    path: dict[str, Any] = {} if drop_path is None else {"drop_path": drop_path}
+    own = {key: model.pop(key) for key in ("drop_path", "head_dropout")}
+    rates = {key: rate for key, rate in own.items() if rate is not None}
     try:
         if source == "timm":
+            names = {"drop_path": "drop_path_rate", "head_dropout": "drop_rate"}
             with seeded(config["seed"], "net"):
-                return _timm_model(name, size, **shape, **({} if drop_path is None else {"drop_path_rate": drop_path}))
+                return _timm_model(name, size, **shape, **{names[key]: rate for key, rate in rates.items()})
         if source == "zoo":
-            return create(name, img_size=size, seed=config["seed"], **shape, **path)
+            return create(name, img_size=size, seed=config["seed"], **shape, **rates)
         mixers = mixers_from_config(config["mixer"], len(model["depths"]))
-        return MetaFormer(mixers, img_size=size, seed=config["seed"], **shape, **path, **model)
+        return MetaFormer(mixers, img_size=size, seed=config["seed"], **shape, **rates, **model)
     except ConfigError:
         raise
     except Exception as error:  # whatever a mixer's constructor raises
@@ -157,9 +162,17 @@ def _timm_model(name: str, size: tuple[int, int], **options: Any) -> nn.Module:
         return timm.create_model(name, **options)  # a model of any size
 
 
-def crop_of(model: str, name: str | None) -> float:
-    """The evaluation crop of `model=MODEL model.name=NAME`: the share of the short side that the square takes."""
-    return PUBLISHED[name].crop_pct if name in PUBLISHED else V1_SIZES.get(model, 0.9)
+def crop_of(model: Mapping[str, Any]) -> float:
+    """The evaluation crop of a `model` node: the share of the short side that the square takes."""
+    if model["crop_pct"] is not None:
+        return model["crop_pct"]
+    if model["source"] == "zoo":
+        return find(model["name"]).crop_pct
+    if model["source"] == "timm":
+        from timm.models import get_pretrained_cfg
+
+        return getattr(get_pretrained_cfg(model["name"]), "crop_pct", CROP_PCT)
+    return CROP_PCT
 
 
 # ------------------------------------------------------------------ weights
@@ -278,8 +291,8 @@ def register() -> None:
     timm does not have."""
     import timm
 
-    for name, crop in V1_SIZES.items():
-        _register(f"metaformer_{name}", None, size(name), crop)
+    for name in V1_SIZES:
+        _register(f"metaformer_{name}", None, *size(name))
     for name, published in PUBLISHED.items():
         if not timm.is_model(name):
             _register(name, published.mixers, published.options, published.crop_pct)

@@ -26,6 +26,7 @@ def compose(*overrides: str) -> dict:
 def elsewhere(tmp_path, monkeypatch):
     """Every test works in an empty folder, as a user of the installed package does."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}-cache")
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 

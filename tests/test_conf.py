@@ -27,6 +27,8 @@ def test_every_file_of_conf_composes_and_builds(file):
         "model/zoo": ["mixer=builtin", "model.name=poolformer_s12"],
         "model/timm": ["mixer=builtin", "model.name=resnet18"],
         "data/image_folder": ["data.classes=7"],
+        "data/timm": ["data.dataset=hfds/pets", "data.classes=7"],
+        "recipe/finetune": [f"recipe.initialize_from={__file__}"],
     }
     config = compose(f"{group}={name}", *needed.get(file, []))
     channels, side, classes = data.shape(config["data"])

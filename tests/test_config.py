@@ -249,7 +249,7 @@ def test_every_model_option_is_an_argument_of_the_model():
 
     from metaformer.model import MetaFormer
 
-    assert {f.name for f in dataclasses.fields(schema.Model)} - {"source", "name"} <= set(
+    assert {f.name for f in dataclasses.fields(schema.Model)} - {"source", "name", "crop_pct"} <= set(
         inspect.signature(MetaFormer).parameters
     )
 

@@ -8,7 +8,8 @@ from conftest import compose
 from PIL import Image
 
 from metaformer import data as D
-from metaformer.data import Batches, EvalBatches, Images, Split
+from metaformer.batches import Batches, EvalBatches
+from metaformer.data import Images, Split
 from metaformer.schema import ConfigError
 
 
@@ -158,7 +159,7 @@ def test_a_folder_that_is_not_given_or_has_other_classes(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.root: expected the folder"):
         D.load(compose("data=image_folder")["data"])
     root = folder(tmp_path / "pets")
-    with pytest.raises(ConfigError, match=r"data\.classes=1000: .* has 2 class folders"):
+    with pytest.raises(ConfigError, match=r"data\.classes=1000: .* has 2 classes"):
         D.load(compose("data=imagenet", f"data.root={root}", "data.val=2")["data"])
 
 

@@ -1,18 +1,22 @@
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
-from conftest import on_disk, result_of, runs_of, study
+from conftest import on_disk, repository, result_of, runs_of, study
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from rich.console import Console
 from test_report import YAML
 
 from metaformer import launch, plan
 from metaformer.config import cores
+from metaformer.cost import cost_of
 from metaformer.run import lock
 from metaformer.schema import ConfigError
 from metaformer.stats import equivalence_power
-from metaformer.study import expand
+from metaformer.study import Composer, expand
 
 
 @pytest.fixture
@@ -97,4 +101,76 @@ def test_what_is_done_running_and_left(said, tmp_path):
         )
         text = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, cwd=tmp_path).stdout
     assert "mine: 6 runs: 3 finished, 1 failed, 1 running, 1 not started" in text
-    assert f"1.00 hours of training done, about 1.00 to do, {60 / cores():.0f} minutes with {cores()} at a time" in text
+    assert "1.00 hours of training done" in text
+    left = "about 1.00 core-hours to do (by the finished runs of this study), "
+    assert f"{left}{60 / cores():.0f} minutes here with {cores()} at a time" in text
+
+
+def test_what_it_will_cost_before_anything_is_launched(said, tmp_path):
+    assert "6 to do: throughput=IMAGES_PER_S tells what they cost" in said("experiments=mine")
+    text = said("experiments=mine", "throughput=2", "logger.wandb=true", "logger.mode=offline")
+    images = 6 * 1197 * expand(["experiments=mine"])[0].config["recipe"]["epochs"]
+    assert f"about {images / 2 / 3600:.2f} core-hours to do (at 2 images a second)" in text
+    assert "6 runs on wandb" in text
+    with pytest.raises(ConfigError, match="throughput=fast: expected training images a second, above 0"):
+        said("experiments=mine", "throughput=fast")
+
+
+def test_what_it_will_cost_by_the_speed_of_other_studies(said, tmp_path):
+    """A finished run of half the work took 100 seconds: each of the six takes 200."""
+    planned = expand(["experiments=mine"])
+    config = planned[0].config
+    macs = {p.mixer: cost_of(p.config).macs for p in planned}
+    half = macs["pooling"] * 1197 * config["recipe"]["epochs"] / 2
+    other = expand(["mixer=pooling", "seed=77", "recipe.lr=0.5"])[0]
+    result = result_of(77, 0.5, "deadbeef", name="x-deadbeef", seconds=100.0) | {"config": other.config}
+    result |= {"macs": half, "images": 1, "epochs": 1}
+    path = tmp_path / "runs" / "x-deadbeef"
+    path.mkdir(parents=True)
+    (path / "result.json").write_text(json.dumps(result))
+    seconds = sum(200 * macs[p.mixer] / macs["pooling"] for p in planned)
+    expected = f"about {seconds / 3600:.2f} core-hours to do (from MACs, at the speed of 1 finished run)"
+    assert expected in said("experiments=mine")
+
+
+GRIDS = [
+    ["mixer=pooling,attention,ppaa", "recipe.lr=1e-3,0.02", "seed=0,7"],
+    ["mixer=ppaa", "mixer.stage1.pool_size=3,5", "model=tiny,s12", "model.drop_path=null,0.1"],
+    ["mixer=custom", "mixer._target_=metaformer.mixers.Pooling", "+mixer.pool_size=3,5", "seed=1,2"],
+    ["model.depths=[1,1,1,1],[2,1,1,1]", "data.root=null", "recipe.flip=true,false", "study.question='a, b'"],
+    ["recipe.epochs=2,3", "recipe.distill={teacher:null,alpha:0.5}", "runtime=cpu,auto", "seed=0"],
+    ["mixer=pooling", "mixer.pool_size=3,5", "+mixer.extra=1,2"],
+    ["+experiments/paper_table5=01_pooling,02_identity", "seed=0,1"],
+]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_quick_composition_is_hydras(grid, monkeypatch):
+    names = sorted(path.stem for path in (repository() / "experiments" / "paper_table5").glob("*.yaml"))
+    grid = [word.replace("01_pooling,02_identity", ",".join(names[:2])) for word in grid]
+    quick = expand(grid)
+    monkeypatch.setattr(Composer, "VALUE", re.compile("nothing is a mere value"))
+    slow = expand(grid)
+    assert len(quick) > 1
+    assert [(p.config, p.folder, p.levels, p.overrides) for p in quick] == [
+        (p.config, p.folder, p.levels, p.overrides) for p in slow
+    ]
+
+
+def test_a_wrong_value_of_a_grid_is_told_as_by_hydra():
+    for grid, message in {
+        ("recipe.lr=1e-3,fast", "seed=0,1"): "fast",
+        ("recipe.lrr=1,2", "seed=0,1"): "lrr",
+        ("recipe.epochs=1,-1", "seed=0"): "recipe.epochs=-1: expected at least 1",
+    }.items():
+        with pytest.raises(Exception, match=message):
+            expand(list(grid))
+
+
+def test_a_thousand_runs_are_composed_a_few_times(monkeypatch):
+    calls = []
+    load = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda s, *a: (calls.append(1), load(s, *a))[1])
+    grid = ["mixer=pooling,identity", "recipe.lr=1e-3,2e-3,4e-3,8e-3,1.6e-2", "seed=range(100)"]
+    assert len({run.folder for run in expand(grid)}) == 1000
+    assert len(calls) == 2

@@ -51,7 +51,7 @@ def test_rows_of_table_5_are_the_papers(row):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_of_table_5_train_at_small_scale(row):
-    small = ("model.depths=[1,1,1,1]", "model.dims=[32,32,64,64]")
+    small = ("model.depths=[1,1,1,1]", "model.dims=[32,32,64,64]", "recipe=short")
     result = go("experiments=paper_table5", f"+experiments/paper_table5={row}", *small, "data.classes=null")
     assert np.isfinite(result["metrics"]["train_loss"])
 

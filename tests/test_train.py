@@ -183,7 +183,7 @@ def test_options_before_the_flag_and_errors_of_one_run_are_one_line(cli, tmp_pat
         ("mixer=attention", "mixer.head_dim=24"): "dim=64 is not divisible by head_dim=24",
         ("mixer=attention", "mixer.head_dim=0"): "model and mixer do not fit: ZeroDivisionError",
         ("runtime.runs=/dev/null/x",): "runtime.runs: /dev/null/x/pooling-tiny-digits-s0-",
-        ("runtime.accelerator=gpu",): "runtime.accelerator=gpu: ",
+        ("runtime.accelerator=gpu",): "runtime.accelerator=gpu, runtime.devices=1: ",
         ("hydra.job.chdir=true",): "hydra.job.chdir: paths are relative",
     }.items():
         if torch.cuda.is_available() and "gpu" in arguments[0]:

@@ -25,7 +25,8 @@ from torch import nn
 from torchvision import transforms
 
 from metaformer import MetaFormer, Pooling
-from metaformer.data import Batches, Images, load
+from metaformer.batches import Batches
+from metaformer.data import Images, load
 
 SIZES = {  # our options, batch, image side
     "s12": ({"depths": [2, 2, 6, 2], "dims": [64, 128, 320, 512]}, 8, 224),

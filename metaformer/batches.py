@@ -1,0 +1,236 @@
+"""Which images make up which batch, and how they are augmented on the way to the model.
+
+Whatever is drawn is a function of (seed, epoch, place of the image): the same for every mixer, for any number of
+devices, accumulated parts and worker processes, and after a resume in the middle of an epoch.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from metaformer import photos
+from metaformer.data import Images, Split
+from metaformer.schema import ConfigError
+from metaformer.seeds import derive
+
+EVAL_BATCH = 500
+EVAL_PHOTOS = 100  # a batch of larger images
+
+Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] fp32 and labels [B] int64
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of each global batch that one device trains on, in `accumulate` parts one after the other."""
+
+    rank: int = 0
+    devices: int = 1
+    accumulate: int = 1
+
+    def of(self, order: Tensor, batch: int) -> Iterator[Tensor]:
+        """The rows [B] of each part; an incomplete last batch is dropped."""
+        size = batch // (self.devices * self.accumulate)
+        for start in range(0, len(order) // batch * batch, batch):
+            for part in range(self.accumulate):
+                first = start + (part * self.devices + self.rank) * size
+                yield order[first : first + size]
+
+
+WHOLE = Share()
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Draws the order of an epoch, and after it the crops and flips of whole batches."""
+    return torch.Generator().manual_seed(derive(seed, "epoch", epoch))
+
+
+class Batches:
+    """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole."""
+
+    def __init__(
+        self,
+        data: Images,
+        batch: int,
+        *,
+        seed: int,
+        epoch: int,
+        crop: int = 0,
+        flip: bool = False,
+        share: Share = WHOLE,
+        done: Callable[[], int] = lambda: 0,
+    ) -> None:
+        assert isinstance(data.train, Split)
+        self.data, self.split, self.batch, self.crop, self.flip = data, data.train, batch, crop, flip
+        self.seed, self.epoch, self.share, self.done = seed, epoch, share, done
+        height, width = data.size
+        self.rows, self.columns = torch.arange(height), torch.arange(width)
+        pad = (0, 0, crop, crop, crop, crop)
+        self.padded = torch.nn.functional.pad(self.split.pixels, pad) if crop else self.split.pixels
+
+    def __len__(self) -> int:
+        return len(self.split) // self.batch * self.share.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        images = len(self.split)
+        generator = epoch_generator(self.seed, self.epoch)
+        order = torch.randperm(images, generator=generator)
+        corner = torch.randint(2 * self.crop + 1, (images, 2), generator=generator)
+        mirrored = torch.rand(images, generator=generator) < (0.5 if self.flip else 0.0)
+        for index in islice(self.share.of(order, self.batch), self.done(), None):
+            rows = corner[index, :1] + self.rows
+            columns = corner[index, 1:] + torch.where(mirrored[index, None], self.columns.flip(0), self.columns)
+            # One gather shuffles, crops and flips.
+            places = self.split.places(index)
+            picked = self.padded[places[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield self.data.normalise(picked), self.split.labels[index]
+
+
+class EvalBatches:
+    """Every `devices`-th image of a split out of memory, in order and without augmentation."""
+
+    def __init__(self, data: Images, split: Split, share: Share = WHOLE) -> None:
+        self.data, self.split = data, split
+        self.rows = torch.arange(share.rank, len(split), share.devices)
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // EVAL_BATCH)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self.rows.split(EVAL_BATCH):
+            yield self.data.normalise(self.split.pixels[self.split.places(rows)]), self.split.labels[rows]
+
+
+class Transformed(Dataset):
+    """The items of a split at (epoch, row): an image [C, H, W] and its label. Without an epoch nothing is drawn."""
+
+    def __init__(self, split: Any, transform: Callable[[Any], Tensor], seed: int = 0) -> None:
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, int]:
+        epoch, row = where
+        if epoch is not None:
+            # timm's transforms draw from the global generators, here of a worker process.
+            seed = derive(self.seed, "image", epoch, row)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+        return self.transform(self.split.read(row)), int(self.split.labels[row])
+
+
+@dataclass
+class Places:
+    """What worker processes are to read: (epoch, row) of every image of each batch."""
+
+    epoch: int | None
+    batches: Sequence[Tensor]
+
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
+        for rows in self.batches:
+            yield [(self.epoch, row) for row in rows.tolist()]
+
+
+class Stream:
+    """Batches of images that are read and transformed one at a time, ahead of time and in worker processes."""
+
+    def __init__(self, dataset: Transformed, workers: int) -> None:
+        self.places = Places(None, [])
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.places,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def of(self, batches: Sequence[Tensor], epoch: int | None = None, done: Callable[[], int] = lambda: 0) -> "Stream":
+        """The same worker processes, about to read these batches without the first `done()` of them."""
+        self.batches, self.epoch, self.done = batches, epoch, done
+        return self
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.places.epoch, self.places.batches = self.epoch, self.batches[self.done() :]
+        try:
+            yield from self.loader
+        except ConfigError as error:  # of a worker, whose traceback torch puts into the message
+            raise ConfigError(str(error).rpartition("ConfigError: ")[2].strip()) from None
+
+
+def done_batches(trainer: L.Trainer) -> int:
+    """How many batches of this epoch are behind a run that begins or goes on; at the end of an epoch none."""
+    module: Any = trainer.datamodule  # type: ignore[attr-defined]
+    in_all = len(module.data.train) // module.recipe["batch"] * trainer.accumulate_grad_batches
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % in_all
+
+
+class ImageData(L.LightningDataModule):
+    """What the Trainer asks for. It has to ask at every epoch: the training batches are those of that epoch.
+
+    Args:
+        crop_pct: of the evaluation of photographs, where `recipe.scale` says that they are read one at a time.
+        workers: the number of processes that read them.
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        recipe: Mapping[str, Any],
+        seed: int,
+        *,
+        augment: bool = True,
+        crop_pct: float = 1.0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
+        self.streams: dict[str, Stream] = {}
+        if recipe["scale"] is not None:
+            pixels = {"mean": (data.mean / 255).tolist(), "std": (data.std / 255).tolist()}
+            evaluation = photos.evaluation_transform(crop_pct, data.shape, pixels)
+            training = photos.training_transform(recipe, data.shape, pixels) if augment else evaluation
+            for name, split in {"train": data.train, "val": data.val, "test": data.test}.items():
+                dataset = Transformed(split, training if name == "train" else evaluation, seed)
+                self.streams[name] = Stream(dataset, workers)
+
+    @property
+    def share(self) -> Share:
+        trainer = self.trainer
+        return Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches) if trainer else WHOLE
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
+
+    def train_dataloader(self) -> "Batches | Stream":
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        batch, share = self.recipe["batch"], self.share
+
+        def done() -> int:  # only known when the first batch is asked for: loaders are made before a run is restored
+            return done_batches(self.trainer) if self.trainer else 0
+
+        if self.streams:
+            order = torch.randperm(len(self.data.train), generator=epoch_generator(self.seed, epoch))
+            return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
+        crop, flip = (self.recipe["crop"], self.recipe["flip"]) if self.augment else (0, False)
+        return Batches(self.data, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, share=share, done=done)
+
+    def val_dataloader(self) -> "EvalBatches | Stream":
+        return self._evaluation("val", self.data.val)
+
+    def test_dataloader(self) -> "EvalBatches | Stream":
+        return self._evaluation("test", self.data.test)
+
+    def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
+        if not self.streams:
+            return EvalBatches(self.data, split, self.share)
+        rows = torch.arange(self.share.rank, len(split), self.share.devices)
+        return self.streams[name].of(rows.split(EVAL_PHOTOS))
