@@ -112,7 +112,7 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         siblings = _siblings(unknown[1]) or [str(k) for c in causes for k in getattr(c, "parent_node", None) or ()]
-        siblings = [key for key in siblings if key != "_target_"]
+        siblings = [key for key in dict.fromkeys(siblings) if key != "_target_"]
         hint = nearest(unknown[1].rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
         return f"{unknown[1]}: no such key{hint}"
     for cause in causes:

@@ -94,7 +94,7 @@ def _cost(planned: Sequence[Planned], runs: Sequence[Run], folder: Path, through
         if seconds is None:
             lines.append(f"{len(todo)} to do: {source}")
         else:
-            at_once = places(runtime["accelerator"], runtime["per_gpu"])
+            at_once = min(places(runtime["accelerator"], runtime["per_gpu"]), len(todo))
             gpu = runtime["accelerator"] != "cpu" and bool(gpus())
             unit = runtime["devices"] * runtime["nodes"] if gpu else runtime["threads"] or 1
             lines.append(
@@ -135,6 +135,8 @@ def _estimate(
         return sum(float(np.mean(cells.get(p.cell, mean))) for p in todo), "by the finished runs of this study"
     if not results:
         return None, "throughput=IMAGES_PER_S tells what they cost (python -m metaformer.cost ... cost.throughput=true)"
+    device, _ = Counter(result["device"] for result in results).most_common(1)[0]
+    results = [result for result in results if result["device"] == device]
     sizes = {_data_key(result["config"]): result["images"] for result in results}
     speeds = [r["macs"] * r["images"] * r["epochs"] / r["seconds"] for r in results]
     counted: dict[str, int] = {}
@@ -149,7 +151,9 @@ def _estimate(
             return None, f"{what}; throughput=IMAGES_PER_S tells what they cost"
         total += counted[key] * images * epochs_of(p.config)
     plural = "s" * (len(results) > 1)
-    return total / float(np.median(speeds)), f"from MACs, at the speed of {len(results)} finished run{plural}"
+    return total / float(
+        np.median(speeds)
+    ), f"from MACs, at the speed of {len(results)} finished run{plural} on {device}"
 
 
 def _macs(config: Mapping[str, Any]) -> int:
@@ -164,7 +168,13 @@ def _readable(path: Path) -> dict[str, Any] | None:
         result = read_result(path.parent)
     except ConfigError:
         return None
-    told = result is not None and result.get("macs") and result.get("images") and result.get("epochs")
+    told = (
+        result is not None
+        and result.get("device")
+        and result.get("macs")
+        and result.get("images")
+        and result.get("epochs")
+    )
     return result if told and result["seconds"] > 0 else None  # type: ignore[index]
 
 

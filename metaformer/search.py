@@ -2,6 +2,7 @@
 
 import sys
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from metaformer.run import job
@@ -18,6 +19,9 @@ def trial(cfg: DictConfig) -> float:
     """
     if cfg.seed < FIRST_SEED:
         raise ConfigError(f"seed={cfg.seed}: a search has seeds from {FIRST_SEED} on, which no study reports")
+    sweeper = HydraConfig.get().sweeper
+    if not str(sweeper.get("direction", "maximize")).endswith("maximize"):  # Optuna's own default is the opposite
+        raise ConfigError("hydra.sweeper.direction: expected maximize, an accuracy; hydra/sweeper=search has it")
     outcome = job(cfg)
     if outcome["status"] == "refused":
         raise ConfigError(outcome["reason"])

@@ -23,7 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from metaformer import launch, report
@@ -43,7 +43,7 @@ from metaformer.run import (
 )
 from metaformer.schema import GROUPS, ConfigError
 from metaformer.search import FIRST_SEED
-from metaformer.validation import check, validate, without_hydra
+from metaformer.validation import check, validate
 
 
 class StudySweeper(Sweeper):
@@ -179,6 +179,8 @@ class Composer:
 
     VALUE = re.compile(r"(seed|\w+(\.\w+)+)=")  # no choice of a group, nothing added or deleted
 
+    NODE = re.compile(r"[+~]+\w+(\.\w+)+(=|$)|[+~]*[\w.]+=\{")  # added, deleted, or several keys at once
+
     def __init__(self, loader: ConfigLoader, cfg: DictConfig) -> None:
         self.loader, self.cfg = loader, cfg
         self.parse = OverridesParser.create(config_loader=loader).parse_override
@@ -189,7 +191,10 @@ class Composer:
         """What was chosen, and the validated configuration."""
         values = {override.partition("=")[0]: override for override in point if self.VALUE.match(override)}
         fixed = tuple(override for override in point if not self.VALUE.match(override))
-        nested = any(a.startswith(f"{b}.") for a in values for b in values)
+        # Where two overrides reach the same key, their order counts.
+        others = [o.lstrip("+~").partition("=")[0] for o in fixed if self.NODE.match(o)]
+        nested = any(f"{a}.".startswith(f"{b}.") for a in values for b in [*values, *others] if a is not b)
+        nested |= any(b.startswith(f"{a}.") for a in values for b in others)
         choices, _, plain = self.base(fixed)
         try:
             if plain is None or nested or len(values) + len(fixed) < len(point):
@@ -208,10 +213,12 @@ class Composer:
     def _base(self, fixed: tuple[str, ...]) -> tuple[dict[str, str], DictConfig, dict[str, Any] | None]:
         composed = self.loader.load_sweep_config(self.cfg, list(fixed))
         self.first = getattr(self, "first", fixed)
-        base = without_hydra(composed)
+        choices, base = choices_of(composed.hydra), composed
+        with open_dict(base):  # a masked copy would forget the type of `seed`, and that no key may be added
+            del base["hydra"]
         plain: Any = OmegaConf.to_container(base, resolve=False)
         told = json.dumps(plain, default=str)
-        return choices_of(composed.hydra), base, None if "${" in told or "???" in told else plain
+        return choices, base, None if "${" in told or "???" in told else plain
 
     def _value(self, fixed: tuple[str, ...], override: str) -> Any:
         parsed, base = self.parse(override), copy.deepcopy(self.base(fixed)[1])

@@ -256,7 +256,20 @@ def test_every_model_option_is_an_argument_of_the_model():
 
 @pytest.mark.parametrize(
     "module",
-    ["schema", "validation", "identity", "config", "run", "study", "progress", "stats", "report", "train", "evaluate"],
+    [
+        "schema",
+        "validation",
+        "config",
+        "run",
+        "study",
+        "search",
+        "progress",
+        "stats",
+        "report",
+        "plan",
+        "train",
+        "evaluate",
+    ],
 )
 def test_no_torch_before_a_run(module):
     code = f"import metaformer.{module}, metaformer, sys; sys.exit('torch' in sys.modules)"

@@ -60,6 +60,14 @@ def test_seeds_of_studies_and_of_searches_are_not_mixed(cli):
         expand(["experiments=quickstart", "seed=0,1000"])
 
 
+def test_a_search_that_would_minimise_accuracy_is_refused(cli):
+    pytest.importorskip("optuna")
+    options = ("hydra/sweeper=optuna", "hydra/launcher=basic", *TINY, "seed=1000", "recipe.lr=choice(1e-2,1e-3)")
+    done = cli("train", "-m", *options)
+    assert done.returncode == 2, done.stderr
+    assert "error: hydra.sweeper.direction: expected maximize" in done.stderr
+
+
 def test_a_wrong_configuration_ends_a_search(cli):
     pytest.importorskip("optuna")
     done = cli("train", *SEARCH, "mixer=pooling", "recipe.batch=0", "hydra/launcher=basic")
