@@ -168,14 +168,8 @@ def _readable(path: Path) -> dict[str, Any] | None:
         result = read_result(path.parent)
     except ConfigError:
         return None
-    told = (
-        result is not None
-        and result.get("device")
-        and result.get("macs")
-        and result.get("images")
-        and result.get("epochs")
-    )
-    return result if told and result["seconds"] > 0 else None  # type: ignore[index]
+    needed = ("device", "macs", "images", "epochs", "seconds")
+    return result if result is not None and all(result.get(key) for key in needed) else None
 
 
 def _data_key(config: Mapping[str, Any]) -> str:

@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cli, tmp_path):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, several):
-    command = ["recipe.epochs=30", "data=digits", "runtime.threads=1"]
+    command = ["recipe.epochs=20", "data=digits", "runtime.threads=1"]
     if several:
         command = ["-m", "mixer=identity,pooling", "seed=0,1,2", *command]
     process = start(*command)
