@@ -19,7 +19,7 @@ PACKAGES = {
     "slurmdbd": "slurmdbd",
     "mariadbd": "mariadb-server",
 }
-CPUS = 4  # that the node claims to have, so that several jobs run at once on any machine
+CPUS = 8  # that the node claims to have on any machine: several jobs at once, or one as conf/ asks for it
 
 # Without control groups and with the ports given, it runs in a container. KillWait leaves a job that is preempted the
 # time to save; cred_expire shortens the pause before it is started again.
