@@ -1,5 +1,6 @@
 """A SLURM of one node on loopback, with accounting, for the tests: `python tests/slurm_site.py start|stop FOLDER`."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PACKAGES = {
@@ -18,7 +19,7 @@ PACKAGES = {
     "slurmdbd": "slurmdbd",
     "mariadbd": "mariadb-server",
 }
-CPUS = 4  # that the node claims to have, so that several jobs run at once on any machine
+CPUS = 8  # that the node claims to have on any machine: several jobs at once, or one as conf/ asks for it
 
 # Without control groups and with the ports given, it runs in a container. KillWait leaves a job that is preempted the
 # time to save; cred_expire shortens the pause before it is started again.
@@ -87,6 +88,19 @@ def reason() -> str | None:
     return f"not installed: apt-get install {' '.join(missing)}" if missing else None
 
 
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """A SLURM for the length of the block, or of the life of this process where that is shorter."""
+    # The end of its input tells it that the block was left, and also that this process was killed.
+    command = [sys.executable, __file__, "stop-at-end-of-input", str(folder)]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        start(folder)
+        yield
+    finally:
+        watcher.communicate(timeout=120)
+
+
 def start(folder: Path) -> None:
     """Start every daemon in a folder of its own, on free ports, and wait until the node is idle."""
     host = socket.gethostname().partition(".")[0]
@@ -117,7 +131,8 @@ def start(folder: Path) -> None:
     run("mariadb-install-db", *data, "--auth-root-authentication-method=normal", "--skip-test-db")
     pid, log = f"--pid-file={folder}/mariadbd.pid", f"--log-error={folder}/mariadb.log"
     where = (f"--socket={folder}/mysql.sock", "--skip-networking", "--innodb-lock-wait-timeout=900")
-    subprocess.Popen(["mariadbd", *data, *where, pid, log], stdin=subprocess.DEVNULL, start_new_session=True)
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(["mariadbd", *data, *where, pid, log], **quiet, start_new_session=True)
     _wait("the data base", lambda: run("mariadb-admin", "--no-defaults", "-uroot", f"-S{folder}/mysql.sock", "ping"))
     run("slurmdbd")
     _wait("slurmdbd", lambda: run("sacctmgr", "-n", "show", "cluster"))
@@ -129,15 +144,31 @@ def start(folder: Path) -> None:
 
 
 def stop(folder: Path) -> None:
+    """End the jobs, which would outlive the daemons, then the daemons; once more does no harm."""
+    if _daemon(folder, "slurmctld"):
+        options = {"env": {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}, "stdin": subprocess.DEVNULL}
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(["scancel", "--user=root"], **options, timeout=20)
+            left = ["timeout", "40", "sh", "-c", "while squeue -h | grep -q .; do sleep 0.2; done"]
+            subprocess.run(left, **options, timeout=60)
     for name in ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munge"):
-        file = folder / f"{name}.pid"
-        if not file.exists():
-            continue
-        try:
-            os.kill(int(file.read_text()), signal.SIGTERM)
-            time.sleep(0.5)
-        except (ProcessLookupError, ValueError):
-            pass
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if pid := _daemon(folder, name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            end = time.time() + 10
+            while _daemon(folder, name) and time.time() < end:
+                time.sleep(0.1)
+
+
+def _daemon(folder: Path, name: str) -> int | None:
+    """The process of a daemon; what a pid file names may be gone, and its number another's by now."""
+    try:
+        pid = int((folder / f"{name}.pid").read_text())
+        told = b"".join(Path(f"/proc/{pid}/{file}").read_bytes() for file in ("cmdline", "environ"))
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(f"{folder}/") in told else None
 
 
 def _ports() -> list[int]:
@@ -164,4 +195,6 @@ def _wait(what: str, ask: Callable[[], None], seconds: float = 60) -> None:
 if __name__ == "__main__":
     if problem := reason():
         raise SystemExit(problem)
-    {"start": start, "stop": stop}[sys.argv[1]](Path(sys.argv[2]).resolve())
+    if sys.argv[1] == "stop-at-end-of-input":
+        sys.stdin.read()
+    (start if sys.argv[1] == "start" else stop)(Path(sys.argv[2]).resolve())

@@ -33,12 +33,9 @@ def site(tmp_path_factory):
     if problem := slurm_site.reason():
         pytest.skip(problem)
     folder = tmp_path_factory.mktemp("slurm")
-    slurm_site.start(folder)
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    yield folder
-    subprocess.run(["scancel", "-u", "root"], timeout=20, check=False)
-    slurm_site.stop(folder)
-    del os.environ["SLURM_CONF"]
+    with slurm_site.running(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield folder
 
 
 def slurm(*command: str) -> str:
@@ -94,6 +91,13 @@ def equals_the_control(cli, *arguments: str) -> None:
             curves.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
     assert curves[0] == curves[1]
     assert results()[one.name]["metrics"] == results("whole")[one.name]["metrics"]
+
+
+def test_the_site_runs_a_job_and_keeps_account_of_it():
+    partitions = slurm("sinfo", "-h", "-o", "%P %c").split("\n")[:-1]
+    assert partitions == [f"low* {slurm_site.CPUS}", f"high {slurm_site.CPUS}"]
+    number = slurm("sbatch", "--parsable", "--wait", "-o", "/dev/null", "--wrap", "true").strip()
+    wait_for(lambda: f"{number}|COMPLETED" in jobs(), seconds=30)
 
 
 def test_an_array_trains_what_is_not_finished(cli):
