@@ -4,14 +4,12 @@ Whatever is drawn is a function of (seed, epoch, place of the image): the same f
 devices, accumulated parts and worker processes, and after a resume in the middle of an epoch.
 """
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from metaformer import photos
 from metaformer.data import Images, Split
 from metaformer.schema import ConfigError
-from metaformer.seeds import derive
+from metaformer.seeds import derive, seed_globals
 
 EVAL_BATCH = 500
 EVAL_PHOTOS = 100  # a batch of larger images
@@ -117,11 +115,7 @@ class Transformed(Dataset):
     def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, int]:
         epoch, row = where
         if epoch is not None:
-            # timm's transforms draw from the global generators, here of a worker process.
-            seed = derive(self.seed, "image", epoch, row)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_globals(self.seed, "image", epoch, row)  # of a worker process
         return self.transform(self.split.read(row)), int(self.split.labels[row])
 
 

@@ -126,7 +126,7 @@ class Checkpoints(Checkpoint):
             raise KeyboardInterrupt
         if number == signal.SIGUSR2:
             if callable(self.listener):
-                self.listener(number, None)  # submitit's, on the first device: it requeues the job and leaves
-            elif not trainer.is_global_zero:
+                self.listener(number, None)  # submitit's: on the first device it requeues the job and leaves
+            if not trainer.is_global_zero:
                 time.sleep(60)  # it is to end with the first device, and not before it
         raise SystemExit(128 + number)

@@ -1,11 +1,9 @@
 """Training: loss, metrics, optimizer and schedule of a classifier; everything that is the same for every mixer."""
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -17,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from metaformer.batches import Batch, done_batches
 from metaformer.schema import ConfigError, nearest
-from metaformer.seeds import derive
+from metaformer.seeds import seed_globals
 
 
 class Classifier(L.LightningModule):
@@ -69,10 +67,7 @@ class Classifier(L.LightningModule):
         that differ in a mixer which draws nothing itself. Parts of a batch, on several devices or one after the other,
         each draw their own.
         """
-        seed = derive(self.seed, "step", *place)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        seed_globals(self.seed, "step", *place)
 
     def training_step(self, batch: Batch) -> Tensor:
         if self.mixup is not None:

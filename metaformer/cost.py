@@ -11,7 +11,6 @@ counted as zero.
 import csv
 import json
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from metaformer.config import USER_ERRORS, explain_or_raise
+from metaformer.config import answer
 from metaformer.identity import cell_id
 from metaformer.schema import ConfigError
 
@@ -300,22 +299,19 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main() -> None:
+    answer(__doc__, command)
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Show what the cells cost that the command line describes."""
     from metaformer import study
 
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
-    if set(arguments) & {"-h", "--help"}:
-        print(__doc__)
-        return
-    try:
-        planned = study.expand(arguments)
-        cells = {cell_id(p.config): p for p in planned}
-        out = planned[0].config["cost"]["out"]
-        if out is not None and Path(out).suffix not in (".csv", ".json"):
-            raise ConfigError(f"cost.out={out}: expected a file that ends in .csv or .json")
-        rows = [row for p in cells.values() for row in rows_of(p.cell, p.config)]
-    except USER_ERRORS as error:
-        explain_or_raise(error)
-        return
+    planned = study.expand([argument for argument in arguments if argument not in ("-m", "--multirun")])
+    cells = {cell_id(p.config): p for p in planned}
+    out = planned[0].config["cost"]["out"]
+    if out is not None and Path(out).suffix not in (".csv", ".json"):
+        raise ConfigError(f"cost.out={out}: expected a file that ends in .csv or .json")
+    rows = [row for p in cells.values() for row in rows_of(p.cell, p.config)]
     show(rows)
     if out is not None:
         write(rows, Path(out))

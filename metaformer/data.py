@@ -11,7 +11,7 @@ from filelock import FileLock
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from metaformer.identity import cache_dir, folder_fingerprint
+from metaformer.identity import cache_dir
 from metaformer.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Split:
         """One image for a transform of PIL's images."""
         from PIL import Image
 
-        return Image.fromarray(self.pixels[int(self.places(torch.tensor(row)))].numpy().squeeze())
+        place = row if self.rows is None else int(self.rows[row])
+        return Image.fromarray(self.pixels[place].numpy().squeeze())
 
 
 MEASURED_PIXELS = 2 * 10**8  # mean and deviation of larger sets are those of every n-th image
@@ -232,7 +233,7 @@ def _photos(config: Mapping[str, Any]) -> Images:
     side = config["size"]
     if config["decode"] == "once":
         kept = config["decoded_size"] or side
-        name = config.get("fingerprint") or folder_fingerprint(config["root"] or "", config["dataset"] or "")
+        name = config.get("fingerprint") or config["dataset"].replace("/", "_")
         folder = Path(config["cache"] or cache_dir())
         for split, part in opened.items():
             pixels = photos.decoded(part, kept, folder / f"{name}-{split}-{kept}.npy")

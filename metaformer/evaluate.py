@@ -9,12 +9,12 @@ are matched with the 1,000 classes of ImageNet; others are taken in alphabetical
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaformer.config import USER_ERRORS, compose, explain_or_raise
+from metaformer.config import answer, compose
+from metaformer.identity import with_defaults
 from metaformer.run import output_to, read_result
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
@@ -39,6 +39,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, dict[str, Any], dict[str, Any
     result = read_result(folder)
     if result is None:
         raise ConfigError(f"run={folder}: it has no result.json, so it is not finished")
+    result["config"] = with_defaults(result["config"])
     # The run's own data, with what is changed here: `data=NAME` starts from that file, `data.root=...` from the run.
     chosen = any(override.startswith("data=") for override in overrides)
     data, recipe = result["config"]["data"], result["config"]["recipe"]
@@ -139,23 +140,20 @@ def class_indices(folders: Sequence[str], classes: int) -> list[int]:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if set(arguments) & {"-h", "--help"}:
-        print(__doc__)
+    answer(__doc__, command)
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Evaluate what the command line names, a run or weights, and print it."""
+    files = [a.partition("=")[2] for a in arguments if a.startswith("weights=")]
+    if files:
+        measured = evaluate_weights(files[0], [a for a in arguments if not a.startswith("weights=")])
+        top1, top5, n = measured["top1"], measured["top5"], measured["n"]
+        print(f"top-1 {top1:.2%}, top-5 {top5:.2%}, {n:,} images, crop {measured['crop_pct']}")
         return
-    try:
-        files = [a.partition("=")[2] for a in arguments if a.startswith("weights=")]
-        if files:
-            measured = evaluate_weights(files[0], [a for a in arguments if not a.startswith("weights=")])
-            top1, top5, n = measured["top1"], measured["top5"], measured["n"]
-            print(f"top-1 {top1:.2%}, top-5 {top5:.2%}, {n:,} images, crop {measured['crop_pct']}")
-            return
-        folder, config, recorded = parse(arguments)
-        with output_to(Path(os.devnull)):
-            measured = evaluate(folder, config)
-    except USER_ERRORS as error:
-        explain_or_raise(error)
-        return
+    folder, config, recorded = parse(arguments)
+    with output_to(Path(os.devnull)):
+        measured = evaluate(folder, config)
     for split in ("val", "test"):
         line = f"{split}: accuracy {measured[f'{split}_accuracy']:.2%}, loss {measured[f'{split}_loss']:.4f}"
         line += f", {measured[f'{split}_n']:,} images"

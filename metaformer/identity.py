@@ -47,6 +47,16 @@ def _defaults() -> dict[str, Any]:
     return dataclasses.asdict(Config())
 
 
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with the keys that the schema has gained since: whatever is not set has its default."""
+    return {
+        key: {**default, **node}
+        if isinstance(node, dict) and isinstance(default := _defaults().get(key), dict)
+        else node
+        for key, node in config.items()
+    }
+
+
 def _with_contents(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the hash of each file of weights in place of its path."""
     recipe = {**recipe, "distill": dict(recipe["distill"])}
@@ -131,16 +141,11 @@ def _split_of(path: Path) -> int:
 
 
 @cache
-def folder_fingerprint(root: str, dataset: str = "") -> str:
+def folder_fingerprint(root: str) -> str:
     """A hash of name, size and first 4 KiB of every image file of the splits under `root`, but not of where it lies.
 
     Reading the heads of a million files takes minutes: their fingerprint is kept until a folder among them changes.
-
-    Args:
-        dataset: the name of a data set that timm reads, which stands for its contents.
     """
-    if dataset:
-        return hashlib.sha256(dataset.encode()).hexdigest()[:16]
     files: list[Path] = []
     listing = hashlib.sha256(str(Path(root).resolve()).encode())
     for folder, inner, names in os.walk(root, followlinks=True):

@@ -130,10 +130,12 @@ def _local_splits(root: str | None) -> tuple[dict[str, Photos], list[str]]:
 
 
 def _paths_of(root: Path, split: str) -> list[Path]:
+    """The folder of a split, or its tar files, in the folder or beside it."""
     folder = root / split
-    return [folder] if folder.is_dir() and not any(folder.glob("*.tar")) else sorted(
-        [*root.glob(f"{split}*.tar"), *folder.glob("*.tar")]
-    )  # fmt: skip
+    inside = list(folder.glob("*.tar"))
+    if folder.is_dir() and not inside:
+        return [folder]
+    return sorted([*root.glob(f"{split}*.tar"), *inside])
 
 
 def _read_folder(folder: Path) -> tuple[list[str], Files, list[int]]:

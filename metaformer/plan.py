@@ -24,8 +24,8 @@ from metaformer import launch
 from metaformer.config import answer
 from metaformer.launch import Run
 from metaformer.report import effective
-from metaformer.run import Planned, epochs_of, read_result
-from metaformer.schema import ConfigError
+from metaformer.run import Planned, read_result
+from metaformer.schema import ConfigError, epochs_of, processes
 from metaformer.slots import gpus, places
 from metaformer.stats import difference_power, equivalence_power, seeds_needed
 from metaformer.tables import Table
@@ -96,7 +96,7 @@ def _cost(planned: Sequence[Planned], runs: Sequence[Run], folder: Path, through
         else:
             at_once = min(places(runtime["accelerator"], runtime["per_gpu"]), len(todo))
             gpu = runtime["accelerator"] != "cpu" and bool(gpus())
-            unit = runtime["devices"] * runtime["nodes"] if gpu else runtime["threads"] or 1
+            unit = processes(runtime) if gpu else runtime["threads"] or 1
             lines.append(
                 f"about {seconds * unit / 3600:.2f} {'GPU' if gpu else 'core'}-hours to do ({source}), "
                 f"{seconds / 60 / at_once:.0f} minutes here with {at_once} at a time"
@@ -121,7 +121,7 @@ def _estimate(
         counts = [_images(p.config, {}) for p in todo]
         if None in counts:
             return None, "data.train has to be given, since the training images are not counted here"
-        in_all = sum(count * epochs_of(p.config) for count, p in zip(counts, todo, strict=True) if count)
+        in_all = sum(count * epochs_of(p.config["recipe"]) for count, p in zip(counts, todo, strict=True) if count)
         return in_all / speed, f"at {speed:g} images a second"
     cells: dict[str, list[float]] = {}
     for run in done:
@@ -149,7 +149,7 @@ def _estimate(
         if images is None or key not in counted:
             what = "its training images are not counted" if images is None else "there are too many models to count"
             return None, f"{what}; throughput=IMAGES_PER_S tells what they cost"
-        total += counted[key] * images * epochs_of(p.config)
+        total += counted[key] * images * epochs_of(p.config["recipe"])
     plural = "s" * (len(results) > 1)
     return total / float(
         np.median(speeds)

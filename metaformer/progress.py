@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from metaformer.run import Planned, epochs_of, read_curve
+from metaformer.run import Planned, read_curve
+from metaformer.schema import epochs_of
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def _live(planned: Sequence[Planned], pending: Sequence[Planned], console: Conso
         over = False
         while not over:
             over = stop.wait(0.5)
-            done, total = _epochs(pending), sum(epochs_of(p.config) for p in pending)
+            done, total = _epochs(pending), sum(epochs_of(p.config["recipe"]) for p in pending)
             left = (time.time() - started) * (total - done) / (done - begun) if done > begun else None
             finished = len(planned) - len(pending) + sum(1 for p in pending if _ended(p, since=started))
             progress.update(task, completed=finished, left=f"about {left / 60:.0f} min left" if left else "")
@@ -105,7 +106,7 @@ def _so_far(planned: Sequence[Planned]) -> Table:
         rows = {p.folder: row for p in runs if (row := last_row(p.folder))}
         finished = sum(1 for p in runs if _ended(p) == "result")
         training = [
-            f"seed {p.config['seed']}: epoch {rows[p.folder]['epoch']}/{epochs_of(p.config)}"
+            f"seed {p.config['seed']}: epoch {rows[p.folder]['epoch']}/{epochs_of(p.config['recipe'])}"
             for p in runs
             if p.folder in rows and not _ended(p)
         ]

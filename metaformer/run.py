@@ -216,11 +216,6 @@ def train(
     return outcome | {"status": "finished", "result": result}
 
 
-def epochs_of(config: Mapping[str, Any]) -> int:
-    """How many epochs are trained, those at the lowest rate included."""
-    return config["recipe"]["epochs"] + config["recipe"]["cooldown_epochs"]
-
-
 def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 

@@ -1,7 +1,7 @@
 """Every key of the configuration, with its type and default; what a user is told of a wrong one. Imports no torch."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,6 +196,16 @@ class Config:
 
 
 GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "debug", "experiments")
+
+
+def processes(runtime: Mapping[str, Any]) -> int:
+    """How many processes train one run together, one for each of its devices."""
+    return runtime["devices"] * runtime["nodes"]
+
+
+def epochs_of(recipe: Mapping[str, Any]) -> int:
+    """How many epochs are trained, those at the lowest rate included."""
+    return recipe["epochs"] + recipe["cooldown_epochs"]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

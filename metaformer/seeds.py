@@ -1,15 +1,25 @@
 """Common random numbers: whatever is drawn is a function of the run's seed and of its place."""
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
 def derive(seed: int, *place: object) -> int:
     """A seed of its own for a place (a module path, a step), from the run's seed; stable across machines."""
     return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:6], "big")
+
+
+def seed_globals(seed: int, *place: object) -> None:
+    """Seed the generators of Python, NumPy and torch for a place, for libraries that draw from those."""
+    derived = derive(seed, *place)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)
+    torch.manual_seed(derived)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from metaformer.run import (
     read_result,
     run_folder,
 )
-from metaformer.schema import GROUPS, ConfigError
+from metaformer.schema import GROUPS, ConfigError, processes
 from metaformer.search import FIRST_SEED
 from metaformer.validation import check, validate
 
@@ -107,8 +107,7 @@ class StudySweeper(Sweeper):
         if slurm and shutil.which("sbatch") is None:
             raise ConfigError("hydra/launcher=slurm: there is no sbatch here; expected a login node of a SLURM cluster")
         for run in planned:
-            devices = run.config["runtime"]["devices"] * run.config["runtime"]["nodes"]
-            if devices > 1 and not slurm:
+            if processes(run.config["runtime"]) > 1 and not slurm:
                 words = " ".join(run.overrides)
                 raise ConfigError(
                     f"runtime.devices={run.config['runtime']['devices']}: a sweep trains each run on one device, but "

@@ -34,7 +34,7 @@ from metaformer.data import Images, balanced
 from metaformer.metrics import MetricsFile
 from metaformer.mirror import final, wandb_run
 from metaformer.run import rank
-from metaformer.schema import ConfigError
+from metaformer.schema import ConfigError, epochs_of, processes
 
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -85,7 +85,7 @@ def fit(
     """
     parts = config["runtime"]["accumulate"]
     initial = copy.deepcopy(net.state_dict()) if parts == "auto" else {}
-    batch = config["recipe"]["batch"] // (config["runtime"]["devices"] * config["runtime"]["nodes"])
+    batch = config["recipe"]["batch"] // processes(config["runtime"])
     smallest = 2 if config["recipe"]["mixup"] or config["recipe"]["cutmix"] else 1  # Mixup pairs images
     for accumulate in (1 << i for i in range(32)) if parts == "auto" else [parts]:
         try:
@@ -157,7 +157,7 @@ def _fit(
         own = [metrics, *average, *_callbacks(folder, runtime, debug, kept, show and main)]
         trainer = make_trainer(
             config,
-            max_epochs=1 if debug == "fast" else recipe["epochs"] + recipe["cooldown_epochs"],
+            max_epochs=1 if debug == "fast" else epochs_of(recipe),
             accumulate_grad_batches=accumulate,
             gradient_clip_val=recipe["clip_grad"],
             deterministic=True,
@@ -222,16 +222,16 @@ def make_trainer(config: Mapping[str, Any], **options: Any) -> L.Trainer:
     asked = f"runtime.accelerator={runtime['accelerator']}, runtime.devices={runtime['devices']}"
     if runtime["tf32"] and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    processes = runtime["devices"] * runtime["nodes"]
+    together = processes(runtime)
     warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
-    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == processes:  # submitit requeues its jobs itself
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == together:  # submitit requeues its jobs itself
         options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
     try:
         return L.Trainer(
             accelerator=runtime["accelerator"],
             devices=runtime["devices"],
             num_nodes=runtime["nodes"],
-            strategy="ddp" if processes > 1 else "auto",
+            strategy="ddp" if together > 1 else "auto",
             use_distributed_sampler=False,
             precision=PRECISION[config["recipe"]["precision"]],
             logger=False,

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from metaformer.identity import folder_fingerprint
-from metaformer.schema import BUILTIN, Config, ConfigError, Data, Distill, Model, by_closeness, nearest
+from metaformer.schema import BUILTIN, Config, ConfigError, Data, Distill, Model, by_closeness, nearest, processes
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
@@ -143,14 +143,14 @@ def _check_division(recipe: dict[str, Any], runtime: dict[str, Any]) -> None:
         parts = 1
     elif isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
-    processes = runtime["devices"] * runtime["nodes"]
-    if recipe["batch"] % (processes * parts):
+    devices = processes(runtime)
+    share, rest = divmod(recipe["batch"], devices * parts)
+    if rest:
         raise ConfigError(
-            f"recipe.batch={recipe['batch']}: is for all devices, and {processes} device{'s' * (processes > 1)} x "
+            f"recipe.batch={recipe['batch']}: is for all devices, and {devices} device{'s' * (devices > 1)} x "
             f"{parts} accumulated part{'s' * (parts > 1)} do not divide it"
         )
-    if (recipe["mixup"] or recipe["cutmix"]) and recipe["batch"] // (processes * parts) % 2:
-        share = recipe["batch"] // (processes * parts)
+    if (recipe["mixup"] or recipe["cutmix"]) and share % 2:
         raise ConfigError(f"recipe.batch={recipe['batch']}: Mixup needs an even number of images a part, not {share}")
 
 

@@ -172,6 +172,19 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(monkeypatch):
     assert seen[0] == 18
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_other_devices_wait_for_the_first_to_requeue_the_job(monkeypatch, first):
+    """submitit's listener leaves on the first and returns on the others, whose end would be the end of the first."""
+    done = []
+    callback = Checkpoints(Path(), 15, {})
+    callback.listener = lambda number, frame: done.append("listened")
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: done.append("waited"))
+    trainer = type("Trainer", (), {"is_global_zero": first, "global_step": 3})()
+    with pytest.raises(SystemExit):
+        callback.stop(trainer, signal.SIGUSR2)
+    assert done == (["listened"] if first else ["listened", "waited"])
+
+
 def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
     command = ("data.train=1500", "recipe.epochs=4", "runtime.threads=1", "recipe.ema=0.9")
     process = start(*command)

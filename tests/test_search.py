@@ -51,28 +51,25 @@ def test_a_trial_that_diverges_is_a_bad_one_and_not_the_end(cli):
     assert "diverged: loss is nan" in done.stderr
 
 
-def test_seeds_of_studies_and_of_searches_are_not_mixed(cli):
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=3"], "seed=3: a search has seeds from 1000 on, which no study reports"),
+        (["recipe.batch=0"], "recipe.batch=0: expected at least 1"),
+        (["hydra.sweeper.direction=minimize"], "hydra.sweeper.direction: expected maximize"),
+        (["hydra/sweeper=optuna", "seed=1000", "recipe.lr=choice(1e-2,1e-3)"], "hydra.sweeper.direction: expected"),
+    ],
+)
+def test_a_search_that_cannot_be_right_ends_with_one_line(cli, overrides, message):
     pytest.importorskip("optuna")
-    done = cli("train", *SEARCH, "mixer=pooling", "seed=3", "hydra/launcher=basic")
+    done = cli("train", *SEARCH, "mixer=pooling", "hydra/launcher=basic", *overrides)
     assert done.returncode == 2, done.stderr
-    assert "error: seed=3: a search has seeds from 1000 on, which no study reports" in done.stderr
+    assert f"error: {message}" in done.stderr
+
+
+def test_seeds_of_searches_are_not_those_of_studies():
     with pytest.raises(ConfigError, match="seed=1000: seeds from 1000 on are those of searches"):
         expand(["experiments=quickstart", "seed=0,1000"])
-
-
-def test_a_search_that_would_minimise_accuracy_is_refused(cli):
-    pytest.importorskip("optuna")
-    options = ("hydra/sweeper=optuna", "hydra/launcher=basic", *TINY, "seed=1000", "recipe.lr=choice(1e-2,1e-3)")
-    done = cli("train", "-m", *options)
-    assert done.returncode == 2, done.stderr
-    assert "error: hydra.sweeper.direction: expected maximize" in done.stderr
-
-
-def test_a_wrong_configuration_ends_a_search(cli):
-    pytest.importorskip("optuna")
-    done = cli("train", *SEARCH, "mixer=pooling", "recipe.batch=0", "hydra/launcher=basic")
-    assert done.returncode == 2, done.stderr
-    assert "error: recipe.batch=0: expected at least 1" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "extra"), [("optuna", "optuna"), ("submitit_slurm", "slurm")])

@@ -202,6 +202,19 @@ def test_evaluation_keeps_the_runs_data_where_one_key_changes(cli, tmp_path):
     assert "300 images" in done.stdout
 
 
+def test_a_run_of_an_older_version_is_evaluated(cli, tmp_path):
+    """Its configuration lacks the keys that came later."""
+    assert cli("train", *TINY).returncode == 0
+    run = next(tmp_path.glob("runs/*"))
+    result = json.loads((run / "result.json").read_text())
+    for node, key in (("recipe", "scale"), ("recipe", "mixup"), ("data", "decode"), ("model", "crop_pct")):
+        del result["config"][node][key]
+    (run / "result.json").write_text(json.dumps(result))
+    done = cli("evaluate", f"run={run}")
+    assert done.returncode == 0, done.stderr
+    assert f"(recorded: {result['metrics']['test_accuracy']:.2%})" in done.stdout
+
+
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "metaformer.train", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
