@@ -85,7 +85,18 @@ FREE = {
         aten.full,
     ),
     *(aten.new_empty, aten.full_like, aten.arange, aten.as_strided, aten.as_strided_, aten.select_scatter),
-    *(aten.lift_fresh, aten.index, aten.hardsigmoid, aten.hardswish, aten.hardswish_, aten.hardtanh, aten.clamp),
+    *(
+        aten.complex,
+        aten.softshrink,
+        aten.elu,
+        aten.lift_fresh,
+        aten.index,
+        aten.hardsigmoid,
+        aten.hardswish,
+        aten.hardswish_,
+        aten.hardtanh,
+        aten.clamp,
+    ),
 }
 
 
@@ -175,6 +186,11 @@ def _fft(x: Tensor, dim: list[int], *_: Any, out: Tensor) -> int:
     return round(2.5 * x.numel() * math.log2(points)) if points > 1 else 0
 
 
+def _real_fft(x: Tensor, dim: list[int], *_: Any, out: Tensor) -> int:
+    real = out if x.is_complex() else x  # half the work of a complex transform of the same points
+    return _fft(real, dim, out=out) // 2
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Any) -> int:
     return sdpa_flop_count(query.shape, key.shape, value.shape) // 2
 
@@ -183,6 +199,8 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.avg_pool2d: _pooling,
     aten.max_pool2d_with_indices: _pooling,
     aten._fft_c2c: _fft,
+    aten._fft_r2c: _real_fft,
+    aten._fft_c2r: _real_fft,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
 }
 

@@ -38,6 +38,13 @@ def init_weights(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def heads_of(dim: int, head_dim: int) -> int:
+    """How many heads of `head_dim` channels there are in `dim`; a ValueError where they do not come out even."""
+    if dim % head_dim:
+        raise ValueError(f"dim={dim} is not divisible by head_dim={head_dim}")
+    return dim // head_dim
+
+
 class StarReLU(nn.Module):
     """`scale * relu(x)^2 + bias` with two learned numbers (arXiv:2210.13452, Eq. 7)."""
 
@@ -78,8 +85,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int = 32, proj_bias: bool = True) -> None:
         super().__init__()
-        if dim % head_dim:
-            raise ValueError(f"dim={dim} is not divisible by head_dim={head_dim}")
+        heads_of(dim, head_dim)
         self.head_dim = head_dim
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)

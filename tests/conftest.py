@@ -14,6 +14,8 @@ from metaformer.validation import validate
 
 torch.set_num_threads(1)
 MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
+MIXERS += ("shift", "max_pooling", "global_filter", "afno", "window_attention", "linear_attention")
+MIXERS += ("spatial_reduction", "large_kernel")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
 
 

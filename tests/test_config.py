@@ -115,13 +115,13 @@ def test_options_of_a_mixer_and_of_one_stage_of_a_hybrid():
 
 def test_local_mixers_and_studies_are_found():
     Path("mixer").mkdir()
-    Path("mixer/shift.yaml").write_text("_target_: my_mixer.Shift\nstep: 2\n")
+    Path("mixer/my_shift.yaml").write_text("_target_: my_mixer.Shift\nstep: 2\n")
     Path("mixer/iapa.yaml").write_text(
         "defaults: [identity@stage1, attention@stage2, pooling@stage3, attention@stage4]\n"
     )
     Path("experiments").mkdir()
     Path("experiments/mine.yaml").write_text("# @package _global_\nstudy: {name: mine}\nseed: 3\n")
-    assert compose("mixer=shift")["mixer"] == {"_target_": "my_mixer.Shift", "step": 2}
+    assert compose("mixer=my_shift")["mixer"] == {"_target_": "my_mixer.Shift", "step": 2}
     assert compose("mixer=iapa")["mixer"]["stage1"] == {"_target_": "metaformer.mixers.Identity"}
     config = compose("experiments=mine")
     assert (config["study"]["name"], config["seed"]) == ("mine", 3)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import MIXERS, compose
 from torch import nn
 
+from metaformer.catalogue import MaxPooling, Shift
 from metaformer.factory import build, from_config
 from metaformer.mixers import (
     AsTokens,
@@ -147,11 +148,111 @@ def test_contract(name):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_gradients_in_float64(name):
-    mixer = configured(name, 4, (3, 2), *(["mixer.head_dim=2"] if name == "attention" else [])).double()
+    small = {"shift": "share=0.25", "afno": "blocks=2"} | dict.fromkeys(
+        ("attention", "window_attention", "linear_attention", "spatial_reduction"), "head_dim=2"
+    )
+    mixer = configured(name, 4, (3, 2), *([f"mixer.{small[name]}"] if name in small else [])).double()
     assert torch.autograd.gradcheck(mixer, torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("name", ["spatial_mlp", "random"])
+def test_shift_by_hand():
+    x = torch.arange(1.0, 10).view(1, 1, 3, 3).repeat(1, 5, 1, 1)
+    left, right, up, down, rest = Shift(5, share=0.2)(x)[0]
+    assert left.tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
+    assert right.tolist() == [[0, 1, 2], [0, 4, 5], [0, 7, 8]]
+    assert up.tolist() == [[4, 5, 6], [7, 8, 9], [0, 0, 0]]
+    assert down.tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    assert torch.equal(rest, x[0, 0])
+    assert Shift(64).part == 5  # a twelfth, as ShiftViT
+    with pytest.raises(ValueError, match="is 0 channels; expected from 1 to 2"):
+        Shift(8)
+
+
+def test_max_pooling_by_hand():
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    assert MaxPooling()(x).flatten().tolist() == [4, 4, 3, 4, 4, 3, 1, 1, 0]
+
+
+def test_a_global_filter_is_a_circular_convolution():
+    mixer, x = configured("global_filter", 3, (4, 6)).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    kernel = torch.fft.irfft2(torch.view_as_complex(mixer.weight), s=(4, 6))  # [C, H, W]
+    expected = torch.zeros_like(x)
+    for i in range(4):
+        for j in range(6):
+            expected += kernel[:, i, j, None, None] * x.roll((i, j), (2, 3))
+    torch.testing.assert_close(mixer(x), expected)
+    assert mixer.weight.numel() == 2 * 4 * (6 // 2 + 1) * 3
+
+
+def test_afno_is_a_complex_mlp_of_each_frequency_in_blocks():
+    mixer, x = configured("afno", 16, (4, 5)).double(), torch.randn(2, 16, 4, 5, dtype=torch.float64)
+    for p in mixer.parameters():
+        nn.init.normal_(p)
+    (w1, b1), (w2, b2) = (
+        (w.detach(), b.detach()) for w, b in ((mixer.weight1, mixer.bias1), (mixer.weight2, mixer.bias2))
+    )
+    z = torch.fft.rfft2(x, norm="ortho").view(2, 8, 2, 4, 3)
+
+    def layer(real, imaginary, w, b):  # the official code keeps the two parts apart
+        product = [torch.einsum("bkihw,kio->bkohw", part, w[..., k]) for part in (real, imaginary) for k in (0, 1)]
+        offset = b.permute(2, 0, 1)[..., None, None]
+        return product[0] - product[3] + offset[0], product[1] + product[2] + offset[1]
+
+    hidden = [part.relu() for part in layer(z.real, z.imag, w1, b1)]
+    out = torch.complex(*(F.softshrink(part, 0.01) for part in layer(*hidden, w2, b2)))
+    expected = torch.fft.irfft2(out.flatten(1, 2), s=(4, 5), norm="ortho") + x
+    torch.testing.assert_close(mixer(x), expected)
+
+
+def test_window_attention_is_that_of_a_block_of_swin():
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    for size in ((14, 14), (10, 9), (5, 4)):
+        block = SwinTransformerBlock(64, size, num_heads=2, window_size=7).eval()
+        mixer = configured("window_attention", 64, size)
+        nn.init.normal_(mixer.attention.relative_position_bias_table)
+        block.attn.load_state_dict(mixer.attention.state_dict())
+        x = torch.randn(2, 64, *size)
+        torch.testing.assert_close(mixer(x).permute(0, 2, 3, 1), block._attn(x.permute(0, 2, 3, 1)))
+
+
+def test_linear_attention_is_attention_with_another_kernel():
+    mixer = configured("linear_attention", 8, (3, 4), "mixer.head_dim=4").double()
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
+    q, k, v = mixer.qkv(to_tokens(x)).chunk(3, -1)
+    heads = []
+    for part in (slice(0, 4), slice(4, 8)):
+        weights = (F.elu(q[..., part]) + 1) @ (F.elu(k[..., part]) + 1).transpose(1, 2)
+        heads.append(weights / weights.sum(-1, keepdim=True) @ v[..., part])
+    torch.testing.assert_close(mixer(x), to_map(mixer.proj(torch.cat(heads, -1)), like=x))
+
+
+def test_spatial_reduction_without_reduction_is_attention():
+    mixer = configured("spatial_reduction", 64, (4, 6), "mixer.reduction=1").double()
+    plain = configured("attention", 64, (4, 6)).double()
+    pvt = mixer.attention
+    nn.init.zeros_(pvt.q.bias), nn.init.zeros_(pvt.kv.bias)
+    plain.qkv.weight = nn.Parameter(torch.cat([pvt.q.weight, pvt.kv.weight]))
+    plain.proj.load_state_dict(pvt.proj.state_dict())
+    x = torch.randn(2, 64, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), plain(x))
+    reduced = configured("spatial_reduction", 64, (4, 6))
+    assert sum(p.numel() for p in reduced.parameters()) == 4 * 64**2 + 4 * 64 + (4 * 64**2 + 64) + 2 * 64
+    with pytest.raises(ValueError, match="a map of 1x6 is smaller than reduction=2"):
+        reduced(torch.randn(1, 64, 1, 6))
+
+
+def test_large_kernel_attention_sees_23_pixels_and_has_the_papers_parameters():
+    mixer = configured("large_kernel", 16, (31, 31)).double()
+    # Of the paper's Table 2 (K=21, d=3): (5*5 + 7*7) C + C*C for the kernel, plus biases and two projections.
+    assert sum(p.numel() for p in mixer.parameters()) == 74 * 16 + 16**2 + 3 * 16 + 2 * (16**2 + 16)
+    x = torch.randn(1, 16, 31, 31, dtype=torch.float64, requires_grad=True)
+    mixer(x)[0, :, 15, 15].sum().backward()
+    seen = x.grad.abs().sum((0, 1)) > 0
+    assert (seen.any(0).sum(), seen.any(1).sum()) == (23, 23)
+
+
+@pytest.mark.parametrize("name", ["spatial_mlp", "random", "global_filter"])
 def test_a_mixer_bound_to_a_resolution_says_which(name):
     with pytest.raises(ValueError, match="was built for 7x5 tokens and got 8x8"):
         configured(name)(torch.randn(1, 32, 8, 8))
