@@ -62,6 +62,7 @@ class GlobalFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_resolution(self, x)
         full, weight = (t if t.dtype == torch.float64 else t.float() for t in (x, self.weight))
+        weight = weight.contiguous()  # a model in channels_last reorders every weight of four axes
         frequencies = torch.fft.rfft2(full, norm="ortho") * torch.view_as_complex(weight)
         mixed = torch.fft.irfft2(frequencies, s=self.resolution, norm="ortho").to(x.dtype)
         return mixed.contiguous(memory_format=torch.channels_last)
@@ -82,7 +83,7 @@ class AFNO(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
         parameters = (self.weight1, self.bias1, self.weight2, self.bias2)
-        weight1, bias1, weight2, bias2 = (torch.view_as_complex(p.to(kind)) for p in parameters)
+        weight1, bias1, weight2, bias2 = (torch.view_as_complex(p.to(kind).contiguous()) for p in parameters)
         channels = torch.fft.rfft2(x.to(kind), norm="ortho").permute(0, 2, 3, 1).unflatten(-1, (self.blocks, -1))
         hidden = (channels.unsqueeze(-2) @ weight1).squeeze(-2) + bias1
         hidden = torch.complex(hidden.real.relu(), hidden.imag.relu())

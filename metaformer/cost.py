@@ -119,7 +119,7 @@ class Cost:
 def count(net: nn.Module, image: tuple[int, int, int]) -> Cost:
     """Count a model for one image of (channels, height, width), by running it once on the device that it is on."""
     parameters = list(net.parameters())
-    first = parameters[0]
+    first = parameters[0] if parameters else torch.zeros(())
     counter = _Counter()
     training = net.training
     hooks = []

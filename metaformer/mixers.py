@@ -60,6 +60,9 @@ class StarReLU(nn.Module):
 class Identity(nn.Identity):
     """No token mixing: the lower bound of the ablation (PoolFormer, arXiv:2111.11418, Table 5)."""
 
+    def __init__(self) -> None:  # nn.Identity takes any argument, a misspelt option too
+        super().__init__()
+
 
 class Pooling(nn.Module):
     """Average over a window minus the input, since the block adds it back (arXiv:2111.11418, Eq. 4).
