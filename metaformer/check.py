@@ -9,7 +9,6 @@ It leaves with 1 where a check failed, so that it can stand in a CI. In tests of
 """
 
 import argparse
-import gc
 import inspect
 import math
 import sys
@@ -366,25 +365,15 @@ def assert_mixer(mixer: type[nn.Module], *, dim: int = 64, resolution: Size = (1
 
 def _spent(case: Case, rounds: int = 5) -> tuple[float, float]:
     """Seconds of the best forward and backward pass on 8 images, and bytes kept between the two."""
-    mixer, x, kept = case.make().train(), case.input(batch=8).requires_grad_(), 0
-    seen: set[int] = set()
+    from metaformer.cost import kept
 
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            kept += tensor.numel() * tensor.element_size()
-        return tensor
-
+    mixer, x = case.make().train(), case.input(batch=8).requires_grad_()
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
         mixer(x).sum().backward()
         times.append(time.perf_counter() - started)
-    gc.collect()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = mixer(x)
-    return min(times), kept + y.numel() * y.element_size()
+    return min(times), kept(mixer, x) + x.numel() * x.element_size()
 
 
 def _attention(dim: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Composition: where the configuration files are, Hydra's part, and its errors as one line. Imports no torch."""
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -11,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -91,7 +93,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     from hydra import initialize_config_dir
 
     register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    running = GlobalHydra.instance().is_initialized()  # within a command of Hydra's, whose places are the same
+    with contextlib.nullcontext() if running else initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("train", list(overrides), return_hydra_config=True)
 
 

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from metaformer.budget import Match
 from metaformer.config import answer
 from metaformer.identity import cell_id
-from metaformer.schema import ConfigError
+from metaformer.schema import ConfigError, processes
 
 aten = torch.ops.aten
 
@@ -225,6 +226,38 @@ def cost_of(config: Mapping[str, Any]) -> Cost:
     return cost
 
 
+def training_memory(config: Mapping[str, Any]) -> int:
+    """Bytes that training takes in fp32, but for passing ones: weights, gradients, AdamW's two moments, and what the
+    forward pass of a batch keeps for the backward pass, on each device."""
+    from metaformer import data, zoo
+
+    channels, side, classes = data.shape(config["data"])
+    with torch.device("meta"):
+        net = zoo.from_config(config, channels, classes, (side, side)).to(memory_format=torch.channels_last)
+        image = torch.zeros(1, channels, side, side).to(memory_format=torch.channels_last)
+    parts = config["runtime"]["accumulate"]
+    images = -(-config["recipe"]["batch"] // processes(config["runtime"])) // (parts if isinstance(parts, int) else 1)
+    weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in net.parameters())
+    return weights + images * kept(net, image)
+
+
+def kept(net: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights not counted; what is kept twice counts once."""
+    weights = {p.untyped_storage()._cdata for p in net.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = net.train()(x)
+    del y  # not before: what it holds has addresses of its own
+    return sum(storages.values())
+
+
 def throughput(config: Mapping[str, Any]) -> tuple[float, float]:
     """Images per second of this machine: forward, and a training step with AdamW; the best of 5 after a warm-up."""
     from metaformer import data, zoo
@@ -266,12 +299,14 @@ def throughput(config: Mapping[str, Any]) -> tuple[float, float]:
         return best(forward), best(step)
 
 
-def rows_of(cell: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of(cell: str, config: Mapping[str, Any], match: Match | None = None) -> list[dict[str, Any]]:
     """A row for the cell, with the figures of its paper where it has any, and one for each module on request."""
     cost = cost_of(config)
     paper = config["reference"]
     row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params, "frozen": cost.params - cost.trainable}
-    row |= {"macs": cost.macs, "activations": cost.activations}
+    row |= {"macs": cost.macs, "activations": cost.activations, "training_gib": training_memory(config) / 2**30}
+    if match:
+        row |= {match.key: str(match.value), "off_budget": f"{match.error:+.1%}"}
     row |= {"paper_params_m": paper["params"], "paper_macs_g": paper["macs"], "paper_top1": paper["top1"]}
     if config["cost"]["throughput"]:
         row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config), strict=True))
@@ -308,7 +343,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         values = [row.get(key) for key in columns]
         table.add_row(
             *(
-                "" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:,.1f}" if isinstance(v, float) else v
+                "" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:,.4g}" if isinstance(v, float) else v
                 for v in values
             )
         )
@@ -329,7 +364,7 @@ def command(arguments: Sequence[str]) -> None:
     out = planned[0].config["cost"]["out"]
     if out is not None and Path(out).suffix not in (".csv", ".json"):
         raise ConfigError(f"cost.out={out}: expected a file that ends in .csv or .json")
-    rows = [row for p in cells.values() for row in rows_of(p.cell, p.config)]
+    rows = [row for p in cells.values() for row in rows_of(p.cell, p.config, p.match)]
     show(rows)
     if out is not None:
         write(rows, Path(out))

@@ -15,7 +15,15 @@ from typing import Any
 from metaformer.schema import Config
 
 SCHEMA_VERSION = 1  # raise it when a default changes: only what differs from the defaults is hashed
-UNHASHED = ("study", "runtime", "logger", "debug", "reference", "cost")  # these change no result beyond float rounding
+UNHASHED = (
+    "study",
+    "runtime",
+    "logger",
+    "debug",
+    "reference",
+    "budget",
+    "cost",
+)  # these change no result beyond float rounding
 SPLITS = ("train", "val", "test")
 MANY = 100_000  # files, from which on a fingerprint is kept
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")

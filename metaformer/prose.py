@@ -80,7 +80,7 @@ def analysis_words(study: Mapping[str, Any]) -> str:
         else f"No verdict where parameters or MACs differ by more than {a['tolerance']:.0%}.",
     ]
     if a["tuned"]:
-        words.append(f"Declared as chosen for each cell by an equal search: {', '.join(a['tuned'])}.")
+        words.append(f"Declared as chosen for each cell by an equal search or budget: {', '.join(a['tuned'])}.")
     return " ".join(words)
 
 

@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metaformer import slots
+from metaformer.budget import Match, matched
 from metaformer.identity import cell_id, run_id
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
@@ -46,6 +47,7 @@ class Planned:
     folder: Path
     config: dict[str, Any]
     overrides: list[str]
+    match: Match | None = None  # how it was matched to a budget
 
 
 def rank() -> int:
@@ -146,7 +148,7 @@ def job(cfg: DictConfig) -> Outcome:
 def _validated(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
     if hydra.job.chdir:
         raise ConfigError("hydra.job.chdir: paths are relative to the folder of the command; leave it false")
-    return validate(cfg)
+    return matched(validate(cfg))[0]
 
 
 def train(

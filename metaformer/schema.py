@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # of the model, by budget.by
 BUILTIN = {"_target_": "builtin"}  # mixer=builtin
 
 
@@ -171,6 +172,16 @@ class Study:
 
 
 @dataclass
+class Budget:
+    """Cells of equal cost: each is changed until it costs what the target does. The result is an ordinary cell."""
+
+    match: str = choice("none", "params", "macs", "time")  # time: of a training step on this machine
+    target: Any = None  # a mixer, whose cell with all else equal sets the cost, or a number; None: study.reference
+    by: str = choice("width", "mlp_ratio", "depth")  # what is changed
+    tolerance: float = 0.01  # share by which the cost may miss, where whole numbers allow it
+
+
+@dataclass
 class Cost:
     """The command `python -m metaformer.cost`."""
 
@@ -191,11 +202,12 @@ class Config:
     debug: Debug = field(default_factory=Debug)
     study: Study = field(default_factory=Study)
     reference: Reference = field(default_factory=Reference)
+    budget: Budget = field(default_factory=Budget)
     cost: Cost = field(default_factory=Cost)
     seed: int = 0
 
 
-GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "debug", "experiments")
+GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "budget", "debug", "experiments")
 
 
 def processes(runtime: Mapping[str, Any]) -> int:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from metaformer import launch, report
+from metaformer.budget import matched
 from metaformer.config import conf_dir
 from metaformer.config import register as register_config
 from metaformer.progress import follow
@@ -82,6 +83,8 @@ class StudySweeper(Sweeper):
         )
         if study["question"]:
             console.print(study["question"], markup=False)
+        for words in dict.fromkeys(f"{p.cell}: {p.match.words}" for p in planned if p.match):
+            console.print(words, markup=False, highlight=False, soft_wrap=True)
         _note_other_code(finished.values(), console)
         if whole:
             launch.record(study, listed, list(self.config.hydra.overrides.task))
@@ -156,6 +159,7 @@ def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> lis
     planned: dict[Path, Planned] = {}
     for point in points:
         choices, config = composer.compose(point)
+        config, match = matched(config)
         if config["study"]["name"] and config["seed"] >= FIRST_SEED:
             raise ConfigError(f"seed={config['seed']}: seeds from {FIRST_SEED} on are those of searches")
         if (mode := config["debug"]["mode"]) != "none":
@@ -164,7 +168,8 @@ def plan(loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> lis
         levels = {factor: point[i].partition("=")[2] for i, factor in factors.items()} or {"mixer": choices["mixer"]}
         folder = run_folder(config, choices, known)
         cell = " ".join(words) or choices["mixer"]
-        run = Planned(cell, levels, choices["mixer"], folder, config, list(point))
+        words_of_match = match.overrides if match else []
+        run = Planned(cell, levels, choices["mixer"], folder, config, [*point, *words_of_match], match)
         planned.setdefault(folder, run)
     return list(planned.values())
 

@@ -12,7 +12,19 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from metaformer.identity import folder_fingerprint
-from metaformer.schema import BUILTIN, Config, ConfigError, Data, Distill, Model, by_closeness, nearest, processes
+from metaformer.schema import (
+    BUDGET_KEYS,
+    BUILTIN,
+    Budget,
+    Config,
+    ConfigError,
+    Data,
+    Distill,
+    Model,
+    by_closeness,
+    nearest,
+    processes,
+)
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
@@ -192,6 +204,28 @@ def _check_study(config: dict[str, Any]) -> None:
             raise ConfigError(f"study.analysis.tuned: {key}: no such key{nearest(key, known)}")
 
 
+def _check_budget(config: dict[str, Any]) -> None:
+    """A budget that says what it wants; the key that it changes may differ between cells that are compared."""
+    budget, study = config["budget"], config["study"]
+    key = f"model.{BUDGET_KEYS[budget['by']]}"
+    if budget["match"] == "none":
+        for name, value in dataclasses.asdict(Budget()).items():
+            if budget[name] != value:
+                raise ConfigError(f"budget.{name}={budget[name]}: belongs to budget=params, budget=macs or budget=time")
+        return
+    if config["model"]["source"] != "metaformer":
+        raise ConfigError(f"budget={budget['match']}: a published model is as it is; expected a model of this package")
+    if budget["by"] == "mlp_ratio" and not config["model"]["channel_mlp"]:
+        raise ConfigError("budget.by=mlp_ratio: model.channel_mlp is false; expected width or depth")
+    if not 0 < budget["tolerance"] < 1:
+        raise ConfigError(f"budget.tolerance={budget['tolerance']}: expected a share like 0.01")
+    target = study["reference"] if budget["target"] is None else budget["target"]
+    if not (isinstance(target, str) or (isinstance(target, int | float) and 0 < target < float("inf"))):
+        raise ConfigError(f"budget.target={target}: expected a mixer, or a number above 0")
+    if key not in study["analysis"]["tuned"]:
+        study["analysis"]["tuned"] = [*study["analysis"]["tuned"], key]
+
+
 def _check_values(config: dict[str, Any]) -> None:
     model, recipe, data, runtime = (config[key] for key in ("model", "recipe", "data", "runtime"))
     threads = runtime["threads"]
@@ -237,6 +271,7 @@ def _check_values(config: dict[str, Any]) -> None:
     _check_division(recipe, runtime)
     _check_images(data, recipe)
     _check_study(config)
+    _check_budget(config)
     name = config["study"]["name"]
     if name is not None and not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.'")

@@ -1,0 +1,190 @@
+"""Fair budgets: a cell is changed in width, MLP ratio or depth until it costs what its target does.
+
+    python -m metaformer.cost -m mixer=pooling,attention budget=params budget.by=mlp_ratio
+
+What comes out is an ordinary cell: the value that was found is part of its run id, the way to it is not. Imports torch
+only where there is a budget.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from metaformer.schema import BUDGET_KEYS, ConfigError
+
+FAR = 0.1  # a cell that misses its target by more is not matched by anybody's standard
+UNITS = {"params": "parameters", "macs": "MACs", "time": "seconds for an image"}
+
+
+@dataclass(frozen=True)
+class Match:
+    """A cell that was matched to a budget: `model.<key>` became `value`, and its cost `got` for `wanted`."""
+
+    kind: str  # params, macs or time
+    key: str
+    value: Any
+    got: float
+    wanted: float
+    tolerance: float
+
+    @property
+    def error(self) -> float:
+        return self.got / self.wanted - 1
+
+    @property
+    def overrides(self) -> list[str]:
+        """What makes this cell of an unmatched one, on a command line."""
+        return ["budget.match=none", "budget.target=null", "budget.by=width", "budget.tolerance=0.01",
+                f"model.{self.key}={json.dumps(self.value)}"]  # fmt: skip
+
+    @property
+    def words(self) -> str:
+        miss = "" if abs(self.error) <= self.tolerance else f", the nearest to within {self.tolerance:.0%}"
+        got = f"{self.got:,.0f}" if self.kind != "time" else f"{self.got:.2e}"
+        return f"model.{self.key}={self.value}, {got} {UNITS[self.kind]} ({self.error:+.1%} of the budget{miss})"
+
+
+def matched(config: dict[str, Any]) -> tuple[dict[str, Any], Match | None]:
+    """A validated configuration that meets its budget, and how; itself and None where it has no budget.
+
+    Raises:
+        ConfigError: nothing comes near; it says what comes nearest.
+    """
+    if config["budget"]["match"] == "none":
+        return config, None
+    used = ("model", "mixer", "data", "recipe", "runtime", "cost", "budget")
+    nodes = {"seed": 0, **{key: config[key] for key in used}}
+    target = config["study"]["reference"] if config["budget"]["target"] is None else config["budget"]["target"]
+    match = _solve(json.dumps({**nodes, "target": target}, sort_keys=True))
+    return {**config, "model": {**config["model"], match.key: match.value}}, match
+
+
+@cache
+def _solve(content: str) -> Match:
+    """The solution for a cell, given as JSON so that its seeds share it; of times the one that was written down."""
+    config = json.loads(content)
+    if config["budget"]["match"] != "time":
+        return solve(config, config.pop("target"), _cost)
+    # A second measurement would give other widths, and with them other runs: what was measured once is kept.
+    place = {key: value for key, value in config.items() if key not in ("recipe", "runtime")}
+    key = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(config["runtime"]["runs"]) / "budget.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if key not in known:
+        found = solve(config, config.pop("target"), _cost)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({**known, key: vars(found)}, indent=1))
+        part.replace(path)
+        return found
+    return Match(**known[key])
+
+
+def solve(config: dict[str, Any], target: str | float, cost: Callable[[Mapping[str, Any]], float]) -> Match:
+    """Bisect coarse candidates, then finer ones, until one is within the tolerance; else the nearest of all."""
+    budget, key = config["budget"], BUDGET_KEYS[config["budget"]["by"]]
+    wanted = float(target) if not isinstance(target, str) else cost({**config, "mixer": _mixer(target)})
+
+    @cache
+    def price(value: str) -> float | None:
+        """What the cell costs with this value; None where its mixer refuses it, like a width without whole heads."""
+        try:
+            return cost({**config, "model": {**config["model"], key: json.loads(value)}})
+        except ConfigError as error:
+            if isinstance(error.__cause__, ValueError):  # of a constructor
+                return None
+            raise
+
+    def miss(value: str) -> float:
+        got = price(value)
+        return math.inf if got is None else abs(got / wanted - 1)
+
+    best = json.dumps(config["model"][key])
+    for candidates in _ladders(config["model"], budget["by"]):
+        if miss(best) <= budget["tolerance"]:
+            break
+        tried = list(_bisect([json.dumps(value) for value in candidates], price, wanted))
+        best = min([best, *tried], key=miss)
+    if (got := price(best)) is None:
+        raise ConfigError(f"budget.by={budget['by']}: the mixer fits no value of model.{key}")
+    found = Match(budget["match"], key, json.loads(best), got, wanted, budget["tolerance"])
+    if abs(found.error) > max(FAR, budget["tolerance"]):
+        others = ", ".join(f"budget.by={by}" for by in BUDGET_KEYS if by != budget["by"])
+        raise ConfigError(
+            f"budget={budget['match']}: {wanted:,.7g} {UNITS[budget['match']]} cannot be met; the nearest is "
+            f"{found.words}; try {others}"
+        )
+    return found
+
+
+def _bisect(candidates: Sequence[str], price: Callable[[str], float | None], wanted: float) -> Iterator[str]:
+    """The candidates that a bisection looks at; they get dearer from first to last, and some have no price."""
+    low, high = 0, len(candidates) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        at = next((i for i in range(middle, high + 1) if price(candidates[i]) is not None), None)
+        if at is None:
+            high = middle - 1
+            continue
+        yield candidates[at]
+        if (price(candidates[at]) or 0) < wanted:
+            low = at + 1
+        else:
+            high = middle - 1
+
+
+def _ladders(model: Mapping[str, Any], by: str) -> Iterator[list[Any]]:
+    """Candidates for the key, from small to large, in steps that computers like and then in ever finer ones."""
+    if by == "depth":
+        yield list(_steps(model["depths"], 1, together=False))
+    elif by == "width":
+        for multiple in (32, 16, 8, 4, 2, 1):
+            yield list(_steps(model["dims"], multiple, together=model["downsample"] is None))
+    else:
+        widest = max(model["dims"])
+        for multiple in (8, 1):
+            hidden = range(multiple, int(8 * widest * model["mlp_ratio"]), multiple)
+            least = widest / min(model["dims"])  # every stage has one hidden channel at least
+            yield [math.ceil(h / widest * 1e6) / 1e6 for h in hidden if h >= least]
+
+
+def _steps(values: Sequence[int], multiple: int, *, together: bool) -> Iterator[list[int]]:
+    """From an eighth to eight times `values`, in proportion, each a multiple; one of them grows at a time, late ones
+    first, or all `together`."""
+    events = []
+    for i, value in enumerate(values):
+        for n in range(1, 8 * value // multiple + 1):
+            events.append(((n - 0.5) * multiple / value, -i, n * multiple))
+    current = [0] * len(values)
+    for scale, i, grown in sorted(events):
+        current[-i] = grown
+        if together:
+            current = [grown] * len(values)
+        if scale > 0.125 and min(current) > 0 and (not together or i == 0):
+            yield list(current)
+
+
+def _cost(config: Mapping[str, Any]) -> float:
+    from metaformer import cost
+
+    if config["budget"]["match"] == "time":
+        return 1 / cost.throughput(config)[1]
+    found = cost.cost_of(config)
+    return float(found.params if config["budget"]["match"] == "params" else found.macs or 0)
+
+
+@cache
+def _mixer(name: str) -> dict[str, Any]:
+    """The mixer of that name, packaged or of the working directory, with its default options."""
+    from omegaconf import OmegaConf
+
+    from metaformer.config import compose
+
+    node = OmegaConf.to_container(compose([f"mixer={name}"]).mixer, resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}

@@ -1,0 +1,162 @@
+"""Cells that are matched to a budget: the nearest there is, and ordinary cells."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY, compose
+
+from metaformer import budget, cost, study
+from metaformer.budget import matched
+from metaformer.identity import run_id
+
+
+def test_without_a_budget_nothing_changes():
+    config = compose("mixer=attention")
+    assert matched(config) == (config, None)
+
+
+@pytest.mark.parametrize(("kind", "by"), [("params", "mlp_ratio"), ("macs", "mlp_ratio"), ("params", "depth")])
+def test_the_nearest_of_all_is_found(kind, by):
+    """Against a search through every candidate."""
+    config = compose("mixer=depthwise", "model=iso_ti", f"budget={kind}", f"budget.by={by}", "budget.tolerance=1e-9")
+    found, match = matched(config)
+    wanted = budget._cost({**config, "mixer": compose("mixer=pooling")["mixer"]})
+    key = budget.BUDGET_KEYS[by]
+
+    def miss(value):
+        return abs(budget._cost({**config, "model": {**config["model"], key: value}}) / wanted - 1)
+
+    around = [v for ladder in budget._ladders(config["model"], by) for v in ladder]
+    sizes = [v if by == "mlp_ratio" else v[0] for v in around]
+    middle = config["model"][key] if by == "mlp_ratio" else config["model"][key][0]
+    near = [v for v, size in zip(around, sizes, strict=True) if 0.97 < size / middle < 1.03]
+    assert miss(found["model"][key]) == min(map(miss, near))
+    assert match.got == budget._cost(found)
+    assert match.wanted == wanted
+    assert abs(match.error) == pytest.approx(miss(found["model"][key]))
+
+
+def test_widths_keep_their_proportions_and_whole_heads():
+    config = compose("mixer=attention", "model=s12", "data=imagenet", "mixer.head_dim=16", "budget=params")
+    found, match = matched(config)
+    dims = found["model"]["dims"]
+    assert abs(match.error) < 0.05
+    assert all(dim % 16 == 0 for dim in dims)
+    scales = [dim / plain for dim, plain in zip(dims, config["model"]["dims"], strict=True)]
+    assert max(scales) - min(scales) < 16 / 64  # a step of the narrowest
+    assert cost.cost_of(found).params == match.got
+
+
+def test_one_width_stays_one_width():
+    found, match = matched(compose("mixer=sepconv", "model=iso_ti", "budget=macs"))
+    assert len(set(found["model"]["dims"])) == 1
+    assert abs(match.error) < 0.01
+
+
+def test_the_target_is_untouched_and_a_number_will_do():
+    config = compose("mixer=pooling", "budget=params")
+    assert matched(config)[0]["model"] == config["model"]
+    found, match = matched(compose("mixer=pooling", "budget=params", "budget.target=2e5", "budget.by=mlp_ratio"))
+    assert match.wanted == 2e5
+    assert abs(cost.cost_of(found).params / 2e5 - 1) < 0.01
+
+
+def test_a_matched_cell_is_the_cell_that_one_would_have_typed():
+    found, match = matched(compose("mixer=attention", "budget=params", "budget.by=mlp_ratio"))
+    typed = compose("mixer=attention", f"model.mlp_ratio={found['model']['mlp_ratio']}")
+    assert run_id(found) == run_id(typed)
+    again = compose("mixer=attention", "budget=params", "budget.by=mlp_ratio", *match.overrides)
+    assert run_id(again) == run_id(typed)
+    assert matched(again)[1] is None
+
+
+def test_every_stage_keeps_a_hidden_channel():
+    config = compose("model.dims=[8,64,64,64]", "model=s12", "data=imagenet")
+    ratios = [ratio for ladder in budget._ladders(config["model"], "mlp_ratio") for ratio in ladder]
+    assert min(int(8 * ratio) for ratio in ratios) == 1
+    assert sorted({int(64 * ratio) for ratio in ratios}) == list(range(8, 8 * 4 * 64))
+
+
+def test_times_are_measured_once(monkeypatch):
+    measured = []
+
+    def throughput(config):
+        measured.append(config["model"]["dims"][0])
+        return 0.0, 1e6 / (config["model"]["dims"][0] + (16 if "Attention" in config["mixer"]["_target_"] else 0))
+
+    monkeypatch.setattr(cost, "throughput", throughput)
+    config = compose("mixer=attention", "mixer.head_dim=2", "budget=time", "model=iso_ti")
+    width = config["model"]["dims"][0]
+    found, match = matched(config)
+    assert found["model"]["dims"][0] == pytest.approx(width - 16, rel=0.05)
+    assert "seconds for an image" in match.words
+    budget._solve.cache_clear()
+    count = len(measured)
+    assert matched(config) == (found, match)
+    assert len(measured) == count
+    assert len(json.loads(Path("runs/budget.json").read_text())) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget.by=depth"], "budget.by=depth: belongs to budget=params, budget=macs or budget=time"),
+        (["budget=params", "budget.target=-3"], "budget.target=-3: expected a mixer, or a number above 0"),
+        (["budget=params", "budget.target=poolin"], "mixer=poolin: no such choice; expected one of pooling"),
+        (["budget=params", "budget.tolerance=2"], "budget.tolerance=2.0: expected a share"),
+        (["budget=params", "budget.by=mlp_ratio", "model.channel_mlp=false"], "model.channel_mlp is false"),
+        (["budget=params", "model=zoo", "model.name=poolformer_s12", "mixer=builtin"], "a published model is as it is"),
+        (["budget=parms"], "budget=parms: no such choice; expected one of params"),
+        (
+            ["budget=params", "budget.target=1000", "budget.by=mlp_ratio"],
+            "budget=params: 1,000 parameters cannot be met; the nearest is model.mlp_ratio=0.015625",
+        ),
+        (["budget=params", "mixer=attention", "budget.by=depth"], "cannot be met; the nearest is model.depths=[1, 1,"),
+    ],
+)
+def test_a_bad_budget_gets_one_line(overrides, message, cli):
+    done = cli("cost", *overrides)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_a_sweep_of_matched_cells(cli, tmp_path):
+    words = ["-m", "mixer=pooling,attention", "seed=0,1", "budget=params", "budget.by=mlp_ratio", *TINY]
+    done = cli("train", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "attention: model.mlp_ratio=2.0, 134,4" in " ".join(done.stdout.split()) or "of the budget" in done.stdout
+    results = {p.parent.name[:3]: json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/result.json")}
+    assert abs(results["att"]["params"] / results["poo"]["params"] - 1) < 0.01
+    assert results["att"]["config"]["budget"]["match"] == "none"  # an ordinary cell
+    done = cli("train", *words)
+    assert "4 runs, 4 finished, 0 to do" in done.stdout
+
+
+def test_a_budget_is_no_confound(monkeypatch):
+    planned = study.expand(["mixer=pooling,attention", "budget=params", "budget.by=mlp_ratio"])
+    assert planned[0].config["study"]["analysis"]["tuned"] == ["model.mlp_ratio"]
+    assert [p.match is not None for p in planned] == [True, True]
+    assert "budget.match=none" in planned[1].overrides
+
+
+def test_what_costs_show_before_anything_is_launched(cli):
+    done = cli("cost", "mixer=spatial_mlp", "model=s12", "data=imagenet")
+    assert "29.5" not in done.stderr
+    assert done.returncode == 0
+    row = next(line for line in done.stdout.splitlines() if "spatial_mlp" in line).split()
+    params, memory = int(row[1].replace(",", "")), float(row[-1])
+    assert params == 11_915_176 - 0 + 2 * (3136**2 + 784**2 + 49**2) + 6 * 196**2
+    assert memory > 16 * params / 2**30
+
+
+def test_memory_is_that_of_weights_and_of_what_the_backward_pass_needs():
+    import torch
+    from torch import nn
+
+    net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    x = torch.randn(7, 10)
+    assert cost.kept(net, x) == 4 * 7 * (10 + 20)  # the input, and one activation that two layers share
+    small, large = (cost.training_memory(compose("mixer=pooling", f"recipe.batch={batch}")) for batch in (10, 20))
+    weights = 16 * cost.cost_of(compose("mixer=pooling")).params
+    assert small - weights == (large - weights) / 2 > 0
