@@ -165,9 +165,9 @@ def tiny(name: str, seed: int = 0) -> MetaFormer:
     return zoo.from_config(compose(f"mixer={name}", f"seed={seed}"), 1, 10, (28, 28))
 
 
-@pytest.mark.parametrize(("a", "b"), list(itertools.combinations([*MIXERS, "ppaa"], 2)))
-def test_two_mixers_start_with_the_same_weights_everywhere_else(a, b):
-    first, second = tiny(a).state_dict(), tiny(b).state_dict()
+@pytest.mark.parametrize("mixer", [*MIXERS, "ppaa"])
+def test_all_mixers_start_with_the_same_weights_everywhere_else(mixer):
+    first, second = tiny(mixer).state_dict(), tiny("identity").state_dict()
     shared = {name for name in first if ".mixer." not in name}
     assert shared == {name for name in second if ".mixer." not in name}
     assert len(shared) > 40

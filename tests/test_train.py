@@ -39,7 +39,10 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 def test_help_and_errors_answer_at_once(cli, tmp_path):
-    for arguments, code, text in ((["--help"], 0, "mixer: attention"), (["recipe.lrr=1"], 2, "did you mean 'lr'")):
+    for arguments, code, text in (
+        (["--help"], 0, "mixer: afno, attention"),
+        (["recipe.lrr=1"], 2, "did you mean 'lr'"),
+    ):
         started = time.perf_counter()
         done = cli("train", *arguments)
         # Loosely here, where tests share the machine; 0.7-1.2 s alone.
