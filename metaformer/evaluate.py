@@ -11,13 +11,18 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaformer.config import answer, compose
 from metaformer.identity import with_defaults
 from metaformer.run import output_to, read_result
 from metaformer.schema import ConfigError
 from metaformer.validation import validate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from metaformer.data import Images
 
 ALLOWED = ("data", "runtime")
 
@@ -56,13 +61,11 @@ def _as_overrides(group: str, node: dict[str, Any], keys: Sequence[str]) -> list
     return [f"{group}.{key}={json.dumps(node[key])}" for key in keys]
 
 
-def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Loss and accuracy on the validation and test splits, with the number of images of each."""
+def restore(folder: Path, config: dict[str, Any]) -> tuple["nn.Module", "Images"]:
+    """The trained network of a run, and the images that its configuration names, normalised as for that run."""
     import torch
 
-    from metaformer import data, training, zoo
-    from metaformer.batches import ImageData
-    from metaformer.classifier import Classifier
+    from metaformer import data, training
 
     try:
         saved = torch.load(folder / "weights.pt", weights_only=True)
@@ -80,6 +83,18 @@ def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise ConfigError(f"run={folder}: its weights do not fit the model for these images: {first}") from error
+    return net.eval(), images
+
+
+def evaluate(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Loss and accuracy on the validation and test splits, with the number of images of each."""
+    import torch
+
+    from metaformer import training, zoo
+    from metaformer.batches import ImageData
+    from metaformer.classifier import Classifier
+
+    net, images = restore(folder, config)
     module = Classifier(net, config["recipe"], classes=len(images.classes), seed=config["seed"])
     crop, workers = zoo.crop_of(config["model"]), training.workers(config["runtime"], 1)
     source = ImageData(images, config["recipe"], config["seed"], crop_pct=crop, workers=workers)

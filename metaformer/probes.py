@@ -5,6 +5,7 @@ blocks are measured by random signs v: the mean of |v J|^2 is the squared Froben
 scatter where a mixer keeps channels apart.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaformer.block import MetaFormerBlock
+from metaformer.block import MetaFormerBlock, PatchEmbed
 from metaformer.model import MetaFormer
 from metaformer.seeds import seeded
 
@@ -112,22 +113,51 @@ def extent(reach: Tensor) -> tuple[int, int]:
 
 
 def half_area(reach: Tensor) -> float:
-    """The smallest share of the pixels that holds half of the whole dependence."""
-    ordered = reach.double().flatten().sort(descending=True).values
+    """The smallest share of the pixels that brings half of the response to noise on every pixel."""
+    ordered = reach.double().square().flatten().sort(descending=True).values
     return float(((ordered.cumsum(0) < 0.5 * ordered.sum()).sum() + 1) / ordered.numel())
+
+
+def patch_box(net: MetaFormer, stage: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The pixels that stem and downsampling alone bring to the token in the middle of a stage's map; all else that it
+    depends on, a mixer or a norm has brought."""
+    stages = list(net.stages[: stage + 1])
+    embeds = [e for e in (net.stem, *(s.downsample for s in stages)) if isinstance(e, PatchEmbed)]
+    sizes = [size]
+    for embed in embeds:
+        sizes.append(embed.resolution(sizes[-1]))
+    box = []
+    for axis in (0, 1):
+        first = last = sizes[-1][axis] // 2
+        for embed, below in zip(reversed(embeds), reversed(sizes[:-1]), strict=True):
+            first = max(first * embed.stride - embed.padding, 0)
+            last = min(last * embed.stride - embed.padding + embed.kernel - 1, below[axis] - 1)
+        box.append(slice(first, last + 1))
+    return box[0], box[1]
+
+
+def beyond(reach: Tensor, box: tuple[slice, slice]) -> float:
+    """The share of the response to noise on every pixel that comes from outside of a box."""
+    power = reach.double().square()
+    return float(1 - power[box].sum() / power.sum().clamp_min(1e-300))
 
 
 def cka(a: Tensor, b: Tensor) -> float:
     """Linear centred kernel alignment of two sets of features of the same n images, [n, ...] each; 1 is the same up to
     rotation and scale (arXiv:1905.00414, with the unbiased estimator of arXiv:2010.15327, Eq. 3)."""
-    k, m = (_gram(features) for features in (a, b))
+    return alignment(gram(a), gram(b))
+
+
+def alignment(k: Tensor, m: Tensor) -> float:
+    """CKA of two sets of features by their `gram` matrices."""
     return float(_hsic(k, m) / (_hsic(k, k) * _hsic(m, m)).sqrt())
 
 
-def _gram(features: Tensor) -> Tensor:
+def gram(features: Tensor) -> Tensor:
+    """Products of the features of every two of n images, [n, n] in float64, without those of an image with itself."""
     flat = features.flatten(1).double()
-    gram = flat @ flat.T / flat.square().sum(1).mean().clamp_min(1e-300)
-    return gram.fill_diagonal_(0)
+    products = flat @ flat.T / flat.square().sum(1).mean().clamp_min(1e-300)
+    return products.fill_diagonal_(0)
 
 
 def _hsic(k: Tensor, m: Tensor) -> Tensor:
@@ -146,6 +176,13 @@ def accuracy(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
             right += int((net(x).argmax(1) == labels).sum())
             images += len(labels)
     return right / images
+
+
+class Nothing(nn.Module):
+    """In the place of a mixer, it takes the branch away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
 
 @contextmanager
@@ -175,14 +212,16 @@ def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]
 
 
 def branch_shares(net: MetaFormer, images: Tensor) -> list[list[float]]:
-    """|mixer branch| / |skip path| of every block of every stage, each after its scale; the mean over images."""
-    shares = []
+    """|mixer branch| / |skip path| of every block of every stage, each after its scale; the mean over images.
+
+    NaN where a block has no skip path.
+    """
+    shares: list[list[float]] = []
     for stage in net.stages:
         blocks: list[MetaFormerBlock] = list(stage.blocks)  # type: ignore[arg-type]
         branches, skips = ([getattr(block, name) for block in blocks] for name in ("layer_scale1", "res_scale1"))
         with torch.no_grad(), watched(branches) as branch, watched(skips) as skip:
             net(images)
-        shares.append([
-            float((_norm(b) / _norm(s)).mean()) for (_, b), (_, s) in zip(branch, skip, strict=True)
-        ])  # fmt: skip
+        pairs = zip(branch, skip, strict=True) if skip else []
+        shares.append([float((_norm(b) / _norm(s)).mean()) for (_, b), (_, s) in pairs] or [math.nan] * len(blocks))
     return shares

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -26,7 +26,18 @@ from metaformer.tables import accuracy_table, all_tables, provenance_table, run_
 from metaformer.validation import validate
 from metaformer.verdict import Verdicts, judge
 
-TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PROBES = ("mixing", "fields", "surgery", "cka")  # the pictures of `python -m metaformer.probe`, in their order
+
+
+def template(name: str) -> "Template":
+    """A page of `metaformer/assets`."""
+    from jinja2 import Environment, FileSystemLoader
+
+    loader = FileSystemLoader(Path(__file__).parent / "assets")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
 def summarise(study: Mapping[str, Any], runs: Sequence[Run], console: Console, *, write: bool) -> None:
@@ -61,8 +72,6 @@ def effective(study: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
 
 def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], console: Console) -> str:
     """results.csv, tables/, figures/ and report.html in experiments/NAME; the last one's path."""
-    from jinja2 import Environment
-
     folder = launch.folder_of(study["name"])
     launched = launch.read(study["name"])
     edited = _edited(folder / "results.csv", launched)
@@ -87,8 +96,7 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
     if launched is not None:
         launch.save(launched | {"results_sha256": hashlib.sha256(text.getvalue().encode()).hexdigest()})
     told, caution = history(study, launched, runs)
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())
-    content = page.render(
+    content = template("report.html").render(
         title=study["name"],
         question=study["question"],
         counts=f"{len(rows)} of {len(runs)} runs",
@@ -100,6 +108,7 @@ def write_files(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run
         caution=caution,
         figures=draw(study, verdicts, runs, folder / "figures"),
         tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs, folder)},
+        probes=_probes(folder),
         command=(launched or {}).get("command", f"python -m metaformer.train experiments={study['name']}"),
     )
     (folder / "report.html").write_text(content)
@@ -126,6 +135,17 @@ def draw(study: Mapping[str, Any], verdicts: Verdicts, runs: Sequence[Run], fold
             for kind in ("png", "svg"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
     return {name: figures.save(figure, folder, name) if figure else "" for name, figure in drawn.items()}
+
+
+def _probes(folder: Path) -> list[dict[str, Any]]:
+    """The pages of `python -m metaformer.probe` for this study, as far as there are any, with their pictures."""
+    found = []
+    for page in sorted((folder / "probes").glob("*probes.html")):
+        prefix = page.name.removesuffix("probes.html")
+        files = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
+        svgs = [text[text.index("<svg") :] for text in (file.read_text() for file in files if file.exists())]
+        found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": svgs})
+    return found
 
 
 def _edited(results: Path, launched: Mapping[str, Any] | None) -> list[str]:

@@ -291,7 +291,8 @@ def is_held(folder: Path) -> bool:
 # What goes on round the runs and not in them.
 ROUND = (
     *("study", "launch", "progress", "mirror", "stats", "comparison", "verdict", "tables", "prose", "figures"),
-    *("report", "plan", "dashboard", "evaluate", "search", "check", "probes"),
+    *("report", "plan", "dashboard", "evaluate", "search", "check", "probe"),
+    *("probes", "measured", "portrait", "pictures"),
 )
 
 

@@ -78,15 +78,10 @@ def test_the_spectral_norm_is_that_of_the_jacobian(make):
     assert probes.spectral_norm(mixer, x, steps=400) == pytest.approx(float(expected), rel=1e-3)
 
 
-class Zero(nn.Module):
-    def forward(self, x):
-        return torch.zeros_like(x)
-
-
 def test_a_mixer_without_any_dependence():
     x = images()
-    assert probes.mixing_matrix(Zero(), x).abs().sum() == 0
-    assert probes.spectral_norm(Zero(), x) == 0
+    assert probes.mixing_matrix(probes.Nothing(), x).abs().sum() == 0
+    assert probes.spectral_norm(probes.Nothing(), x) == 0
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -99,6 +94,31 @@ def test_the_receptive_field_of_a_stack_of_pooling_is_that_of_theory(depth):
         kernel = nn.functional.conv_transpose2d(kernel, torch.ones(1, 1, 3, 3, dtype=torch.float64) / 9)
     inner = reach[7 - depth : 8 + depth, 7 - depth : 8 + depth].double()
     torch.testing.assert_close(inner, kernel[0, 0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["model=iso_ti", "model.stem=[2,2,0] model.downsample=[2,2,0]", "model.stem=[4,2,1] model.downsample=[3,2,1]"],
+)
+def test_without_a_mixer_only_the_norm_reaches_beyond_the_patches(shape):
+    """And the box is tight: something comes from each of its edges."""
+    parts = ["mixer=identity", "model.layer_scale=1.0", *shape.split()]
+    x = torch.randn(16, 1, 28, 28)
+    for norm in ("layer", "group"):
+        net = zoo.from_config(compose(*parts, f"model.norm={norm}"), 1, 10, (28, 28)).eval().requires_grad_(False)
+        for stage in range(len(net.stages)):
+            reach = probes.receptive_field(nn.Sequential(net.stem, *net.stages[: stage + 1]), x)
+            box = probes.patch_box(net, stage, (28, 28))
+            if norm == "group":
+                assert probes.beyond(reach, box) > 0
+                continue
+            assert probes.beyond(reach, box) == pytest.approx(0, abs=1e-12)
+            assert probes.extent(reach) == tuple(s.stop - s.start for s in box) == reach[box].shape
+
+
+def test_without_a_skip_path_a_branch_has_no_share():
+    net = zoo.from_config(compose("model.residual=false"), 1, 10, (28, 28)).eval()
+    assert all(math.isnan(share) for stage in probes.branch_shares(net, torch.randn(2, 1, 28, 28)) for share in stage)
 
 
 def test_what_is_said_of_a_matrix():
