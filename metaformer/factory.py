@@ -1,12 +1,14 @@
 """From the mixer node of a configuration to modules: import, check the options, pass what the constructor names."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from metaformer.config import import_object
 from metaformer.schema import ConfigError, nearest
@@ -25,6 +27,50 @@ def from_config(node: Mapping[str, Any], stages: int) -> list[MixerFactory]:
     if "_target_" in node:
         return [_factory(node, "mixer")] * stages
     return [_factory(node[f"stage{i}"], f"mixer.stage{i}") for i in range(1, stages + 1)]
+
+
+@contextmanager
+def contract(mixers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While a model runs, see that its mixers, by their places, do what the contract wants.
+
+    Raises:
+        ConfigError: one that crashes, writes to its input, or returns another shape or dtype, NaN or infinity.
+    """
+    running: list[tuple[str, nn.Module, Tensor]] = []
+
+    def enter(place: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda mixer, inputs: running.append((f"{type(mixer).__name__} at {place}", mixer, inputs[0].clone()))
+
+    def leave(mixer: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+        name, _, given = running.pop()
+        wanted, got = list(given.shape), list(getattr(output, "shape", []))
+        if got != wanted:
+            raise ConfigError(f"mixer {name} returned {got or type(output).__name__}, expected {wanted}")
+        if output.dtype != given.dtype:
+            raise ConfigError(f"mixer {name} returned {output.dtype}, expected {given.dtype}")
+        if not torch.equal(inputs[0], given):
+            raise ConfigError(f"mixer {name} wrote to its input, expected that it is left as it was")
+        if not output.isfinite().all():
+            raise ConfigError(f"mixer {name} returned NaN or infinity, expected finite numbers")
+
+    hooks = [m.register_forward_pre_hook(enter(place)) for place, m in mixers.items()]
+    hooks += [m.register_forward_hook(leave) for m in mixers.values()]
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not running:
+            raise
+        name, mixer, given = running[-1]
+        path = f"{type(mixer).__module__}.{type(mixer).__name__}"
+        raise ConfigError(
+            f"mixer {name} fails on {list(given.shape)}: {type(error).__name__}: {error}; expected [B, C, H, W] -> the "
+            f"same shape (python -m metaformer.check {path} tells more)"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _factory(node: Mapping[str, Any], key: str) -> MixerFactory:

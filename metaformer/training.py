@@ -31,6 +31,7 @@ from metaformer.classifier import Classifier
 from metaformer.config import cores
 from metaformer.cost import count
 from metaformer.data import Images, balanced
+from metaformer.factory import contract
 from metaformer.metrics import MetricsFile
 from metaformer.mirror import final, wandb_run
 from metaformer.run import rank
@@ -45,28 +46,15 @@ def build_net(config: Mapping[str, Any], images: Images) -> nn.Module:
     if config["recipe"]["initialize_from"]:
         zoo.initialize(net, config["recipe"]["initialize_from"])
     net = net.to(memory_format=torch.channels_last)
-    blocks = [(name, module) for name, module in net.named_modules() if isinstance(module, MetaFormerBlock)]
-    hooks = [block.mixer.register_forward_hook(_same_shape(name)) for name, block in blocks]
+    blocks = {name: module for name, module in net.named_modules() if isinstance(module, MetaFormerBlock)}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contract({name: block.mixer for name, block in blocks.items()}):
             net.eval()(images.sample())
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"the model fails on its first batch: {type(error).__name__}: {error}") from error
-    for hook in hooks:
-        hook.remove()
     return net.train()
-
-
-def _same_shape(place: str) -> Any:
-    def check(mixer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        wanted, got = list(inputs[0].shape), list(getattr(output, "shape", []))
-        if got != wanted:
-            kind = type(mixer).__name__
-            raise ConfigError(f"mixer {kind} at {place} returned {got or type(output).__name__}, expected {wanted}")
-
-    return check
 
 
 def fit(

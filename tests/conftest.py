@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,20 @@ def cli(tmp_path):
 
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """The README's blocks of code: language and text."""
+    return re.findall(r"```(\w+)\n(.*?)```", (repository() / "README.md").read_text(), re.DOTALL)
+
+
+def write_readme_files(folder: Path) -> None:
+    """The files that the README tells its reader to write: a mixer, its configuration, a study."""
+    for kind, text in readme_blocks():
+        name = re.search(r"^# (\S+\.(?:py|yaml))$", text, re.MULTILINE)
+        if kind in ("python", "yaml") and name:
+            (folder / name[1]).parent.mkdir(exist_ok=True)
+            (folder / name[1]).write_text(text)
 
 
 STUDY = {

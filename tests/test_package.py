@@ -6,7 +6,7 @@ import sys
 import zipfile
 
 import pytest
-from conftest import TINY, repository
+from conftest import TINY, repository, write_readme_files
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,17 @@ def test_it_runs_from_another_folder_and_writes_there(installed, tmp_path):
 
     where = python("-c", "import metaformer; print(metaformer.__file__)").stdout
     assert where.startswith(str(installed / "site"))
-    done = python("-m", "metaformer.train", "experiments=quickstart", "mixer=identity,pooling", "seed=0", *TINY)
+    write_readme_files(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    assert {"my_mixer.py", "mixer"} <= before
+    done = python("-m", "metaformer.train", "experiments=quickstart", "mixer=pooling,my_shift", "seed=0", *TINY)
     assert done.returncode == 0, done.stderr
     assert "2 runs, 0 finished, 2 to do" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    assert {path.name for path in tmp_path.iterdir()} == before | {"runs"}
+    (run,) = tmp_path.glob("runs/my_shift-*")
+    done = python("-m", "metaformer.probe", str(run), "runtime.threads=1")  # its pages are in the wheel
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "probes" / "probes.html").exists()
 
 
 def test_names_are_imported_when_they_are_used():

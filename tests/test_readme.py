@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, repository
+from conftest import TINY, readme_blocks, repository, write_readme_files
 
 README = (repository() / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+BLOCKS = readme_blocks()
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line and line[0] != "#"]
 OURS = [line.rpartition(" && ")[2] for line in COMMANDS if "python -m metaformer." in line]
 SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
@@ -32,13 +32,7 @@ def test_the_readme_gives_two_commands():
 @pytest.fixture
 def readme_folder(tmp_path):
     """A folder with the files that the README tells its reader to write."""
-    for snippet in SNIPPETS:
-        if name := re.match(r"# (\w+\.py)", snippet):
-            (tmp_path / name[1]).write_text(snippet)
-    for text in [text for kind, text in BLOCKS if kind == "yaml"]:
-        name = re.search(r"^# (\S+\.yaml)$", text, re.MULTILINE)
-        (tmp_path / name[1]).parent.mkdir(exist_ok=True)
-        (tmp_path / name[1]).write_text(text)
+    write_readme_files(tmp_path)
     return tmp_path
 
 

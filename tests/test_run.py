@@ -245,6 +245,28 @@ def test_what_cannot_work_is_refused_and_leaves_no_folder(overrides, message):
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return x[:, :1]", "returned [2, 1, 2, 2], expected [2, 64, 2, 2]"),
+        ("return x, x", "returned tuple, expected [2, 64, 2, 2]"),
+        ("return x.half()", "returned torch.float16, expected torch.float32"),
+        ("return x.log()", "returned NaN or infinity, expected finite numbers"),
+        ("return x.mul_(2)", "wrote to its input, expected that it is left as it was"),
+        ("return x.view(-1, 64, 7, 7)", "fails on [2, 64, 2, 2]: RuntimeError: shape '[-1, 64, 7, 7]' is invalid"),
+    ],
+)
+def test_a_mixer_that_breaks_the_contract_gets_one_line(body, message, monkeypatch):
+    module = f"breaks{abs(hash(body))}"
+    source = f"from torch import nn\nclass Mine(nn.Module):\n    def forward(self, x):\n        {body}\n"
+    Path(f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    with pytest.raises(ConfigError) as error:
+        go("mixer=custom", f"mixer._target_={module}.Mine")
+    assert f"mixer Mine at stages.0.blocks.0 {message}" in str(error.value)
+    assert not Path("runs").exists()
+
+
 def test_wandb_gets_a_group_a_tag_an_id_and_every_epoch(monkeypatch):
     import wandb
 

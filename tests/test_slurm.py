@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import slurm_site
 import torch
+from conftest import write_readme_files
 
 pytestmark = pytest.mark.slurm
 LAUNCH = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5", "-m")
@@ -100,19 +101,28 @@ def test_the_site_runs_a_job_and_keeps_account_of_it():
     wait_for(lambda: f"{number}|COMPLETED" in jobs(), seconds=30)
 
 
-def test_an_array_trains_what_is_not_finished(cli):
+def test_an_array_trains_what_is_not_finished(cli, tmp_path):
+    """With the README's own mixer among those of the package; after an edit, its runs are not finished."""
+    write_readme_files(tmp_path)
+    mixers = "mixer=identity,pooling,my_shift"
     assert cli("train", *SHORT, "mixer=pooling").returncode == 0
     before = len(jobs())
-    code, out, err = finish(launch(*SHORT, "mixer=identity,pooling,depthwise", "seed=0,1"))
+    code, out, err = finish(launch(*SHORT, mixers, "seed=0,1"))
     assert code == 0, err
     assert "6 runs, 1 finished, 5 to do" in out
     assert len(jobs()) == before + 5
     assert len({job.partition("_")[0] for job in jobs()[before:]}) == 1  # one array
     assert len(results()) == 6
-    code, out, err = finish(launch(*SHORT, "mixer=identity,pooling,depthwise", "seed=0,1"))
+    code, out, err = finish(launch(*SHORT, mixers, "seed=0,1"))
     assert code == 0, err
     assert "6 runs, 6 finished, 0 to do" in out
     assert len(jobs()) == before + 5  # nothing was submitted
+    with (tmp_path / "my_mixer.py").open("a") as file:
+        file.write("# edited\n")
+    code, out, err = finish(launch(*SHORT, mixers, "seed=0"))
+    assert code == 0, err
+    assert "3 runs, 2 finished, 1 to do" in out
+    assert len(results()) == 7
 
 
 def test_a_run_that_is_preempted_goes_on_at_its_step(cli):
