@@ -115,8 +115,9 @@ def probe(folder: Path, config: dict[str, Any], jobs: int) -> Probed:
     path = folder / KEPT
     images = {key: value for key, value in config["data"].items() if key != "root"}
     measuring = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("probes.py", "measured.py"))
-    code = measuring + code_version().encode()
-    key = hashlib.sha256(code + json.dumps(images, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(measuring + code_version().encode() + json.dumps(images, sort_keys=True).encode())
+    digest.update((folder / "weights.pt").read_bytes())
+    key = digest.hexdigest()[:16]
     if path.exists() and (kept := _read(path, key)) is not None:
         return kept
     if jobs > 1 and config["runtime"]["accelerator"] != "cpu":

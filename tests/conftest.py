@@ -45,6 +45,21 @@ def cli(tmp_path):
     return call
 
 
+@pytest.fixture
+def refusal(capsys, monkeypatch):
+    """The one line that a command (its module), run in this process, says of arguments that it refuses."""
+
+    def call(command, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [command.__name__, *arguments])
+        with pytest.raises(SystemExit) as left:
+            command.main()
+        said = capsys.readouterr().err
+        assert (left.value.code, said.count("\n")) == (2, 1), said
+        return said
+
+    return call
+
+
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
