@@ -234,7 +234,12 @@ def training_memory(config: Mapping[str, Any]) -> int:
     channels, side, classes = data.shape(config["data"])
     with torch.device("meta"):
         net = zoo.from_config(config, channels, classes, (side, side)).to(memory_format=torch.channels_last)
-        image = torch.zeros(1, channels, side, side).to(memory_format=torch.channels_last)
+    # Not on meta, where attention is never fused and would keep its N x N weights; of zeros, which need not be drawn.
+    net = net.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.zero_()
+    image = torch.zeros(1, channels, side, side).to(memory_format=torch.channels_last)
     parts = config["runtime"]["accumulate"]
     images = -(-config["recipe"]["batch"] // processes(config["runtime"])) // (parts if isinstance(parts, int) else 1)
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in net.parameters())

@@ -9,6 +9,7 @@ from conftest import TINY, compose
 from metaformer import budget, cost, study
 from metaformer.budget import matched
 from metaformer.identity import run_id
+from metaformer.mixers import Attention
 
 
 def test_without_a_budget_nothing_changes():
@@ -155,6 +156,8 @@ def test_memory_is_that_of_weights_and_of_what_the_backward_pass_needs():
     net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
     x = torch.randn(7, 10)
     assert cost.kept(net, x) == 4 * 7 * (10 + 20)  # the input, and one activation that two layers share
+    tokens, dim = 24**2, 64  # attention is fused: it keeps q, k and v, and no N x N weights
+    assert cost.kept(Attention(dim), torch.randn(1, dim, 24, 24)) < 4 * 8 * tokens * dim < 4 * tokens**2 * 2
     small, large = (cost.training_memory(compose("mixer=pooling", f"recipe.batch={batch}")) for batch in (10, 20))
     weights = 16 * cost.cost_of(compose("mixer=pooling")).params
     assert small - weights == (large - weights) / 2 > 0
