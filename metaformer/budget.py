@@ -12,9 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from metaformer.identity import sources
 from metaformer.schema import BUDGET_KEYS, ConfigError
 
 FAR = 0.1  # a cell that misses its target by more is not matched by anybody's standard
@@ -72,9 +74,14 @@ def _solve(content: str) -> Match:
         return solve(config, config.pop("target"), _cost)
     # A second measurement would give other widths, and with them other runs: what was measured once is kept.
     place = {key: value for key, value in config.items() if key not in ("recipe", "runtime")}
+    place["runtime"] = {key: config["runtime"][key] for key in ("accelerator", "threads")}
+    place |= {"precision": config["recipe"]["precision"], "sources": sources(config["mixer"])}
     key = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config["runtime"]["runs"]) / "budget.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to measure the times again") from error
     if key not in known:
         found = solve(config, config.pop("target"), _cost)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,10 @@ def _solve(content: str) -> Match:
 
 
 def solve(config: dict[str, Any], target: str | float, cost: Callable[[Mapping[str, Any]], float]) -> Match:
-    """Bisect coarse candidates, then finer ones, until one is within the tolerance; else the nearest of all."""
+    """Bisect coarse candidates, then finer ones, until one is within the tolerance; then look round what was found.
+
+    Of several within the tolerance, that which keeps the proportions; if there is none, the nearest of all.
+    """
     budget, key = config["budget"], BUDGET_KEYS[config["budget"]["by"]]
     wanted = float(target) if not isinstance(target, str) else cost({**config, "mixer": _mixer(target)})
 
@@ -104,22 +114,28 @@ def solve(config: dict[str, Any], target: str | float, cost: Callable[[Mapping[s
         got = price(value)
         return math.inf if got is None else abs(got / wanted - 1)
 
-    best = json.dumps(config["model"][key])
-    for candidates in _ladders(config["model"], budget["by"]):
-        if miss(best) <= budget["tolerance"]:
-            break
-        tried = list(_bisect([json.dumps(value) for value in candidates], price, wanted))
-        best = min([best, *tried], key=miss)
+    def rank(value: str) -> tuple[float, float]:
+        scales = [new / old for new, old in zip(*map(_listed, (json.loads(value), config["model"][key])), strict=True)]
+        return max(miss(value), budget["tolerance"]), max(scales) / min(scales)
+
+    best, found = json.dumps(config["model"][key]), []
+    for candidates, step in _ladders(config["model"], budget["by"]):
+        if miss(best) > budget["tolerance"]:
+            tried = [json.dumps(value) for value in candidates]
+            found.append((min(_bisect(tried, price, wanted), key=rank, default=best), step))
+            best = min(best, found[-1][0], key=rank)
+    if miss(best) > budget["tolerance"]:
+        best = min([best, *(json.dumps(v) for near, step in found for v in _around(json.loads(near), step))], key=rank)
     if (got := price(best)) is None:
         raise ConfigError(f"budget.by={budget['by']}: the mixer fits no value of model.{key}")
-    found = Match(budget["match"], key, json.loads(best), got, wanted, budget["tolerance"])
-    if abs(found.error) > max(FAR, budget["tolerance"]):
+    match = Match(budget["match"], key, json.loads(best), got, wanted, budget["tolerance"])
+    if abs(match.error) > max(FAR, budget["tolerance"]):
         others = ", ".join(f"budget.by={by}" for by in BUDGET_KEYS if by != budget["by"])
         raise ConfigError(
             f"budget={budget['match']}: {wanted:,.7g} {UNITS[budget['match']]} cannot be met; the nearest is "
-            f"{found.words}; try {others}"
+            f"{match.words}; try {others}"
         )
-    return found
+    return match
 
 
 def _bisect(candidates: Sequence[str], price: Callable[[str], float | None], wanted: float) -> Iterator[str]:
@@ -138,19 +154,34 @@ def _bisect(candidates: Sequence[str], price: Callable[[str], float | None], wan
             high = middle - 1
 
 
-def _ladders(model: Mapping[str, Any], by: str) -> Iterator[list[Any]]:
-    """Candidates for the key, from small to large, in steps that computers like and then in ever finer ones."""
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _around(value: Any, step: int) -> Iterator[list[int]]:
+    """Every other value in which no stage differs by more than a step; none where there is no step for each stage."""
+    if step:
+        for moves in product((0, -step, step), repeat=len(value)):
+            moved = [size + move for size, move in zip(value, moves, strict=True)]
+            if any(moves) and min(moved) > 0:
+                yield moved
+
+
+def _ladders(model: Mapping[str, Any], by: str) -> Iterator[tuple[list[Any], int]]:
+    """Candidates for the key, from small to large, in steps that computers like and then in ever finer ones; with the
+    step of a stage, 0 where stages do not differ."""
     if by == "depth":
-        yield list(_steps(model["depths"], 1, together=False))
+        yield list(_steps(model["depths"], 1, together=False)), 1
     elif by == "width":
+        together = model["downsample"] is None
         for multiple in (32, 16, 8, 4, 2, 1):
-            yield list(_steps(model["dims"], multiple, together=model["downsample"] is None))
+            yield list(_steps(model["dims"], multiple, together=together)), 0 if together else multiple
     else:
         widest = max(model["dims"])
         for multiple in (8, 1):
             hidden = range(multiple, int(8 * widest * model["mlp_ratio"]), multiple)
             least = widest / min(model["dims"])  # every stage has one hidden channel at least
-            yield [math.ceil(h / widest * 1e6) / 1e6 for h in hidden if h >= least]
+            yield [math.ceil(h / widest * 1e6) / 1e6 for h in hidden if h >= least], 0
 
 
 def _steps(values: Sequence[int], multiple: int, *, together: bool) -> Iterator[list[int]]:
@@ -174,8 +205,11 @@ def _cost(config: Mapping[str, Any]) -> float:
 
     if config["budget"]["match"] == "time":
         return 1 / cost.throughput(config)[1]
-    found = cost.cost_of(config)
-    return float(found.params if config["budget"]["match"] == "params" else found.macs or 0)
+    if config["budget"]["match"] == "params":
+        return float(cost.params_of(config))
+    found = cost.cost_of(config).macs
+    assert found is not None
+    return float(found)
 
 
 @cache

@@ -132,14 +132,17 @@ class LinearAttention(nn.Module):
         qkv = self.qkv(to_tokens(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim] each
         q, k = F.elu(q) + 1, F.elu(k) + 1
-        total = q @ k.sum(2).unsqueeze(-1)
+        total = q @ k.sum(2).unsqueeze(-1) + 1e-6  # as the official code: both kernels can be zero
         mixed = q @ (k.transpose(-2, -1) @ v) / total
         return to_map(self.proj(mixed.transpose(1, 2).flatten(2)), like=x)
 
 
 class SpatialReductionAttention(nn.Module):
     """Attention whose keys and values come from a map that a strided convolution made smaller (PVT, arXiv:2102.12122,
-    Eq. 1 to 3); timm's layer."""
+    Eq. 1 to 3); timm's layer.
+
+    Where `reduction` does not divide the map, the tokens beyond its last whole square are no keys, as in PVT.
+    """
 
     def __init__(self, dim: int, reduction: int = 2, head_dim: int = 32) -> None:
         super().__init__()

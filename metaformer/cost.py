@@ -88,6 +88,16 @@ FREE = {
     *(aten.new_empty, aten.full_like, aten.arange, aten.as_strided, aten.as_strided_, aten.select_scatter),
     *(
         aten.complex,
+        aten.cos,
+        aten.sin,
+        aten.erf,
+        aten.log,
+        aten.sqrt,
+        aten.abs,
+        aten.reciprocal,
+        aten.softplus,
+        aten.mish,
+        aten.leaky_relu,
         aten.softshrink,
         aten.elu,
         aten.lift_fresh,
@@ -120,7 +130,7 @@ class Cost:
 def count(net: nn.Module, image: tuple[int, int, int]) -> Cost:
     """Count a model for one image of (channels, height, width), by running it once on the device that it is on."""
     parameters = list(net.parameters())
-    first = parameters[0] if parameters else torch.zeros(())
+    first = next((p for p in parameters if p.is_floating_point()), torch.zeros(()))
     counter = _Counter()
     training = net.training
     hooks = []
@@ -226,6 +236,15 @@ def cost_of(config: Mapping[str, Any]) -> Cost:
     return cost
 
 
+def params_of(config: Mapping[str, Any]) -> int:
+    """The parameters of a cell, whatever its ops are."""
+    from metaformer import data, zoo
+
+    channels, side, classes = data.shape(config["data"])
+    with torch.device("meta"):
+        return sum(p.numel() for p in zoo.from_config(config, channels, classes, (side, side)).parameters())
+
+
 def training_memory(config: Mapping[str, Any]) -> int:
     """Bytes that training takes in fp32, but for passing ones: weights, gradients, AdamW's two moments, and what the
     forward pass of a batch keeps for the backward pass, on each device."""
@@ -239,11 +258,12 @@ def training_memory(config: Mapping[str, Any]) -> int:
     with torch.no_grad():
         for tensor in (*net.parameters(), *net.buffers()):
             tensor.zero_()
-    image = torch.zeros(1, channels, side, side).to(memory_format=torch.channels_last)
+    # What does not grow with the batch is kept once, and a single image would hide what broadcasting copies.
+    two, three = (kept(net, torch.zeros(n, channels, side, side).to(memory_format=torch.channels_last)) for n in (2, 3))
     parts = config["runtime"]["accumulate"]
     images = -(-config["recipe"]["batch"] // processes(config["runtime"])) // (parts if isinstance(parts, int) else 1)
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in net.parameters())
-    return weights + images * kept(net, image)
+    return weights + two + (images - 2) * (three - two)
 
 
 def kept(net: nn.Module, x: Tensor) -> int:
@@ -309,7 +329,7 @@ def rows_of(cell: str, config: Mapping[str, Any], match: Match | None = None) ->
     cost = cost_of(config)
     paper = config["reference"]
     row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params, "frozen": cost.params - cost.trainable}
-    row |= {"macs": cost.macs, "activations": cost.activations, "training_gib": training_memory(config) / 2**30}
+    row |= {"macs": cost.macs, "activations": cost.activations, "fp32_training_gib": training_memory(config) / 2**30}
     if match:
         row |= {match.key: str(match.value), "off_budget": f"{match.error:+.1%}"}
     row |= {"paper_params_m": paper["params"], "paper_macs_g": paper["macs"], "paper_top1": paper["top1"]}

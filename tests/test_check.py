@@ -198,7 +198,7 @@ class Cell(nn.Module):
 
     def forward(self, x):
         print("training" if x.sum().item() > 0 else "", end="")
-        return self.drop(self.conv(self.norm(x))).contiguous().erf()
+        return self.drop(self.conv(self.norm(x))).contiguous().cumsum(1)
 
 
 def test_what_is_no_offence_is_a_note():
@@ -207,7 +207,7 @@ def test_what_is_no_offence_is_a_note():
         *("no state", "batch independence", "moving", "memory format", "token mixing"),
         *("cost", "compiling", "exporting"),
     }
-    assert "aten.erf" in found["cost"].reason
+    assert "aten.cumsum" in found["cost"].reason
     assert found["channel mixing"].reason == "an output channel depends on 31 others"
 
 
