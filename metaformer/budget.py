@@ -115,8 +115,7 @@ def solve(config: dict[str, Any], target: str | float, cost: Callable[[Mapping[s
         return math.inf if got is None else abs(got / wanted - 1)
 
     def rank(value: str) -> tuple[float, float]:
-        scales = [new / old for new, old in zip(*map(_listed, (json.loads(value), config["model"][key])), strict=True)]
-        return max(miss(value), budget["tolerance"]), max(scales) / min(scales)
+        return max(miss(value), budget["tolerance"]), _spread(json.loads(value), config["model"][key])
 
     best, found = json.dumps(config["model"][key]), []
     for candidates, step in _ladders(config["model"], budget["by"]):
@@ -125,7 +124,10 @@ def solve(config: dict[str, Any], target: str | float, cost: Callable[[Mapping[s
             found.append((min(_bisect(tried, price, wanted), key=rank, default=best), step))
             best = min(best, found[-1][0], key=rank)
     if miss(best) > budget["tolerance"]:
-        best = min([best, *(json.dumps(v) for near, step in found for v in _around(json.loads(near), step))], key=rank)
+        near = [json.dumps(v) for value, step in found for v in _around(json.loads(value), step)]
+        if budget["by"] == "depth":
+            near = [json.dumps(_depths(config["model"]["depths"], price, wanted, budget["tolerance"]))]
+        best = min([best, *near], key=rank)
     if (got := price(best)) is None:
         raise ConfigError(f"budget.by={budget['by']}: the mixer fits no value of model.{key}")
     match = Match(budget["match"], key, json.loads(best), got, wanted, budget["tolerance"])
@@ -154,8 +156,23 @@ def _bisect(candidates: Sequence[str], price: Callable[[str], float | None], wan
             high = middle - 1
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _spread(value: Any, plain: Any) -> float:
+    """How far the sizes of the stages are from the proportions that they had: 1 for the same."""
+    scales = [new / old for new, old in zip(value, plain, strict=True)] if isinstance(value, list) else [1]
+    return max(scales) / min(scales)
+
+
+def _depths(plain: list[int], price: Callable[[str], float | None], wanted: float, tolerance: float) -> list[int]:
+    """The best of all depths up to twice as deep: every block of a stage costs the same."""
+    ones = [1] * len(plain)
+    deeper = [[1 + (i == j) for j in range(len(plain))] for i in range(len(plain))]
+    base, *more = (price(json.dumps(depths)) or 0.0 for depths in (ones, *deeper))
+
+    def rank(depths: list[int]) -> tuple[float, float]:
+        got = base + sum((depth - 1) * (m - base) for depth, m in zip(depths, more, strict=True))
+        return max(abs(got / wanted - 1), tolerance), _spread(depths, plain)
+
+    return min(map(list, product(*(range(1, 2 * depth + 1) for depth in plain))), key=rank)
 
 
 def _around(value: Any, step: int) -> Iterator[list[int]]:
@@ -171,7 +188,7 @@ def _ladders(model: Mapping[str, Any], by: str) -> Iterator[tuple[list[Any], int
     """Candidates for the key, from small to large, in steps that computers like and then in ever finer ones; with the
     step of a stage, 0 where stages do not differ."""
     if by == "depth":
-        yield list(_steps(model["depths"], 1, together=False)), 1
+        yield list(_steps(model["depths"], 1, together=False)), 0
     elif by == "width":
         together = model["downsample"] is None
         for multiple in (32, 16, 8, 4, 2, 1):

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +105,17 @@ def _of_mixer(mixer: Any, x: Any) -> tuple[Any, dict[str, float]]:
         "rank": probes.effective_rank(matrix),
         "entropy": probes.entropy(matrix),
         "distance": probes.mixing_distance(matrix, (x.shape[2], x.shape[3])),
-        "norm": probes.spectral_norm(mixer, x),
+        "norm": _spectral_norm(mixer, x),
     }
+
+
+def _spectral_norm(mixer: Any, x: Any) -> float:
+    from metaformer import probes
+
+    try:
+        return probes.spectral_norm(mixer, x)
+    except RuntimeError:  # not every op has a second derivative, deformable convolution for one
+        return math.nan
 
 
 def probe(folder: Path, config: dict[str, Any], jobs: int) -> Probed:
@@ -146,5 +158,5 @@ def _read(path: Path, key: str) -> Probed | None:
             counts = {"matrices": stages, "fields": stages + 1, "grams": stages}
             arrays: Any = {name: [file[f"{name}{i}"] for i in range(n)] for name, n in counts.items()}
             return Probed(**told, **arrays)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

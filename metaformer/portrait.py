@@ -24,10 +24,11 @@ STAGE_COLUMNS = {  # by key of a stage's numbers
 PERCENT = ("half", "beyond")
 STAGE_CAPTION = (
     "Means over the blocks of a stage; mean over n seeds ± half of the 95% t interval. Effective rank of the mixing "
-    "matrix (exp of the entropy of its singular values); entropy of its rows (0: one token, 1: all alike); mean "
-    "distance in tokens over which it mixes; spectral norm of the mixer's Jacobian; norm of the branch over that of "
-    "the skip path. Receptive field of the token in the middle: the share of pixels that brings half of its response "
-    "to noise on every pixel, and the share of that response from beyond what stem and downsampling reach."
+    "matrix, whose entries are sizes (exp of the entropy of its singular values: how many patterns its rows have); "
+    "entropy of its rows (0: one token, 1: all alike); mean distance in tokens over which it mixes; spectral norm of "
+    "the mixer's Jacobian; norm of the branch over that of the skip path. Receptive field of the token in the middle: "
+    "the share of pixels that brings half of its response to noise on every pixel, and the share of that response from "
+    "beyond what stem and downsampling reach."
 )
 
 
@@ -123,32 +124,32 @@ def sentences(cells: Cells, found: Sequence[Mapping[tuple[str, str], Estimate]])
     across = {pair: e for pair, e in found[-1].items() if pair[0] != pair[1] and e.n}
     within = {pair[0]: e for pair, e in found[-1].items() if pair[0] == pair[1] and not math.isnan(e.mean)}
     if across:
-        most, least = (choose(across, key=lambda pair: across[pair].mean) for choose in (max, min))
-        line = (
-            f"Features after the last stage, at the same seed: CKA from {_pair(least, across)} to {_pair(most, across)}"
-        )
+        closest, farthest = (choose(across, key=lambda pair: across[pair].mean) for choose in (max, min))
+        line = f"Features after the last stage, at the same seed: CKA from {_pair(farthest, across)} to {_pair(closest, across)}"
         if within:
             own = [e.mean for e in within.values()]
             line += f"; one mixer at two seeds: {min(own):.2f} to {max(own):.2f}"
         said.append(f"{line}.")
     for name, seeds in cells.items():
-        if all(n["entropy"] == 0 for p in seeds.values() for n in p.numbers):
+        if all(n["distance"] == 0 for p in seeds.values() for n in p.numbers):
             e = mean_interval([100 * p.numbers[-1]["beyond"] for p in seeds.values()])
             said.append(
                 f"{name} mixes no tokens, and yet {_words(e)}% of what a token after the last stage responds to lies "
                 "beyond the pixels that stem and downsampling bring it: the statistics of the norm."
             )
-    worst = {
+    lost = {
         (name, i): losses(seeds, i, "identity")
         for name, seeds in cells.items()
         for i in range(len(next(iter(seeds.values())).surgery))
+        if any(p.surgery[i]["identity"] != p.accuracy for p in seeds.values())  # not identity in its own place
     }
-    (name, stage), (other, place) = (choose(worst, key=lambda key: worst[key].mean) for choose in (min, max))
-    said.append(
-        f"With identity in place of a stage's mixers, {name} changes most (stage {stage + 1}: "
-        f"{_words(worst[name, stage], '+')} points) and {other} least (stage {place + 1}: "
-        f"{_words(worst[other, place], '+')})."
-    )
+    if lost:
+        most, least = (choose(lost, key=lambda key: lost[key].mean) for choose in (min, max))
+        said.append(
+            f"Identity in the place of a stage's mixers costs {most[0]} most (stage {most[1] + 1}: "
+            f"{_words(lost[most], '+')} points), and {least[0]} least (stage {least[1] + 1}: "
+            f"{_words(lost[least], '+')})."
+        )
     return said
 
 

@@ -41,10 +41,6 @@ class Asked:
 def of_folders(folders: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
     """Runs as they are named on the command line: one page; a cell is called by its mixer where that tells it apart."""
     found = [parse([f"run={folder.rstrip('/')}", *overrides]) for folder in dict.fromkeys(folders)]
-    data = {json.dumps({**config["data"], "root": None}, sort_keys=True): folder for folder, config, _ in found}
-    if len(data) > 1:
-        one, other = list(data.values())[:2]
-        raise ConfigError(f"{one} and {other}: of different data; expected runs on the same images")
     mixers = {result["cell_id"]: result["choices"]["mixer"] for _, _, result in found}
     models = {result["cell_id"]: result["choices"]["model"] for _, _, result in found}
     names = dict(mixers)
@@ -77,6 +73,17 @@ def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Aske
     if len(asked) < len(runs):
         console.print(f"{len(runs) - len(asked)} of {len(runs)} runs are not finished and left out", style="yellow")
     return asked
+
+
+def check_images(asked: Sequence[Asked]) -> None:
+    """Refuse runs of different data on one page: neither their features nor their accuracies can be compared."""
+    for setting in {a.setting for a in asked}:
+        data = {
+            json.dumps({**a.config["data"], "root": None}, sort_keys=True): a for a in asked if a.setting == setting
+        }
+        if len(data) > 1:
+            one, other = list(data.values())[:2]
+            raise ConfigError(f"{one.folder} and {other.folder}: of different data; expected runs on the same images")
 
 
 def all_of(asked: Sequence[Asked], console: Console) -> dict[str, dict[str, dict[int, Probed]]]:
@@ -161,6 +168,7 @@ def command(arguments: Sequence[str], console: Console) -> None:
         name = ""
         asked, place = of_folders(folders, overrides), Path("probes")
     place = Path(own["out"][0]) if own["out"] else place
+    check_images(asked)
     told = " ".join(["python -m metaformer.probe", *arguments])
     for setting, cells in all_of(asked, console).items():
         if setting:

@@ -113,7 +113,9 @@ def extent(reach: Tensor) -> tuple[int, int]:
 
 
 def half_area(reach: Tensor) -> float:
-    """The smallest share of the pixels that brings half of the response to noise on every pixel."""
+    """The smallest share of the pixels that brings half of the response to noise on every pixel; NaN without any."""
+    if not reach.any():
+        return math.nan
     ordered = reach.double().square().flatten().sort(descending=True).values
     return float(((ordered.cumsum(0) < 0.5 * ordered.sum()).sum() + 1) / ordered.numel())
 
@@ -137,9 +139,9 @@ def patch_box(net: MetaFormer, stage: int, size: tuple[int, int]) -> tuple[slice
 
 
 def beyond(reach: Tensor, box: tuple[slice, slice]) -> float:
-    """The share of the response to noise on every pixel that comes from outside of a box."""
+    """The share of the response to noise on every pixel that comes from outside of a box; NaN without any response."""
     power = reach.double().square()
-    return float(1 - power[box].sum() / power.sum().clamp_min(1e-300))
+    return float(1 - power[box].sum() / power.sum())
 
 
 def cka(a: Tensor, b: Tensor) -> float:

@@ -292,6 +292,7 @@ def is_held(folder: Path) -> bool:
 ROUND = (
     *("study", "launch", "progress", "mirror", "stats", "comparison", "verdict", "tables", "prose", "figures"),
     *("report", "plan", "dashboard", "evaluate", "search", "check", "probe"),
+    *("conformance", "behaviour"),
     *("probes", "measured", "portrait", "pictures", "budget"),
 )
 

@@ -5,12 +5,15 @@ import re
 import pytest
 import torch
 from conftest import MIXERS, compose
+from timm.layers import DropPath
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from metaformer import check
+from metaformer import behaviour, check
 from metaformer.check import CHECKS, FIRST, assert_mixer, check_mixer
+from metaformer.conformance import Case
 from metaformer.factory import from_config
-from metaformer.mixers import Attention, Pooling
+from metaformer.mixers import Attention, DepthwiseConv, Pooling, SpatialMLP, to_map, to_tokens
 
 QUICK = {"dim": 32, "resolution": (6, 8)}
 
@@ -171,14 +174,60 @@ class Loud(nn.Module):
         return torch.fft.fft2(x.double()).real.to(x.dtype)
 
 
+class StateInTraining(nn.Module):
+    last = 0.0
+
+    def forward(self, x):
+        y = x.roll(1, 3) + (self.last if self.training else 0.0)
+        self.last = x.mean().detach()
+        return y
+
+
+class Cache(nn.Module):
+    """Made at the first call, and left behind by .to()."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = {}
+
+    def forward(self, x):
+        table = self.tables.setdefault(x.shape[-1], torch.linspace(0, 1, x.shape[-1]))
+        return x.roll(1, 3) * table
+
+
+class ZeroByMemory(nn.Module):
+    """As ByMemory, behind a projection that is zero at the start."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.inner, self.proj = ByMemory(), nn.Conv2d(dim, dim, 1)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x):
+        return self.proj(self.inner(x))
+
+
+class ZeroDelicate(ZeroByMemory):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.inner = Delicate()
+
+
+class Unpacks(nn.Module):
+    def forward(self, x):
+        if x.shape[3] == 5:
+            _, _ = x.shape
+        return x.roll(1, 3)
+
+
 BROKEN = {
     **{"output": [Shape, Tuple, Half, Nan], "options": [Greedy], "input untouched": [Writes]},
-    **{"no state": [Counts, Noisy], "batch independence": [AcrossTheBatch], "state dict": [Hidden]},
-    **{"gradient": [Detached, Unused, NoInputGradient], "moving": [Plain, OnTheCpu], "scale": [Loud]},
+    **{"no state": [Counts, Noisy, StateInTraining], "batch independence": [AcrossTheBatch], "state dict": [Hidden]},
+    **{"gradient": [Detached, Unused, NoInputGradient], "moving": [Plain, OnTheCpu, Cache], "scale": [Loud]},
     **{
-        "precision": [SingleOnly, Delicate],
-        "memory format": [ByMemory, WeightByMemory],
-        "sizes": [OneSize, SilentlyBound],
+        "precision": [SingleOnly, Delicate, ZeroDelicate],
+        "memory format": [ByMemory, WeightByMemory, ZeroByMemory],
+        "sizes": [OneSize, SilentlyBound, Unpacks],
     },
 }
 
@@ -209,6 +258,99 @@ def test_what_is_no_offence_is_a_note():
     }
     assert "aten.cumsum" in found["cost"].reason
     assert found["channel mixing"].reason == "an output channel depends on 31 others"
+
+
+class Recurrent(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.rnn = nn.LSTM(dim, dim, batch_first=True)
+
+    def forward(self, x):
+        return to_map(self.rnn(to_tokens(x))[0], like=x)
+
+
+class Normed(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.conv = weight_norm(nn.Conv2d(dim, dim, 3, padding=1))
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Drops(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.drop, self.conv = DropPath(0.5), nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x):
+        return self.drop(self.conv(x))
+
+
+class Excites(nn.Module):
+    """BatchNorm of what is pooled, which one image alone cannot have in training."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x):
+        return x.roll(1, 3) * self.norm(x.mean((2, 3))).sigmoid()[..., None, None]
+
+
+class Temperature(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tau = nn.Parameter(torch.tensor(0.01))
+
+    def forward(self, x):
+        return x.roll(1, 3) * self.tau.sqrt()
+
+
+class Halves(nn.Module):
+    """A share of the channels is convolved together, the others apart."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.apart, self.together = (nn.Conv2d(dim // 2, dim // 2, 3, padding=1, groups=g) for g in (dim // 2, 1))
+
+    def forward(self, x):
+        apart, together = x.chunk(2, 1)
+        return torch.cat([self.apart(apart), self.together(together)], 1)
+
+
+class Rolls(nn.Module):
+    def forward(self, x):
+        return x.roll(1, 3)
+
+
+@pytest.mark.parametrize("mixer", [Recurrent, Normed, Drops, Excites, Temperature, Halves, Rolls])
+def test_what_researchers_write_keeps_the_contract(mixer):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert_mixer(mixer, **QUICK)
+    assert torch.equal(torch.get_rng_state(), before)  # the numbers of whoever calls it are left alone
+
+
+def found(mixer) -> dict[str, str]:
+    return {f.check: f.reason for f in check_mixer(mixer, **QUICK)}
+
+
+def test_what_is_said_of_what_a_mixer_does():
+    assert found(Rolls)["token mixing"] == "moves tokens: an output depends on one token in another place"
+    assert found(Rolls)["options"] == "it has none"
+    assert found(Halves)["channel mixing"] == "an output channel depends on 0 to 15 others"
+    assert found(DepthwiseConv)["translation"] == "equivariant, but for the border"
+    assert found(lambda resolution: SpatialMLP(resolution))["translation"].startswith("not equivariant")
+    assert found(Drops)["no state"] == "random in training only, as dropout is"
+    assert found(Drops)["batch independence"] == "an image's output is its own"
+    assert "a weak branch (below 0.1)" in found(Attention)["scale"]
+    said = re.findall(r"([\d.e+]+)x the (?:time|memory)|([\d.e+]+)x the memory of", found(Pooling)["speed"])
+    assert len(said) == 4
+
+
+def test_the_memory_of_a_mixer_is_that_of_what_it_keeps():
+    assert behaviour._spent(Case(Pooling, *QUICK.values()))[1] == 4 * 8 * 32 * 48  # its input
 
 
 def test_how_far_a_mixer_reaches():
@@ -247,6 +389,9 @@ def test_the_command(cli, tmp_path):
         ("Mine --resolution 7", "--resolution 7: expected height x width"),
         ("Mine --dim 0", "--dim 0: expected a number of channels"),
         ("Mine step", "step: expected option=value"),
+        ("Mine step=1 step=2", "step: given 2 times"),
+        ("Mine --dim wide", "argument --dim: invalid int value: 'wide'; expected my_mixer.Shift [--dim 64]"),
+        ("Mine --dimm 4", "unrecognized arguments: --dimm"),
     ],
 )
 def test_a_bad_request_gets_one_line(words, message, refusal, monkeypatch):

@@ -78,7 +78,8 @@ def test_what_is_measured_of_a_run(here, monkeypatch):
 def test_what_cannot_be_read_or_is_of_other_images_is_measured_again(here):
     folder = run_of(here, "identity")
     first = probe(folder)
-    for spoil in (lambda path: path.write_bytes(b"half"), lambda path: np.savez(path, told="{}")):
+    half = (folder / measured.KEPT).read_bytes()[:5000]
+    for spoil in (lambda path: path.write_bytes(half), lambda path: np.savez(path, told="{}")):
         spoil(folder / measured.KEPT)
         assert probe(folder).accuracy == first.accuracy
     assert not np.array_equal(probe(folder, "data.val=50").fields[0], first.fields[0])
@@ -172,6 +173,16 @@ def probed(seed: int, features: torch.Tensor, accuracy: float, lost: float) -> P
     keys = dict.fromkeys(portrait.STAGE_COLUMNS, 0.25 + seed)
     arrays = [np.eye(4)], [np.ones((4, 4))] * 2, [gram(features).numpy()]
     return Probed([keys], [{"identity": accuracy - lost}], accuracy, *arrays)
+
+
+def test_sentences():
+    """Nothing is lost where a mixer takes its own place; what is lost most has the most negative change."""
+    other = {s: probed(s, features(s), 0.5, 0.2 + 0.1 * s) for s in (0, 1)}
+    cells = {"a": {s: probed(s, features(s), 0.5, 0.0) for s in (0, 1)}, "b": other}
+    *_, said = portrait.sentences(cells, portrait.similarities(cells))
+    assert said.startswith("Identity in the place of a stage's mixers costs b most (stage 1: -25.0 [")
+    assert "and b least" in said
+    assert not any("mixes no tokens" in line for line in portrait.sentences(cells, portrait.similarities(cells)))
 
 
 def features(seed: int) -> torch.Tensor:
