@@ -125,7 +125,8 @@ def sentences(cells: Cells, found: Sequence[Mapping[tuple[str, str], Estimate]])
     within = {pair[0]: e for pair, e in found[-1].items() if pair[0] == pair[1] and not math.isnan(e.mean)}
     if across:
         closest, farthest = (choose(across, key=lambda pair: across[pair].mean) for choose in (max, min))
-        line = f"Features after the last stage, at the same seed: CKA from {_pair(farthest, across)} to {_pair(closest, across)}"
+        line = "Features after the last stage, at the same seed: CKA from "
+        line += f"{_pair(farthest, across)} to {_pair(closest, across)}"
         if within:
             own = [e.mean for e in within.values()]
             line += f"; one mixer at two seeds: {min(own):.2f} to {max(own):.2f}"
