@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from metaformer.measured import CKA_IMAGES, Probed
-from metaformer.stats import Estimate, mean_interval
+from metaformer.stats import Estimate, cka, mean_interval
 from metaformer.tables import Table, plus_minus
 
 Cells = Mapping[str, Mapping[int, Probed]]  # by name, then by seed
@@ -88,11 +88,7 @@ def similarity(one: Mapping[int, Probed], other: Mapping[int, Probed], stage: in
 
 
 def _cka(one: Probed, other: Probed, stage: int) -> float:
-    import torch
-
-    from metaformer.probes import alignment
-
-    return alignment(*(torch.from_numpy(p.grams[stage]).double() for p in (one, other)))
+    return cka(*(p.grams[stage].astype(np.float64) for p in (one, other)))
 
 
 def similarities(cells: Cells) -> list[dict[tuple[str, str], Estimate]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaformer import stats
 from metaformer.block import MetaFormerBlock, PatchEmbed
 from metaformer.model import MetaFormer
 from metaformer.seeds import seeded
@@ -147,12 +148,7 @@ def beyond(reach: Tensor, box: tuple[slice, slice]) -> float:
 def cka(a: Tensor, b: Tensor) -> float:
     """Linear centred kernel alignment of two sets of features of the same n images, [n, ...] each; 1 is the same up to
     rotation and scale (arXiv:1905.00414, with the unbiased estimator of arXiv:2010.15327, Eq. 3)."""
-    return alignment(gram(a), gram(b))
-
-
-def alignment(k: Tensor, m: Tensor) -> float:
-    """CKA of two sets of features by their `gram` matrices."""
-    return float(_hsic(k, m) / (_hsic(k, k) * _hsic(m, m)).sqrt())
+    return stats.cka(*(gram(features).cpu().numpy() for features in (a, b)))
 
 
 def gram(features: Tensor) -> Tensor:
@@ -160,14 +156,6 @@ def gram(features: Tensor) -> Tensor:
     flat = features.flatten(1).double()
     products = flat @ flat.T / flat.square().sum(1).mean().clamp_min(1e-300)
     return products.fill_diagonal_(0)
-
-
-def _hsic(k: Tensor, m: Tensor) -> Tensor:
-    n = len(k)
-    if n < 4:
-        raise ValueError(f"{n} images: the unbiased estimator needs 4")
-    sums = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(0) @ m.sum(0)) / (n - 2)
-    return ((k * m).sum() + sums) / (n * (n - 3))
 
 
 def accuracy(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:

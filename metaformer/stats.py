@@ -256,3 +256,22 @@ def _effect(means: np.ndarray, effect: tuple[int, ...]) -> np.ndarray:
             others = tuple(axis for axis in range(means.ndim) if axis not in kept)
             total = total + (-1) ** (len(effect) - size) * means.mean(others, keepdims=True)
     return total
+
+
+def cka(k: np.ndarray, m: np.ndarray) -> float:
+    """Linear centred kernel alignment by two gram matrices [n, n] of n images, whose diagonals are zero.
+
+    With the unbiased estimator of arXiv:2010.15327, Eq. 3.
+
+    Raises:
+        ValueError: fewer than 4 images, which that estimator needs.
+    """
+    n = len(k)
+    if n < 4:
+        raise ValueError(f"{n} images: the unbiased estimator needs 4")
+
+    def hsic(a: np.ndarray, b: np.ndarray) -> float:
+        sums = a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a.sum(0) @ b.sum(0)) / (n - 2)
+        return float(((a * b).sum() + sums) / (n * (n - 3)))
+
+    return hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
