@@ -114,8 +114,8 @@ def solve(config: dict[str, Any], target: str | float, cost: Callable[[Mapping[s
         got = price(value)
         return math.inf if got is None else abs(got / wanted - 1)
 
-    def rank(value: str) -> tuple[float, float]:
-        return max(miss(value), budget["tolerance"]), _spread(json.loads(value), config["model"][key])
+    def rank(value: str) -> tuple[float, float, float]:
+        return max(miss(value), budget["tolerance"]), _spread(json.loads(value), config["model"][key]), miss(value)
 
     best, found = json.dumps(config["model"][key]), []
     for candidates, step in _ladders(config["model"], budget["by"]):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
@@ -253,13 +254,13 @@ def training_memory(config: Mapping[str, Any]) -> int:
     channels, side, classes = data.shape(config["data"])
     with torch.device("meta"):
         net = zoo.from_config(config, channels, classes, (side, side)).to(memory_format=torch.channels_last)
-    # Not on meta, where attention is never fused and would keep its N x N weights; of zeros, which need not be drawn.
-    net = net.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in (*net.parameters(), *net.buffers()):
-            tensor.zero_()
-    # What does not grow with the batch is kept once, and a single image would hide what broadcasting copies.
-    two, three = (kept(net, torch.zeros(n, channels, side, side).to(memory_format=torch.channels_last)) for n in (2, 3))
+    # Not on meta itself, where attention is never fused and would keep its N x N weights.
+    with FakeTensorMode():
+        net = net._apply(lambda t: torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="cpu"))
+        # What does not grow with the batch is kept once, and a single image would hide what broadcasting copies.
+        two, three = (
+            kept(net, torch.zeros(n, channels, side, side).to(memory_format=torch.channels_last)) for n in (2, 3)
+        )
     parts = config["runtime"]["accumulate"]
     images = -(-config["recipe"]["batch"] // processes(config["runtime"])) // (parts if isinstance(parts, int) else 1)
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in net.parameters())

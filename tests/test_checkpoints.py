@@ -185,6 +185,7 @@ def test_other_devices_wait_for_the_first_to_requeue_the_job(monkeypatch, first)
     assert done == (["listened"] if first else ["listened", "waited"])
 
 
+@pytest.mark.processes
 def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
     command = ("data.train=1500", "recipe.epochs=4", "runtime.threads=1", "recipe.ema=0.9")
     process = start(*command)

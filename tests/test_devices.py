@@ -42,6 +42,7 @@ def compare(tmp_path) -> None:
     assert not list(two.glob("*.ckpt"))
 
 
+@pytest.mark.processes
 def test_two_processes_started_by_lightning_or_by_torchrun(cli, tmp_path):
     assert cli("train", *ONE).returncode == 0
     done = cli("train", *TWO)
@@ -58,6 +59,7 @@ def test_two_processes_started_by_lightning_or_by_torchrun(cli, tmp_path):
     compare(tmp_path)
 
 
+@pytest.mark.processes
 def test_two_devices_with_two_parts_draw_what_four_parts_draw(cli, tmp_path):
     """Each part of a batch has its own draws, wherever it is trained."""
     drawn = ("model.drop_path=0.3", "recipe.mixup=0.5", "recipe.epochs=1")

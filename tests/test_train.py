@@ -168,6 +168,7 @@ def test_a_study_with_failures_reports_them_and_a_narrowed_one_leaves_its_files(
     assert "a grid needs -m, or hydra.mode: MULTIRUN" in cli("train", "experiments=flat").stderr
 
 
+@pytest.mark.processes
 def test_a_worker_that_dies_is_told(cli, tmp_path):
     (tmp_path / "breaks.py").write_text(BREAKS.replace("raise RuntimeError", "import os; os._exit(1)  #"))
     (tmp_path / "mixer").mkdir()
@@ -241,6 +242,7 @@ def rows(root: Path) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.processes
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cli, tmp_path):
     command = ("mixer=attention", "data.train=1500", "recipe.epochs=4", "runtime.threads=1", "model.drop_path=0.1")
     process = start(*command)
@@ -261,6 +263,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cli, tmp_path):
     assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("several", [False, True])
 def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, several):
     command = ["recipe.epochs=20", "data=digits", "runtime.threads=1"]
@@ -285,6 +288,7 @@ def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, several):
         assert finished < set(results(tmp_path))
 
 
+@pytest.mark.processes
 def test_two_launches_of_one_run_train_it_once(tmp_path):
     command = ["data=digits", "recipe.epochs=15", "runtime.threads=1"]
     both = [start(*command) for _ in range(2)]
