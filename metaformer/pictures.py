@@ -106,4 +106,5 @@ def cka(found: Sequence[Mapping[tuple[str, str], Estimate]], names: Sequence[str
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(names)), names if i % columns == 0 else [""] * len(names), fontsize=8)
         axes.set_title(f"stage {i + 1}", fontsize=9)
+    figure.supxlabel("CKA of two mixers at the same seed; on the diagonal, of one mixer at two seeds", fontsize=8)
     return figure
