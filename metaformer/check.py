@@ -81,13 +81,14 @@ def assert_mixer(mixer: type[nn.Module], *, dim: int = 64, resolution: Size = (1
 def command(arguments: Sequence[str]) -> None:
     """Check the mixer that the command line names, show the table, leave with 1 where a check failed."""
     parser = _Parser(prog="python -m metaformer.check", add_help=False, allow_abbrev=False)
-    parser.add_argument("mixer")
+    parser.add_argument("mixer", nargs="?", default="")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--resolution", default="14x14")
     parser.add_argument("options", nargs="*")
     given = parser.parse_intermixed_args(arguments)
     if "." not in given.mixer:
-        raise ConfigError(f"{given.mixer}: expected the dotted path of a class, like metaformer.mixers.Pooling")
+        named = given.mixer or "no mixer"
+        raise ConfigError(f"{named}: expected the dotted path of a class, like metaformer.mixers.Pooling")
     factory = from_config({"_target_": given.mixer, **_options(given.options)}, 1)[0]
     if given.dim < 1:
         raise ConfigError(f"--dim {given.dim}: expected a number of channels")

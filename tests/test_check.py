@@ -400,3 +400,8 @@ def test_a_bad_request_gets_one_line(words, message, refusal, monkeypatch):
     for name, kind in {"Mine": mine, "Needs": needs, "NoModule": object}.items():
         monkeypatch.setattr(torch, name, kind, raising=False)
     assert message in refusal(check, *f"torch.{words}".split())
+
+
+def test_a_mixer_has_to_be_named_by_its_path(refusal):
+    assert "no mixer: expected the dotted path of a class, like metaformer.mixers.Pooling" in refusal(check)
+    assert "pooling: expected the dotted path of a class" in refusal(check, "pooling")
