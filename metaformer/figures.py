@@ -59,7 +59,7 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) ->
         _interval(axes, estimate, place, colour, 2.0)
         axes.plot([estimate.mean], [place], "D", color=colour, markersize=5)
     _label_rows(axes, [cell.name for cell in cells], places)
-    n = _span(len(cell.values) for cell in cells)
+    n = span(len(cell.values) for cell in cells)
     axes.set_xlabel(f"{_words(metric)} in %: mean and 95% t interval over n = {n} seeds; dots are seeds")
     return figure
 
@@ -86,7 +86,7 @@ def differences(comparisons: Sequence[Comparison], analysis: Mapping[str, Any], 
         if any(c.verdict.startswith(verdict) for c in comparisons)
     ]
     figure.legend(handles=handles, ncol=4, loc="outside upper center", frameon=False)
-    n, tost = _span(c.difference.n for c in comparisons), 1 - 2 * analysis["alpha"]
+    n, tost = span(c.difference.n for c in comparisons), 1 - 2 * analysis["alpha"]
     axes.set_xlabel(f"minus {reference}, in points, n = {n} pairs; band: ±{margin:g}; thick {tost:.0%}, thin 95%")
     return figure
 
@@ -268,7 +268,8 @@ def _on_imagenet(cell: Cell) -> bool:
     return data["name"] == "image_folder" and data["classes"] == 1000
 
 
-def _span(counts: Any) -> str:
+def span(counts: Any) -> str:
+    """`5`, or `3-5` where counts differ."""
     values = np.unique(list(counts))
     return f"{values[0]}" if len(values) == 1 else f"{values[0]}-{values[-1]}"
 

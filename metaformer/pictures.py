@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from metaformer.figures import PALETTE, WIDTH, plt
+from metaformer.figures import PALETTE, WIDTH, plt, span
 from metaformer.portrait import Cells, losses
 from metaformer.stats import Estimate
 
@@ -80,8 +80,7 @@ def surgery(cells: Cells, instead: Sequence[str]) -> Figure:
     panels[0][0].set_yticks([-i for i in range(len(cells))], list(cells))
     handles = [plt.Line2D([], [], color=PALETTE[j], marker="o", label=kind) for j, kind in enumerate(instead)]
     figure.legend(handles=handles, ncol=3, loc="outside upper center", frameon=False)
-    n = sorted({len(seeds) for seeds in cells.values()})
-    counts = "-".join(str(v) for v in dict.fromkeys((n[0], n[-1])))
+    counts = span(len(seeds) for seeds in cells.values())
     figure.supxlabel(f"change of the validation accuracy in points, mean and 95% t interval, n = {counts}", fontsize=8)
     return figure
 

@@ -124,11 +124,10 @@ def write_page(cells: portrait.Cells, folder: Path, setting: str, title: str, co
         "cka": pictures.cka(found, list(cells)),
     }
     svgs = {name: figures.save(figure, folder, f"{prefix}{name}") for name, figure in drawn.items()}
-    n = sorted({len(seeds) for seeds in cells.values()})
     page = template("probe.html").render(
         title=title,
         setting=setting,
-        counts=f"{len(cells)} cells, {'-'.join(str(v) for v in dict.fromkeys((n[0], n[-1])))} seeds each",
+        counts=f"{len(cells)} cells, {figures.span(len(seeds) for seeds in cells.values())} seeds each",
         written=now()[:10],
         headline=portrait.sentences(cells, found),
         figures=svgs,
