@@ -6,9 +6,10 @@ import time
 import torch
 from torch import Tensor, nn
 
-from metaformer.conformance import Broken, Case, Note, difference, line
+from metaformer.conformance import Broken, Case, Note, difference, line, tokens
 from metaformer.factory import MixerFactory
 from metaformer.mixers import Attention, Pooling
+from metaformer.probes import extent
 from metaformer.seeds import seeded
 
 
@@ -24,7 +25,6 @@ def scale(case: Case) -> str:
 
 def token_mixing(case: Case) -> str:
     reached = influence(case)
-    rows, columns = reached.any(1).nonzero(), reached.any(0).nonzero()
     count, total = int(reached.sum()), reached.numel()
     if count == 0:
         raise Note("an output depends on no input")
@@ -32,8 +32,7 @@ def token_mixing(case: Case) -> str:
         if reached[case.resolution[0] // 2, case.resolution[1] // 2]:
             raise Note("mixes no tokens: an output depends on the token in its place only")
         return "moves tokens: an output depends on one token in another place"
-    extent = f"{int(rows.max() - rows.min()) + 1}x{int(columns.max() - columns.min()) + 1}"
-    return f"the token in the middle depends on {count} of {total}, within {extent}"
+    return f"the token in the middle depends on {count} of {total}, within {tokens(extent(reached.float()))}"
 
 
 def channel_mixing(case: Case) -> str:

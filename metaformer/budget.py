@@ -84,10 +84,10 @@ def _solve(content: str) -> Match:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it to measure the times again") from error
     if key not in known:
         found = solve(config, config.pop("target"), _cost)
+        from metaformer.run import write  # which imports this module
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**known, key: vars(found)}, indent=1))
-        part.replace(path)
+        write(path, json.dumps({**known, key: vars(found)}, indent=1))
         return found
     return Match(**known[key])
 

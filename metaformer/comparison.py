@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from metaformer.identity import UNHASHED
-from metaformer.launch import Run
+from metaformer.launch import Run, setting_of
 from metaformer.schema import GROUPS
 from metaformer.stats import Estimate, mean_interval, paired_difference
 
@@ -35,7 +35,7 @@ class Cell:
 
     def setting(self, factor: str) -> str:
         """The levels of the other factors, in words."""
-        return " ".join(level for other, level in self.levels.items() if other != factor)
+        return setting_of(self.levels, factor)
 
     def mean(self, metric: str) -> Estimate:
         return mean_interval([100 * run["metrics"][metric] for run in self.runs.values()])

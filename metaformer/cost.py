@@ -220,18 +220,23 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 # ------------------------------------------------------------------ the command
 
 
+def _on_meta(config: Mapping[str, Any]) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The network of a cell without any memory, and the channels, height and width of its images."""
+    from metaformer import data, zoo
+
+    channels, side, classes = data.shape(config["data"])
+    with torch.device("meta"):
+        return zoo.from_config(config, channels, classes, (side, side)), (channels, side, side)
+
+
 def cost_of(config: Mapping[str, Any]) -> Cost:
     """The cost of a cell, counted without allocating a weight.
 
     Raises:
         ConfigError: an op has no formula; it is named.
     """
-    from metaformer import data, zoo
-
-    channels, side, classes = data.shape(config["data"])
-    with torch.device("meta"):
-        net = zoo.from_config(config, channels, classes, (side, side))
-    cost = count(net, (channels, side, side))
+    net, image = _on_meta(config)
+    cost = count(net, image)
     if cost.macs is None:
         raise ConfigError(f"mixer or model uses {', '.join(cost.uncounted)}: no formula for its multiply-accumulates")
     return cost
@@ -239,28 +244,19 @@ def cost_of(config: Mapping[str, Any]) -> Cost:
 
 def params_of(config: Mapping[str, Any]) -> int:
     """The parameters of a cell, whatever its ops are."""
-    from metaformer import data, zoo
-
-    channels, side, classes = data.shape(config["data"])
-    with torch.device("meta"):
-        return sum(p.numel() for p in zoo.from_config(config, channels, classes, (side, side)).parameters())
+    return sum(p.numel() for p in _on_meta(config)[0].parameters())
 
 
 def training_memory(config: Mapping[str, Any]) -> int:
     """Bytes that training takes in fp32, but for passing ones: weights, gradients, AdamW's two moments, and what the
     forward pass of a batch keeps for the backward pass, on each device."""
-    from metaformer import data, zoo
-
-    channels, side, classes = data.shape(config["data"])
-    with torch.device("meta"):
-        net = zoo.from_config(config, channels, classes, (side, side)).to(memory_format=torch.channels_last)
+    net, image = _on_meta(config)
+    net = net.to(memory_format=torch.channels_last)
     # Not on meta itself, where attention is never fused and would keep its N x N weights.
     with FakeTensorMode():
         net = net._apply(lambda t: torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="cpu"))
         # What does not grow with the batch is kept once, and a single image would hide what broadcasting copies.
-        two, three = (
-            kept(net, torch.zeros(n, channels, side, side).to(memory_format=torch.channels_last)) for n in (2, 3)
-        )
+        two, three = (kept(net, torch.zeros(n, *image).to(memory_format=torch.channels_last)) for n in (2, 3))
     parts = config["runtime"]["accumulate"]
     images = -(-config["recipe"]["batch"] // processes(config["runtime"])) // (parts if isinstance(parts, int) else 1)
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in net.parameters())

@@ -75,12 +75,13 @@ def _with_contents(recipe: Mapping[str, Any]) -> dict[str, Any]:
     recipe = {**recipe, "distill": dict(recipe["distill"])}
     for node, key in ((recipe, "initialize_from"), (recipe["distill"], "weights")):
         if node[key] is not None and Path(node[key]).is_file():
-            node[key] = _file_hash(node[key], Path(node[key]).stat().st_mtime_ns)
+            node[key] = file_hash(node[key], Path(node[key]).stat().st_mtime_ns)
     return recipe
 
 
 @cache
-def _file_hash(path: str, modified: int) -> str:
+def file_hash(path: str, modified: int) -> str:
+    """A hash of a file's contents, read once as long as its time of modification stays."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

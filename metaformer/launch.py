@@ -34,6 +34,11 @@ class Run:
     problem: str = ""
 
 
+def setting_of(levels: Mapping[str, str], factor: str) -> str:
+    """The levels of the other factors, in words."""
+    return " ".join(level for other, level in levels.items() if other != factor)
+
+
 def folder_of(name: str) -> Path:
     """Where the files of a study go, under the working directory."""
     return Path("experiments") / name

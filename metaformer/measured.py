@@ -16,6 +16,7 @@ import numpy as np
 from metaformer import slots
 from metaformer.config import cores
 from metaformer.evaluate import restore
+from metaformer.identity import file_hash
 from metaformer.run import code_version, output_to
 from metaformer.schema import ConfigError
 
@@ -68,16 +69,18 @@ def measure(folder: Path, config: dict[str, Any], jobs: int) -> Probed:
     x = torch.cat([x for x, _ in batches(few)])
     spread = x[torch.linspace(0, len(x) - 1, min(len(x), FIELD_IMAGES)).long()]
     shares = probes.branch_shares(net, spread)
-    numbers, matrices, fields, grams = [], [], [], []
-    for i, stage in enumerate(net.stages):
-        mixers = [block.mixer for block in stage.blocks]  # type: ignore[union-attr]
-        with torch.no_grad(), probes.watched(mixers) as seen:
+    mixers = [[block.mixer for block in stage.blocks] for stage in net.stages]  # type: ignore[union-attr]
+    with torch.no_grad():
+        with probes.watched(mixer for own in mixers for mixer in own) as seen:
             net(spread[:: max(1, len(spread) // MIXING_IMAGES)])
-        own = [_of_mixer(mixer, inputs) for mixer, (inputs, _) in zip(mixers, seen, strict=True)]
-        upto = torch.nn.Sequential(net.stem, *net.stages[: i + 1])
-        field = probes.receptive_field(upto, spread)
-        with torch.no_grad():
-            grams.append(probes.gram(upto(x)).float())
+        with probes.watched(net.stages) as features:
+            net.forward_features(x)
+    grams = [probes.gram(out).float() for _, out in features]
+    inputs = iter(given for given, _ in seen)
+    numbers, matrices, fields = [], [], []
+    for i in range(len(net.stages)):
+        own = [_of_mixer(mixer, next(inputs)) for mixer in mixers[i]]
+        field = probes.receptive_field(torch.nn.Sequential(net.stem, *net.stages[: i + 1]), spread)
         found = {key: float(np.mean([n[key] for _, n in own])) for key in own[0][1]}
         found |= {"branch": float(np.mean(shares[i])), "half": probes.half_area(field)}
         found |= {"beyond": probes.beyond(field, probes.patch_box(net, i, (x.shape[2], x.shape[3])))}
@@ -127,9 +130,9 @@ def probe(folder: Path, config: dict[str, Any], jobs: int) -> Probed:
     path = folder / KEPT
     images = {key: value for key, value in config["data"].items() if key != "root"}
     measuring = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("probes.py", "measured.py"))
-    digest = hashlib.sha256(measuring + code_version().encode() + json.dumps(images, sort_keys=True).encode())
-    digest.update((folder / "weights.pt").read_bytes())
-    key = digest.hexdigest()[:16]
+    weights = file_hash(str(folder / "weights.pt"), (folder / "weights.pt").stat().st_mtime_ns)
+    made_of = measuring + json.dumps([code_version(), weights, images], sort_keys=True).encode()
+    key = hashlib.sha256(made_of).hexdigest()[:16]
     if path.exists() and (kept := _read(path, key)) is not None:
         return kept
     if jobs > 1 and config["runtime"]["accelerator"] != "cpu":

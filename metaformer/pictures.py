@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from metaformer.figures import PALETTE, WIDTH, plt, span
-from metaformer.portrait import Cells, losses
+from metaformer.portrait import Cells, first, losses
 from metaformer.stats import Estimate
 
 COLOURS = "magma"
@@ -17,7 +16,7 @@ COLOURS = "magma"
 
 def mixing(cells: Cells) -> Figure:
     """The mixing matrix of the first block of each stage: a row for each token that is put out."""
-    columns = {name: _first(seeds).matrices for name, seeds in cells.items()}
+    columns = {name: first(seeds).matrices for name, seeds in cells.items()}
     square = all(matrix.shape[0] == matrix.shape[1] for matrices in columns.values() for matrix in matrices)
     figure = _maps(columns, lambda i: f"stage {i + 1}", square)
     figure.supxlabel("across: token put in; down: token put out. Each map to its own largest weight", fontsize=8)
@@ -26,15 +25,11 @@ def mixing(cells: Cells) -> Figure:
 
 def fields(cells: Cells) -> Figure:
     """What of an image reaches the token in the middle of each stage's map, and the logits."""
-    columns = {name: _first(seeds).fields for name, seeds in cells.items()}
+    columns = {name: first(seeds).fields for name, seeds in cells.items()}
     most = max(map(len, columns.values()))
     figure = _maps(columns, lambda i: "logits" if i == most - 1 else f"stage {i + 1}")
     figure.supxlabel("pixels of the image. Each map to its own largest weight", fontsize=8)
     return figure
-
-
-def _first(seeds: Mapping[int, Any]) -> Any:
-    return seeds[min(seeds)]
 
 
 def _maps(columns: Mapping[str, Sequence[np.ndarray]], title: Callable[[int], str], square: bool = True) -> Figure:
@@ -60,7 +55,7 @@ def _maps(columns: Mapping[str, Sequence[np.ndarray]], title: Callable[[int], st
 
 def surgery(cells: Cells, instead: Sequence[str]) -> Figure:
     """What a stage's mixers are worth: the change in accuracy without them, with the 95% t interval over seeds."""
-    stages = max(len(_first(seeds).surgery) for seeds in cells.values())
+    stages = max(len(first(seeds).surgery) for seeds in cells.values())
     size = (WIDTH, 0.9 + 0.42 * len(cells))
     figure, panels = plt.subplots(
         1, stages, figsize=size, layout="constrained", sharey=True, sharex=True, squeeze=False
@@ -70,7 +65,7 @@ def surgery(cells: Cells, instead: Sequence[str]) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_title(f"stage {i + 1}", fontsize=9)
         for place, seeds in enumerate(cells.values()):
-            if i >= len(_first(seeds).surgery):
+            if i >= len(first(seeds).surgery):
                 continue
             for j, kind in enumerate(instead):
                 e, height = losses(seeds, i, kind), -place + 0.22 * (len(instead) / 2 - 0.5 - j)

@@ -32,10 +32,15 @@ STAGE_CAPTION = (
 )
 
 
+def first(seeds: Mapping[int, Probed]) -> Probed:
+    """Of the first seed, which stands for the others where there is one picture or a count."""
+    return seeds[min(seeds)]
+
+
 def stage_table(cells: Cells) -> Table:
     lines = []
     for name, seeds in cells.items():
-        for i in range(len(next(iter(seeds.values())).numbers)):
+        for i in range(len(first(seeds).numbers)):
             values = []
             for key in STAGE_COLUMNS:
                 scale = 100 if key in PERCENT else 1
@@ -57,7 +62,7 @@ def surgery_table(cells: Cells) -> Table:
     lines, instead = [], instead_of(cells)
     for name, seeds in cells.items():
         whole = plus_minus(mean_interval([100 * p.accuracy for p in seeds.values()]))
-        for i in range(len(next(iter(seeds.values())).surgery)):
+        for i in range(len(first(seeds).surgery)):
             changes = [plus_minus(losses(seeds, i, kind), "+") for kind in instead]
             lines.append([name, str(i + 1), str(len(seeds)), whole, *changes])
     caption = (
@@ -69,7 +74,7 @@ def surgery_table(cells: Cells) -> Table:
 
 def instead_of(cells: Cells) -> list[str]:
     """What surgery puts in the place of a mixer."""
-    return list(next(iter(next(iter(cells.values())).values())).surgery[0])
+    return list(first(next(iter(cells.values()))).surgery[0])
 
 
 def similarity(one: Mapping[int, Probed], other: Mapping[int, Probed], stage: int) -> Estimate:
@@ -137,7 +142,7 @@ def sentences(cells: Cells, found: Sequence[Mapping[tuple[str, str], Estimate]])
     lost = {
         (name, i): losses(seeds, i, "identity")
         for name, seeds in cells.items()
-        for i in range(len(next(iter(seeds.values())).surgery))
+        for i in range(len(first(seeds).surgery))
         if any(p.surgery[i]["identity"] != p.accuracy for p in seeds.values())  # not identity in its own place
     }
     if lost:

@@ -41,15 +41,14 @@ class Asked:
 def of_folders(folders: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
     """Runs as they are named on the command line: one page; a cell is called by its mixer where that tells it apart."""
     found = [parse([f"run={folder.rstrip('/')}", *overrides]) for folder in dict.fromkeys(folders)]
-    mixers = {result["cell_id"]: result["choices"]["mixer"] for _, _, result in found}
-    models = {result["cell_id"]: result["choices"]["model"] for _, _, result in found}
-    names = dict(mixers)
-    for cell, mixer in mixers.items():
-        if list(mixers.values()).count(mixer) > 1:
-            names[cell] = f"{models[cell]} {mixer}"
-        if [f"{models[c]} {m}" for c, m in mixers.items()].count(f"{models[cell]} {mixer}") > 1:
-            names[cell] = f"{mixer} {cell}"
-    return [Asked("", names[result["cell_id"]], result["seed"], folder, config) for folder, config, result in found]
+    choices = {result["cell_id"]: result["choices"] for _, _, result in found}
+    short, long = ({cell: form.format(**c) for cell, c in choices.items()} for form in ("{mixer}", "{model} {mixer}"))
+
+    def name(cell: str) -> str:
+        unique = (names[cell] for names in (short, long) if list(names.values()).count(names[cell]) == 1)
+        return next(unique, f"{short[cell]} {cell}")
+
+    return [Asked("", name(result["cell_id"]), result["seed"], folder, config) for folder, config, result in found]
 
 
 def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Asked]:
@@ -66,7 +65,7 @@ def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Aske
         if run.problem or run.folder is None:
             continue
         _, config, _ = parse([f"run={run.folder}", *overrides])
-        setting = " ".join(level for other, level in run.levels.items() if other != factor)
+        setting = launch.setting_of(run.levels, factor)
         asked.append(Asked(setting, run.levels.get(factor, run.cell), run.seed, run.folder, config))
     if not asked:
         raise ConfigError(f"experiments={name}: none of its {len(runs)} runs is finished here")
@@ -106,7 +105,7 @@ def write_page(cells: portrait.Cells, folder: Path, setting: str, title: str, co
     """Tables, figures and one self-contained page of a comparison."""
     from metaformer import figures, pictures
 
-    prefix = f"{setting.replace(' ', '-')}-" if setting else ""
+    prefix = f"{setting.replace(' ', '-').replace('/', '_')}-" if setting else ""
     found = portrait.similarities(cells)
     tables = {
         "stages": portrait.stage_table(cells),

@@ -206,12 +206,14 @@ def branch_shares(net: MetaFormer, images: Tensor) -> list[list[float]]:
 
     NaN where a block has no skip path.
     """
-    shares: list[list[float]] = []
-    for stage in net.stages:
-        blocks: list[MetaFormerBlock] = list(stage.blocks)  # type: ignore[arg-type]
-        branches, skips = ([getattr(block, name) for block in blocks] for name in ("layer_scale1", "res_scale1"))
-        with torch.no_grad(), watched(branches) as branch, watched(skips) as skip:
-            net(images)
-        pairs = zip(branch, skip, strict=True) if skip else []
-        shares.append([float((_norm(b) / _norm(s)).mean()) for (_, b), (_, s) in pairs] or [math.nan] * len(blocks))
-    return shares
+    stages: list[list[MetaFormerBlock]] = [list(stage.blocks) for stage in net.stages]  # type: ignore[arg-type]
+    blocks = [block for stage in stages for block in stage]
+    with (
+        torch.no_grad(),
+        watched(b.layer_scale1 for b in blocks) as branch,
+        watched(b.res_scale1 for b in blocks) as skip,
+    ):
+        net(images)
+    pairs = zip(branch, skip, strict=True) if skip else []
+    shares = iter([float((_norm(b) / _norm(s)).mean()) for (_, b), (_, s) in pairs] or [math.nan] * len(blocks))
+    return [[next(shares) for _ in stage] for stage in stages]
