@@ -3,30 +3,25 @@
 from importlib import import_module
 from typing import Any
 
+_MIXERS = ("Identity", "Pooling", "MaxPooling", "Shift", "DepthwiseConv", "SepConv", "LargeKernelAttention",
+           "Attention", "WindowAttention", "LinearAttention", "SpatialReductionAttention", "Fourier", "GlobalFilter",
+           "AFNO", "SpatialMLP", "RandomMixing", "AsTokens")  # fmt: skip
 _HOME = {
-    "MetaFormer": "model",
-    "MetaFormerBlock": "block",
-    **dict.fromkeys(
-        (
-            "Identity",
-            "Pooling",
-            "Attention",
-            "Fourier",
-            "SpatialMLP",
-            "DepthwiseConv",
-            "RandomMixing",
-            "AsTokens",
-        ),
-        "mixers",
-    ),
+    **dict.fromkeys(_MIXERS, "metaformer.mixers"),
+    "MetaFormer": "metaformer.models.metaformer",
+    "MetaFormerBlock": "metaformer.models.block",
+    "load": "metaformer.models.weights",
 }
-__all__ = sorted(_HOME)
+_MODULES = {"zoo": "metaformer.models.zoo", "weights": "metaformer.models.weights"}
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,11 @@
-"""Train one run, or with `-m` or `experiments=NAME` many: `python -m metaformer.train [overrides]`."""
+"""Train one run, or many with -m or with experiments=NAME. Any key of the configuration is set with key=value.
+
+    python -m metaformer.train mixer=attention seed=1 recipe.lr=1e-3
+    python -m metaformer.train -m mixer=pooling,attention seed=0,1,2
+    python -m metaformer.train experiments=quickstart
+
+--hydra-help lists the flags; --cfg job shows the configuration of some overrides.
+"""
 
 import os
 import sys
@@ -9,29 +16,31 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer import config, report, run, search, study
-
-
-@hydra.main(config_path=str(config.conf_dir()), config_name="train", version_base="1.3")
-def app(cfg: DictConfig) -> float | None:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # of another sweeper than that of studies
-        return search.trial(cfg)
-    # Hydra prints a line of its own where a job raises; main() has a better one.
-    try:
-        outcome = run.job(cfg)
-    except (*config.USER_ERRORS, *config.RUN_ERRORS) as error:
-        FAILED.append(error)
-        return None
-    if outcome["status"] == "profiled":
-        Console().print(outcome["table"])
-    elif outcome["status"] == "drawn":
-        print(outcome["picture"])
-    elif outcome["status"] != "followed":
-        report.print_run(outcome["status"], outcome["folder"], outcome["result"], Console())
-    return None
-
+from metaformer.cli import RUN_ERRORS, explain_or_raise
+from metaformer.config.compose import check_local_files, conf_dir, help_on, register
+from metaformer.config.explain import USER_ERRORS
+from metaformer.studies import sweeper, worker
 
 FAILED: list[Exception] = []
+
+
+@hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
+def app(cfg: DictConfig) -> float | None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # of another sweeper than that of studies
+        return worker.trial(cfg)
+    # Hydra prints a line of its own where a job raises; main() has a better one.
+    try:
+        outcome = worker.job(cfg)
+    except (*USER_ERRORS, *RUN_ERRORS) as error:
+        FAILED.append(error)
+        return None
+    if outcome.shown is not None:
+        Console().print(outcome.shown, soft_wrap=isinstance(outcome.shown, os.PathLike))
+    elif outcome.result is not None:
+        Console().print(
+            f"[bold]{outcome.status}[/] {outcome.result}\n{outcome.folder}", highlight=False, soft_wrap=True
+        )
+    return None
 
 
 def main() -> None:
@@ -40,16 +49,19 @@ def main() -> None:
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     # Hydra takes no overrides after a flag that stands between them.
     sys.argv[1:] = flags[:1] + [argument for argument in sys.argv[1:] if argument not in flags]
-    config.register()
-    study.register()
+    register()
+    sweeper.register()
     try:
-        config.check_local_files()
+        check_local_files()
+        if {"-h", "--help"} & set(sys.argv):  # Hydra's own takes twice as long, for groups that it does not show
+            print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[0] != '-'])}")
+            return
         app()
         if FAILED:
             raise FAILED[0]
-    except (*config.USER_ERRORS, *config.RUN_ERRORS) as error:
+    except (*USER_ERRORS, *RUN_ERRORS) as error:
         os.environ["HYDRA_FULL_ERROR"] = wanted or ""
-        config.explain_or_raise(error)
+        explain_or_raise(error)
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept, and the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,17 +1,19 @@
-import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from metaformer import config as cfg
-from metaformer.launch import Run
-from metaformer.validation import validate
+from metaformer.config import compose as composition
+from metaformer.config.schema import Analysis, Config, Model, Recipe, Study
+from metaformer.runs.launch import Entry, Run
+from metaformer.runs.result import REPORTED, Result, write_result
 
 torch.set_num_threads(1)
 MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
@@ -20,9 +22,9 @@ MIXERS += ("spatial_reduction", "large_kernel")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
 
 
-def compose(*overrides: str) -> dict:
+def compose(*overrides: str) -> Config:
     """A validated configuration, as a run gets it."""
-    return validate(cfg.compose(overrides))
+    return composition.compose(overrides)
 
 
 @pytest.fixture(autouse=True)
@@ -64,54 +66,39 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def readme_blocks() -> list[tuple[str, str]]:
-    """The README's blocks of code: language and text."""
-    return re.findall(r"```(\w+)\n(.*?)```", (repository() / "README.md").read_text(), re.DOTALL)
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """The blocks of code of a page: language and text."""
+    return re.findall(r"```(\w+)\n(.*?)```", (repository() / page).read_text(), re.DOTALL)
 
 
 def write_readme_files(folder: Path) -> None:
-    """The files that the README tells its reader to write: a mixer, its configuration, a study."""
-    for kind, text in readme_blocks():
+    """The files that the pages tell their reader to write: a mixer, its configuration, a study, a data set."""
+    for kind, text in (
+        block for page in ("README.md", "experiments/README.md", "conf/README.md") for block in blocks_of(page)
+    ):
         name = re.search(r"^# (\S+\.(?:py|yaml))$", text, re.MULTILINE)
         if kind in ("python", "yaml") and name:
             (folder / name[1]).parent.mkdir(exist_ok=True)
             (folder / name[1]).write_text(text)
 
 
-STUDY = {
-    "name": "mine",
-    "question": "Which?",
-    "reference": "pooling",
-    "analysis": {
-        "metric": "test_accuracy",
-        "factor": "mixer",
-        "margin": 1.0,
-        "alpha": 0.05,
-        "correction": "holm",
-        "tolerance": 0.1,
-        "tuned": [],
-    },
-}
+def study(**analysis: Any) -> Study:
+    return Study("mine", "Which?", "pooling", Analysis(**{"tolerance": 0.1, **analysis}))
 
 
-def study(**analysis) -> dict:
-    return {**STUDY, "analysis": {**STUDY["analysis"], **analysis}}
-
-
-def result_of(seed: int, accuracy: float, identity: str = "", **changes) -> dict:
-    """A result.json as a run leaves it; `model_norm="layer"` changes a key of its configuration."""
-    nodes = {"model": {"norm": "group"}, "data": {"name": "digits"}, "recipe": {"lr": 0.01}}
-    config = {"mixer": {"_target_": "x"}, **nodes, "seed": seed, "study": {}, "reference": {"top1": None}}
-    for key in [key for key in changes if "_" in key]:
-        group, _, name = key.partition("_")
-        config[group] = {**config[group], name: changes.pop(key)}
-    metrics = dict.fromkeys(("train_accuracy", "val_accuracy", "test_accuracy"), accuracy)
-    return {
-        "name": f"run-{identity}", "run_id": identity, "cell_id": "c", "seed": seed, "metrics": metrics, "params": 1000,
-        "trainable": 1000, "macs": 2_000_000, "seconds": 10.0, "code": "a", "versions": {"torch": "2"}, "git": None,
-        "choices": {}, "python": "3.11", "device": "cpu", "threads": 1, "finished": "2026-01-02T00:00:00+00:00",
-        "config": config, **changes,
-    }  # fmt: skip
+def result_of(seed: int, accuracy: float, identity: str = "", **changes: Any) -> Result:
+    """A result as a run leaves it; `model={"norm": "layer"}` changes a node of its configuration."""
+    mixer = {"_target_": changes.pop("mixer", "x")}
+    model, recipe = (kind(**changes.pop(name, {})) for name, kind in (("model", Model), ("recipe", Recipe)))
+    config = Config(mixer=mixer, model=model, recipe=recipe, seed=seed)
+    result = Result(
+        metrics=dict.fromkeys(REPORTED, accuracy), params=1000, trainable=1000, macs=2_000_000, uncounted_ops=[],
+        epochs=1, images=100, seconds=10.0, threads=1, devices=1, accumulate=1, device="cpu", versions={"torch": "2"},
+        name=f"run-{identity}", choices={"mixer": "pooling", "model": "tiny"}, run_id=identity, cell_id="c", seed=seed,
+        host="here", python="3.11", training_version=1, git=None, finished="2026-01-02T00:00:00+00:00",
+        fingerprint=None, config=config,
+    )  # fmt: skip
+    return replace(result, **changes)
 
 
 def runs_of(**cells: list[float]) -> list[Run]:
@@ -120,29 +107,26 @@ def runs_of(**cells: list[float]) -> list[Run]:
     for name, accuracies in cells.items():
         architecture, _, mixer = name.rpartition("_")
         levels = {"architecture": architecture, "mixer": mixer} if architecture else {"mixer": mixer}
-        changes = {"model_depth": architecture} if architecture else {}
+        changes: dict[str, Any] = {"model": {"name": architecture}} if architecture else {}
         for seed, accuracy in enumerate(accuracies):
-            changes["mixer__target_"] = mixer
-            result = result_of(seed, accuracy, f"{name}{seed}".replace("_", ""), **changes)
+            result = result_of(seed, accuracy, f"{name}{seed}".replace("_", ""), mixer=mixer, **changes)
             cell = " ".join(levels.values())
-            made.append(Run(cell, levels, mixer, seed, result["run_id"], None, result))
+            made.append(Run(cell, levels, mixer, seed, result.run_id, None, result))
     return made
 
 
-def on_disk(runs: list[Run], folder: Path, images: int = 200) -> list[dict]:
+def on_disk(runs: list[Run], folder: Path, images: int = 200) -> list[Entry]:
     """Write the folders of finished runs; returns them as launch.json lists them."""
     random = np.random.default_rng(0)
     for run in runs:
-        place = folder / run.result["name"]
+        place = folder / run.result.name
         place.mkdir(parents=True)
-        right = round(images * run.result["metrics"]["test_accuracy"])
+        right = round(images * run.result.metrics["test_accuracy"])
         labels = np.zeros(images, dtype=np.int16)
         predictions = random.permutation(np.repeat([0, 1], [right, images - right])).astype(np.int16)
         np.savez_compressed(place / "predictions.npz", predictions=predictions, labels=labels)
-        run.result["metrics"]["test_accuracy"] = right / images
+        run.result.metrics["test_accuracy"] = right / images
         curve = "".join(f"{epoch},{0.1 * epoch}\n" for epoch in (1, 2, 3))
         (place / "metrics.csv").write_text("epoch,val_accuracy\n" + curve)
-        (place / "result.json").write_text(json.dumps(run.result))
-    return [
-        {"cell": r.cell, "levels": dict(r.levels), "mixer": r.mixer, "seed": r.seed, "run_id": r.run_id} for r in runs
-    ]
+        write_result(place, run.result)
+    return [Entry(r.cell, dict(r.levels), r.mixer, r.seed, r.run_id) for r in runs]

@@ -1,5 +1,6 @@
 """The wheel carries the configuration and the studies, and runs elsewhere."""
 
+import configparser
 import os
 import subprocess
 import sys
@@ -21,14 +22,19 @@ def installed(tmp_path_factory):
 
 
 def test_what_the_wheel_holds(installed):
-    names = set(zipfile.ZipFile(next(installed.glob("*.whl"))).namelist())
+    wheel = zipfile.ZipFile(next(installed.glob("*.whl")))
+    names = set(wheel.namelist())
     assert {
         "metaformer/conf/train.yaml",
         "metaformer/conf/mixer/ppaa.yaml",
         "metaformer/conf/hydra/sweeper/study.yaml",
     } <= names
-    assert {"metaformer/experiments/quickstart.yaml", "metaformer/assets/fashion_small.npz"} <= names
+    assert {"metaformer/experiments/quickstart.yaml", "metaformer/data/assets/fashion_small.npz"} <= names
+    assert {"metaformer/analysis/templates/report.html", "metaformer/py.typed"} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
+    scripts = configparser.ConfigParser()
+    scripts.read_string(wheel.read(next(n for n in names if n.endswith("entry_points.txt"))).decode())
+    assert scripts["console_scripts"]["metaformer"] == "metaformer.__main__:main"
     assert not [n for n in names if n.startswith(("tests", "conf", "experiments")) or n.endswith((".png", ".csv"))]
 
 
@@ -58,7 +64,7 @@ def test_it_runs_from_another_folder_and_writes_there(installed, tmp_path):
 def test_names_are_imported_when_they_are_used():
     import metaformer
 
-    assert metaformer.Pooling.__module__ == "metaformer.mixers"
+    assert metaformer.Pooling.__module__ == "metaformer.mixers.pooling"
     assert set(dir(metaformer)) >= {"MetaFormer", "MetaFormerBlock", "Attention"}
     assert all(getattr(metaformer, name) for name in metaformer.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Poling'"):

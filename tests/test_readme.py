@@ -1,4 +1,4 @@
-"""Every command and snippet of the README, run as it is printed."""
+"""Every command and snippet of the README and of the pages beside it, run as it is printed."""
 
 import hashlib
 import json
@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, readme_blocks, repository, write_readme_files
+from conftest import TINY, blocks_of, repository, write_readme_files
 
-README = (repository() / "README.md").read_text()
-BLOCKS = readme_blocks()
+PAGES = {page: (repository() / page).read_text() for page in ("README.md", "experiments/README.md", "conf/README.md",
+                                                              "metaformer/README.md")}  # fmt: skip
+README = PAGES["README.md"]
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line and line[0] != "#"]
 OURS = [line.rpartition(" && ")[2] for line in COMMANDS if "python -m metaformer." in line]
 SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
@@ -31,7 +33,7 @@ def test_the_readme_gives_two_commands():
 
 @pytest.fixture
 def readme_folder(tmp_path):
-    """A folder with the files that the README tells its reader to write."""
+    """A folder with the files that the pages tell their reader to write."""
     write_readme_files(tmp_path)
     return tmp_path
 
@@ -52,17 +54,33 @@ def test_the_other_commands(readme_folder):
     assert shell(f"python -m metaformer.train {' '.join(TINY)}").returncode == 0
     run = next(readme_folder.glob("runs/pooling-*")).relative_to(readme_folder)
     part = " ".join(["mixer=identity,pooling", "seed=0", *TINY])
-    assert shell(f"python -m metaformer.train experiments=quickstart {part}").returncode == 0
-    for command in [c for c in OURS if ".train" not in c]:
+    for study in ("quickstart", "mine"):
+        assert shell(f"python -m metaformer.train experiments={study} {part}").returncode == 0
+    for command in dict.fromkeys(c for c in OURS if ".train" not in c):
         done = shell(command.replace("runs/RUN", str(run)) + (f" {part}" if ".report" in command else ""))
         assert done.returncode == 0, done.stderr
-    leftovers = [c for c in COMMANDS[2:] if "metaformer." not in c and "speed.py" not in c]
+    leftovers = [c for c in COMMANDS[2:] if "metaformer." not in c]
     assert leftovers == []
+
+
+def test_the_console_command_is_the_same(readme_folder):
+    done = shell("metaformer check pooling --dim 8 && metaformer --help")
+    assert done.returncode == 0, done.stderr
+    assert "keeps the contract" in done.stdout
+    assert "what a study found" in done.stdout
+    wrong = shell("metaformer trian")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: trian: no such verb; did you mean 'train'?\n")
+
+
+def test_words_are_completed(readme_folder):
+    line = next(text for kind, text in BLOCKS if kind == "text" and "install=bash" in text).strip()
+    asked = 'COMP_LINE="metaformer train mixer=spa" metaformer -sc query=bash'
+    done = shell(f"{line}; {asked}; COMP_LINE='metaformer train mixer=my' metaformer -sc query=bash")
+    assert done.stdout.split() == ["mixer=spatial_mlp", "mixer=spatial_reduction", "mixer=my_shift"]
 
 
 def test_the_speed_script(tmp_path):
     script = repository() / "experiments" / "speed" / "speed.py"
-    assert f"python {script.relative_to(repository())}" in README
     done = shell(f"python {script} --rounds 1 --what small data --out {tmp_path / 'speed.csv'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "speed.csv").read_text().count("\n") == 7
@@ -103,13 +121,22 @@ def test_the_table_is_that_of_the_study():
     assert (repository() / "experiments" / "quickstart" / "tables" / "accuracy.md").read_text() in README
 
 
-def test_every_file_is_in_the_file_list():
-    for path in (repository() / "metaformer").glob("*.py"):
-        assert f"`{path.name}`" in README or path.name == "__init__.py", path.name
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
+        assert (repository() / page).parent.joinpath(target).exists(), target
+
+
+def test_the_pages_name_what_is_there():
+    """Every room and group has its line, and every file that the list of places names exists."""
+    package = repository() / "metaformer"
+    code = PAGES["metaformer/README.md"]
+    for room in (path.parent.name for path in package.glob("*/__init__.py")):
+        assert f"| `{room}` |" in code
+    named = re.findall(r"`(\w+/[\w/.]+\.py)`", code)
+    assert len(named) > 25
+    for name in named:
+        assert (package / name).exists(), name
     for group in (path.name for path in (repository() / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
-        assert f"`{group}`" in README, group
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (repository() / target).exists(), target
+        assert f"| `{group}` |" in PAGES["conf/README.md"], group
+    assert len([line for line in code.splitlines() if line.startswith("| ")]) > 20

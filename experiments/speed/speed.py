@@ -25,8 +25,9 @@ from torch import nn
 from torchvision import transforms
 
 from metaformer import MetaFormer, Pooling
-from metaformer.batches import Batches
-from metaformer.data import Images, load
+from metaformer.config.schema import Data
+from metaformer.data.batches import Batches
+from metaformer.data.images import Images, load
 
 SIZES = {  # our options, batch, image side
     "s12": ({"depths": [2, 2, 6, 2], "dims": [64, 128, 320, 512]}, 8, 224),
@@ -86,7 +87,7 @@ def training_steps(size: str, device: str) -> dict[str, Step]:
 
 def data_epochs(count: int) -> dict[str, Step]:
     """One epoch of `count` images with crop and flip: PIL in a DataLoader, and the batch tensor."""
-    data = load({"name": "fashion_small", "train": count, "root": None, "val": 1})
+    data = load(Data(name="fashion_small", train=count))
     mean, std = (v / 255 for v in (data.mean, data.std))
     augment = transforms.Compose(
         [

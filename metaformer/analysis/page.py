@@ -1,0 +1,160 @@
+"""What a study found, printed and written: results.csv, tables, figures and one self-contained report.html."""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from metaformer.analysis.sentences import analysis_words, headline, history, left_out
+from metaformer.analysis.tables import Table, accuracy_table, all_tables, provenance_table, run_table
+from metaformer.analysis.verdict import Verdicts, judge
+from metaformer.config.schema import Study
+from metaformer.runs.launch import Launch, Run, read_launch, row, save, study_folder
+from metaformer.system.files import now
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PROBES = ("mixing", "fields", "surgery", "cka")  # the pictures of `python -m metaformer.probe`, in their order
+
+
+def template(name: str) -> "Template":
+    """A page of `metaformer/analysis/templates`."""
+    from jinja2 import Environment, FileSystemLoader
+
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+
+
+def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: bool) -> None:
+    """Print what a study found; with `write` also leave its files in experiments/NAME."""
+    if all(run.problem for run in runs):
+        console.print("no run is finished: nothing to report")
+        return
+    study = effective(study, runs)
+    verdicts = judge(study, runs)
+    if study.name:
+        console.print(analysis_words(study), markup=False, highlight=False)
+    console.print(accuracy_table(verdicts, study).rich())
+    for line in headline(verdicts, study):
+        console.print(line, markup=False, highlight=False)
+    for line in left_out(runs) if study.name else []:
+        console.print(line, style="yellow", markup=False, highlight=False)
+    if write:
+        console.print(f"written: {write_files(study, verdicts, runs, console)}")
+    elif study.name:
+        folder = study_folder(study.name)
+        console.print(f"not the whole study as it is defined: the files of {folder} stay as they are")
+
+
+def effective(study: Study, runs: Sequence[Run]) -> Study:
+    """The study with a factor that its runs have: a sweep on the command line may vary anything."""
+    if study.analysis.factor in runs[0].levels:
+        return study
+    return replace(study, analysis=replace(study.analysis, factor=next(iter(runs[0].levels))))
+
+
+def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: Console) -> Path:
+    """results.csv, tables/, figures/ and report.html in experiments/NAME; the last one's path."""
+    name = str(study.name)
+    folder, launched = study_folder(name), read_launch(name)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    edited = _edited(folder / "results.csv", launched)
+    for warning in edited:
+        console.print(warning, style="yellow", markup=False)
+    tables = all_tables(study, verdicts)
+    _write_tables(tables, folder / "tables")
+    rows = _write_results(runs, folder / "results.csv", launched)
+    told, caution = history(study, launched, runs)
+    content = template("report.html").render(
+        title=name,
+        question=study.question,
+        counts=f"{rows} of {len(runs)} runs",
+        written=now()[:10],
+        headline=headline(verdicts, study),
+        warnings=[*left_out(runs), *edited],
+        analysis=analysis_words(study),
+        history=told,
+        caution=caution,
+        figures=draw(study, verdicts, runs, folder / "figures"),
+        tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs, folder)},
+        probes=_probes(folder),
+        command=(launched.command if launched else "") or f"python -m metaformer.train experiments={name}",
+    )
+    page = folder / "report.html"
+    page.write_text(content)
+    return page
+
+
+def _write_tables(tables: dict[str, Table], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        for kind, content in (("csv", table.csv()), ("md", table.markdown())):
+            file = folder / f"{name}.{kind}"
+            if table.lines:
+                file.write_text(content)
+            else:
+                file.unlink(missing_ok=True)  # what an earlier report said is not said any more
+
+
+def _write_results(runs: Sequence[Run], path: Path, launched: Launch | None) -> int:
+    """One row for each finished run; how many there are. launch.json keeps the hash of the file."""
+    rows = [row(run) for run in runs if run.result is not None]
+    text = StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(text.getvalue())
+    if launched is not None:
+        save(replace(launched, results_sha256=hashlib.sha256(text.getvalue().encode()).hexdigest()))
+    return len(rows)
+
+
+def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) -> dict[str, str]:
+    """Every figure as SVG by name, empty where the study has nothing for it."""
+    from metaformer.analysis import figures
+
+    metric, factor, shares = study.analysis.metric, study.analysis.factor, verdicts.shares
+    drawn = {
+        "accuracy": figures.accuracy(verdicts.cells, metric, factor, study.reference),
+        "differences": figures.differences(verdicts.confirmatory, study.analysis, study.reference),
+        "variance": figures.variance(shares.everything, shares.without_identity) if shares.everything else None,
+        "cost": figures.cost(verdicts, metric, factor),
+        "curves": figures.curves(runs, verdicts.cells, factor),
+        "rates": figures.rates(verdicts.cells),
+    }
+    for name, figure in drawn.items():
+        if figure is None:
+            for kind in ("png", "svg"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    return {name: figures.save(figure, folder, name) if figure else "" for name, figure in drawn.items()}
+
+
+def _probes(folder: Path) -> list[dict[str, Any]]:
+    """The pages of `python -m metaformer.probe` for this study, as far as there are any, with their pictures."""
+    found = []
+    for page in sorted((folder / "probes").glob("*probes.html")):
+        prefix = page.name.removesuffix("probes.html")
+        files = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
+        svgs = [text[text.index("<svg") :] for text in (file.read_text() for file in files if file.exists())]
+        found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": svgs})
+    return found
+
+
+def _edited(results: Path, launched: Launch | None) -> list[str]:
+    """A warning where results.csv is not as the last report wrote it."""
+    recorded = launched.results_sha256 if launched else None
+    if recorded is None or not results.exists():
+        return []
+    if hashlib.sha256(results.read_bytes()).hexdigest() == recorded:
+        return []
+    kept = results.with_name("results.edited.csv")
+    kept.write_bytes(results.read_bytes())
+    return [
+        f"{results} was changed by hand: it is written again from the runs, the changed one is kept as {kept.name}."
+    ]

@@ -1,0 +1,211 @@
+"""A study on wandb: its runs uploaded, a summary run, its views, all from the local files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from metaformer.analysis import page, sentences, tables
+from metaformer.analysis.verdict import Verdicts, judge
+from metaformer.config.schema import Logger, Study
+from metaformer.config.validate import plain
+from metaformer.runs.launch import Run, study_folder
+from metaformer.runs.result import Result, read_curve, read_result
+from metaformer.runs.wandb_run import final, mark, marked, start, wandb_identity
+from metaformer.system.errors import ConfigError
+from metaformer.system.files import write
+
+
+def sync(folders: Sequence[Path], study: str | None, logger: Logger) -> tuple[int, int]:
+    """Upload finished runs, each once: a mark in its folder says that it is there. Returns uploaded and found there.
+
+    A run that is there for another study gets the tag of this one, and nothing else.
+    """
+    uploaded = 0
+    for folder in folders:
+        result = read_result(folder)
+        assert result is not None
+        identity = wandb_identity(result, folder.name)
+        there = marked(folder, logger)
+        tags = list(dict.fromkeys([*(there or []), *identity["tags"], *([study] if study else [])]))
+        if there == tags:
+            continue
+        try:
+            with start(logger, {"silent": True}, **identity | {"tags": tags}, config=plain(result.config)) as run:
+                if there is None:
+                    _log(run, folder, result)
+        except Exception as error:  # whatever wandb or the network raises
+            told = f"{uploaded} runs uploaded, the same command goes on with {folder.name}"
+            raise ConfigError(f"wandb: {_line(error)}; {told}") from error
+        uploaded += 1
+        if logger.mode == "online":
+            mark(folder, logger, tags)
+    return uploaded, len(folders) - uploaded
+
+
+def _log(run: Any, folder: Path, result: Result) -> None:
+    for row in read_curve(folder):
+        run.log({key: float(value) for key, value in row.items() if value}, step=int(row["epoch"]))
+    run.summary.update(final(result))
+
+
+def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger) -> None:
+    """One run for the study: its tables, figures and verdicts."""
+    import wandb
+
+    name = str(study.name)
+    figures = study_folder(name) / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    page.draw(study, verdicts, runs, figures)
+    content: dict[str, Any] = {
+        f"tables/{name}": wandb.Table(columns=list(table.header), data=table.lines)
+        for name, table in tables.all_tables(study, verdicts).items()
+        if table.lines
+    }
+    content |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted(figures.glob("*.png"))}
+    said: dict[str, Any] = {f"verdict/{c.name}": c.verdict for c in verdicts.confirmatory}
+    said |= {f"share/{c.name}": c.share for c in verdicts.shares.everything}
+    identity = {"id": f"study-{name}", "name": name, "job_type": "study", "tags": [name]}
+    try:
+        with start(logger, {"silent": True}, **identity, config={"study": plain(study)}) as run:
+            run.log(content)
+            run.summary.update({**said, "headline": "\n".join(sentences.headline(verdicts, study))})
+    except Exception as error:  # whatever wandb or the network raises
+        raise ConfigError(f"wandb: {_line(error)}; the same command tries again") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
+    """Summary run, workspace and report of a study; where each of them is."""
+    study = page.effective(study, runs)
+    verdicts = judge(study, runs)
+    mixers = list(dict.fromkeys(run.mixer for run in runs))
+    offline = logger.mode == "offline"
+    if offline and not logger.entity:
+        logger = replace(logger, entity="offline")  # nobody is logged in who could be asked
+    views = {
+        "workspace": workspace(study, logger),
+        "report": wandb_report(study, mixers, verdicts, logger, offline=offline),
+    }
+    summarise(study, verdicts, runs, logger)
+    if not offline:
+        for view in views.values():
+            try:
+                view.save()
+            except Exception as error:  # whatever wandb or the network raises
+                raise ConfigError(f"wandb: {_line(error)}; the summary run was written") from error
+        return [f"{name}: {view.url}" for name, view in views.items()]
+    folder = study_folder(str(study.name)) / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, view in views.items():
+        write(folder / f"{name}.json", json.dumps(spec_of(view), indent=1) + "\n")
+    return [f"{name}: {folder}/{name}.json" for name in views]
+
+
+def workspace(study: Study, logger: Logger) -> Any:
+    """The workspace of a study: its runs grouped by cell, so that every curve is a mean over seeds."""
+    ws, wr = _library()
+    return ws.Workspace(
+        entity=logger.entity or "",
+        project=logger.project,
+        name=study.name,
+        sections=[
+            ws.Section("Curves", panels=_curves(wr), is_open=True),
+            ws.Section("Accuracy and cost", panels=_costs(wr), is_open=True),
+        ],
+        runset_settings=ws.RunsetSettings(filters=ws.And(ws.Tags().isin([study.name])), groupby=[ws.Metric("Group")]),
+        settings=ws.WorkspaceSettings(max_runs=100),
+    )
+
+
+def wandb_report(study: Study, mixers: Sequence[str], verdicts: Verdicts, logger: Logger, *, offline: bool) -> Any:
+    """The report of a study: verdicts in words and tables, then curves and costs, then the curves mixer by mixer.
+
+    Args:
+        offline: leave the project out of the run sets, whose number only the server knows.
+    """
+    ws, wr = _library()
+    where = {} if offline else {"entity": logger.entity or "", "project": logger.project}
+
+    def runs(name: str, *tags: str) -> Any:
+        filters = ws.And(*(ws.Tags().isin([tag]) for tag in (study.name, *tags)))
+        return wr.Runset(**where, name=name, filters=filters, groupby=["group"])
+
+    blocks = [
+        wr.H1(study.question or study.name),
+        *(wr.P(sentence) for sentence in sentences.headline(verdicts, study)),
+        wr.P(sentences.analysis_words(study)),
+        wr.H2("Verdicts"),
+        wr.MarkdownBlock(tables.verdict_table(verdicts, study.analysis).markdown()),
+        wr.H2("Accuracy"),
+        wr.MarkdownBlock(tables.accuracy_table(verdicts, study).markdown()),
+        wr.H2("Curves and cost"),
+        wr.PanelGrid(runsets=[runs("all cells")], panels=[*_curves(wr), *_costs(wr)]),
+        wr.H2("Mixer by mixer, seeds averaged"),
+        *(wr.PanelGrid(runsets=[runs(mixer, f"mixer:{mixer}")], panels=_curves(wr, mixer)[:1]) for mixer in mixers),
+    ]
+    return wr.Report(entity=logger.entity or "", project=logger.project, title=study.name, blocks=blocks, width="fluid")
+
+
+def _curves(wr: Any, mixer: str = "") -> list[Any]:
+    """Curves by epoch: mean over the seeds of a cell, with their standard error."""
+    titles = {"val_accuracy": "validation accuracy", "train_loss": "training loss"}
+    return [
+        wr.LinePlot(
+            title=f"{mixer}: {title}" if mixer else title,
+            x="epoch",
+            y=[key],
+            aggregate=True,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+            max_runs_to_show=100,
+            layout=wr.Layout(x=12 * i, y=0, w=12, h=8),
+        )
+        for i, (key, title) in enumerate(titles.items())
+    ]
+
+
+def _costs(wr: Any) -> list[Any]:
+    """Test accuracy as bars, and against parameters, MACs and time."""
+    accuracy = wr.SummaryMetric("final/test_accuracy")
+    bars = wr.BarPlot(
+        title="test accuracy",
+        metrics=[accuracy],
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stderr",
+        max_runs_to_show=100,
+        max_bars_to_show=100,
+        layout=wr.Layout(x=0, y=8, w=12, h=8),
+    )
+    clouds = [
+        wr.ScatterPlot(
+            title=f"test accuracy against {title}",
+            x=wr.SummaryMetric(key),
+            y=accuracy,
+            running_ymax=True,
+            layout=wr.Layout(x=12 * (i % 2), y=8 * (1 + i // 2), w=12, h=8),
+        )
+        for i, (key, title) in enumerate(
+            {"params": "parameters", "macs": "MACs", "seconds": "training time"}.items(), 1
+        )
+    ]
+    return [bars, *clouds]
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise ConfigError("wandb-workspaces is not installed: pip install 'metaformer-bench[dashboard]'") from error
+    return ws, wr
+
+
+def spec_of(view: Any) -> dict[str, Any]:
+    """What would be sent to the server for a workspace or a report."""
+    spec: dict[str, Any] = json.loads(view._to_model().model_dump_json(by_alias=True, exclude_none=True))
+    return spec

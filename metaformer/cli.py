@@ -1,0 +1,98 @@
+"""The body of every command: its help, its words, an error as one line."""
+
+import os
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from metaformer.config.compose import check_local_files
+from metaformer.config.explain import USER_ERRORS, explain
+from metaformer.system.errors import ConfigError, nearest
+
+RUN_ERRORS = (FloatingPointError, MemoryError)  # a run that diverges or does not fit; its failed.json has the traceback
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a command line, sorted."""
+
+    own: dict[str, str] = field(default_factory=dict)  # of the command itself: run=FOLDER
+    flags: set[str] = field(default_factory=set)  # --sync
+    overrides: list[str] = field(default_factory=list)  # of the configuration: mixer=pooling
+    plain: list[str] = field(default_factory=list)  # words without a `=`
+
+
+def words(
+    arguments: Sequence[str],
+    *,
+    own: Collection[str] = (),
+    flags: Collection[str] = (),
+    groups: Collection[str] | None = None,
+    plain: str = "",
+) -> Words:
+    """Sort the words of a command line.
+
+    Args:
+        own: keys of the command; each may be given once.
+        groups: the config groups that may be changed; None for all of them.
+        plain: what words without a `=` are, for commands that take them.
+
+    Raises:
+        ConfigError: a word that the command does not know; it names what was expected.
+    """
+    found = Words()
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        group = key.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
+        if word in ("-m", "--multirun"):
+            continue  # whether one or many is said by the words
+        if word in flags:
+            found.flags.add(word)
+        elif key in own and equals:
+            if key in found.own or not value:
+                raise ConfigError(f"{key}: expected one value")
+            found.own[key] = value
+        elif not equals and not key.startswith("~"):
+            if not plain or key.startswith("-"):
+                hint = nearest(word, [*flags, *(f"{k}=" for k in own)])
+                raise ConfigError(f"{word}: expected key=value{f' or {plain}' if plain else ''}{hint}")
+            found.plain.append(word)
+        elif groups is not None and group not in groups:
+            known = [*own, *groups]
+            raise ConfigError(f"{group}: not of this command{nearest(group, known)}; expected {', '.join(known)}")
+        else:
+            found.overrides.append(word)
+    return found
+
+
+def positive(key: str, text: str | None, what: str, below: float = float("inf")) -> float | None:
+    """A number on the command line; None where it is not given."""
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = -1.0
+    if value is not None and not 0 < value < below:
+        limit = f" and below {below:g}" if below < float("inf") else ""
+        raise ConfigError(f"{key}={text}: expected {what}, above 0{limit}")
+    return value
+
+
+def explain_or_raise(error: Exception) -> None:
+    """Print an error of the user's as one line and leave with status 2; with HYDRA_FULL_ERROR=1 let it go on."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"error: {explain(error)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def answer(doc: str | None, action: Callable[[list[str]], None]) -> None:
+    """The body of a command: its help, or `action` on its arguments, where an error of the user's is one line."""
+    arguments = sys.argv[1:]
+    if set(arguments) & {"-h", "--help"}:
+        print(doc)
+        return
+    try:
+        check_local_files()
+        action(arguments)
+    except USER_ERRORS as error:
+        explain_or_raise(error)

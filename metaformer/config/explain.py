@@ -1,0 +1,80 @@
+"""Errors of Hydra and OmegaConf as one line: what was wrong, what was expected, the nearest valid choice."""
+
+import dataclasses
+import re
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from metaformer.config.schema import GROUPS, Config
+from metaformer.system.errors import ConfigError, by_closeness, nearest
+
+USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+EXTRAS = {"optuna": "optuna", "submitit_slurm": "slurm"}  # what a choice of Hydra's plugins needs
+
+
+def explain(error: Exception) -> str:
+    """An error of the user's as one line."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        return _no_such_choice(str(error.missing_cfg_file), list(error.options))
+    if isinstance(error, OverrideParseException):
+        reason = str(error).splitlines()[0]
+        return f"{error.override}: cannot be read ({reason}); quote a value with special characters: 'key=\"value\"'"
+    causes = _chain(error)
+    if unknown := re.search(r"Could not override '([^']+)'", str(error)):
+        return _no_such_key(unknown[1], causes)
+    for cause in causes:
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key}: has to be given, there is no default"
+        if line := _wrong_type(cause):
+            return line
+    return " ".join(str(causes[-1] if isinstance(error, ConfigCompositionException) else error).split())
+
+
+def _chain(error: Exception) -> list[Exception]:
+    """An error and what caused it, in turn."""
+    causes = [error]
+    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+        causes.append(cause)
+    return causes
+
+
+def _no_such_choice(file: str, options: list[str]) -> str:
+    group, _, name = file.rpartition("/")
+    if name in EXTRAS:
+        return f"{group}={name}: not installed; it comes with pip install 'metaformer-bench[{EXTRAS[name]}]'"
+    return f"{group}={name}: no such choice; expected one of {', '.join(by_closeness(name, options))}"
+
+
+def _no_such_key(key: str, causes: list[Exception]) -> str:
+    siblings = _siblings(key) or [str(k) for c in causes for k in getattr(c, "parent_node", None) or ()]
+    siblings = [sibling for sibling in dict.fromkeys(siblings) if sibling != "_target_"]
+    hint = nearest(key.rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
+    return f"{key}: no such key{hint}"
+
+
+def _wrong_type(cause: Exception) -> str:
+    """The line for a value that has not the type of its field, or nothing."""
+    key = getattr(cause, "full_key", None) or ""
+    expected = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", str(cause))
+    if not (isinstance(cause, OmegaConfBaseException) and expected and key):
+        return ""
+    value = re.search(r"Value '([^']*)'", str(cause))
+    kind = (expected[1] or expected[2]).lower().replace("bool", "boolean")
+    return f"{key}={value[1] if value else ''}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _siblings(key: str) -> list[str]:
+    """The valid keys beside an unknown one, as far as the schema knows them."""
+    schema: Any = Config
+    for part in key.split(".")[:-1]:
+        hints = get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+        kinds = [hints.get(part), *get_args(hints.get(part))]
+        schema = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if schema is None:
+            return []
+    return [f.name for f in dataclasses.fields(schema)] + (list(GROUPS) if schema is Config else [])

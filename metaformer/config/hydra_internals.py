@@ -1,0 +1,50 @@
+"""The one file that uses Hydra's private interfaces; tests/config/test_hydra_internals.py tells when they change.
+
+Composition without a command of Hydra's, beside one that is running too: Hydra's public `compose` goes through a global
+state, which belongs to whoever set it up first.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig
+
+
+def loader_of(folder: Path) -> ConfigLoader:
+    """A loader for the configuration files in a folder."""
+    Plugins.instance()
+    setup_globals()
+    return ConfigLoaderImpl(create_config_search_path(str(folder)))
+
+
+def load(loader: ConfigLoader, overrides: Sequence[str], *, multirun: bool = False) -> DictConfig:
+    """Compose `train.yaml` with overrides; in a multirun they may be sweeps, which are not expanded here."""
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    return loader.load_configuration("train", list(overrides), run_mode=mode)
+
+
+def points_of(loader: ConfigLoader, words: Sequence[str]) -> list[list[str]]:
+    """Every point of a grid, as the overrides that describe it, in the order of Hydra's own sweeper."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has loaded its plugins
+
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def make_launcher(context: HydraContext, task: TaskFunction, cfg: DictConfig) -> Launcher:
+    """The launcher that a configuration names, about to run `task`."""
+    return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+
+
+def register_sweeper(sweeper: type[Sweeper]) -> None:
+    """Make a sweeper known to Hydra."""
+    Plugins.instance().register(sweeper)

@@ -1,0 +1,69 @@
+"""The identity of a run: a hash of whatever can change its result, the code of a mixer and the images included."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaformer.config.named_code import hashes_of_code
+from metaformer.config.schema import Config
+from metaformer.config.validate import leaves, plain
+from metaformer.system.files import file_hash
+from metaformer.system.version import TRAINING_VERSION
+
+HASHED = ("mixer", "model", "data", "recipe", "seed")  # the other nodes change no result beyond rounding
+PLACES = ("data.root", "recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
+
+
+def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
+    """All that can change the result of a run, whole, as plain data.
+
+    Args:
+        fingerprint: a hash of the images, for data sets that are not known by their name.
+    """
+    nodes = {key: value for key, value in plain(config).items() if key in HASHED}
+    del nodes["data"]["root"]
+    for node, key in ((nodes["recipe"], "initialize_from"), (nodes["recipe"]["distill"], "weights")):
+        if node[key] is not None and Path(node[key]).is_file():
+            node[key] = file_hash(node[key])
+    code = hashes_of_code({"mixer": config.mixer, "data": nodes["data"]})
+    return nodes | {"images": fingerprint, "code": code, "training": TRAINING_VERSION}
+
+
+def run_id(content: Mapping[str, Any]) -> str:
+    """Twelve hex digits for the content of a run."""
+    return hashlib.sha256(json.dumps(_canonical(content), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cell_id(content: Mapping[str, Any]) -> str:
+    """Twelve hex digits for a run without its seed."""
+    return run_id({**content, "seed": None})
+
+
+def _canonical(value: Any) -> Any:
+    """The same with numbers written in one way: an option of a mixer may be 0 or 0.0."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys that count for the result and differ between two configurations, as `recipe.lr`: (0.1, 0.2)."""
+    mine, other = flat(a), flat(b)
+    keys = [key for key in {**mine, **other} if key not in PLACES and mine.get(key) != other.get(key)]
+    return {key: (mine.get(key), other.get(key)) for key in keys}
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """What counts for the result of a configuration, as `recipe.lr`: value; the options of the mixer one by one."""
+    found = {key: value for key, _, value in leaves(config) if key.split(".")[0] in HASHED and key != "data.root"}
+    return {**_flat(found.pop("mixer"), "mixer"), **found}
+
+
+def _flat(node: Any, path: str) -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {key: leaf for name, inner in node.items() for key, leaf in _flat(inner, f"{path}.{name}").items()}

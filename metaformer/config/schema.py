@@ -1,0 +1,274 @@
+"""Every key of the configuration, with its type, default and bounds. Imports no torch.
+
+A field's comment says what it is for; its bounds stand beside it and are checked by `validate`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from metaformer.config.metrics import metrics_of
+
+BUILTIN = {"_target_": "builtin"}  # mixer=builtin
+BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # of the model, by budget.by
+GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "budget", "debug", "experiments")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number, or each number of a list, may be. NaN and infinity are never allowed."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    at_most: float = math.inf
+    words: str = ""  # what is expected, where the bounds alone do not say it
+
+    def allow(self, value: float) -> bool:
+        inside = self.at_least <= value <= self.at_most and self.above < value < self.below
+        return inside and math.isfinite(value)
+
+    def __str__(self) -> str:
+        limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return self.words or " and ".join(f"{word} {n:g}" for word, n in limits.items() if math.isfinite(n))
+
+
+def choice(*allowed: str) -> Any:
+    """A string field whose first value is the default and whose only other values are those listed."""
+    return field(default=allowed[0], metadata={"choices": allowed})
+
+
+def number(default: float | None, words: str = "", **bounds: float) -> Any:
+    """A number field within bounds; None, where it is the default, is always allowed."""
+    return field(default=default, metadata={"bounds": Bounds(words=words, **bounds)})
+
+
+def share(default: float) -> Any:
+    return number(default, "a share from 0 to 1", at_least=0, at_most=1)
+
+
+def rate() -> Any:
+    return number(None, "a rate from 0 up to, not including, 1", at_least=0, below=1)
+
+
+def ints(*values: int, at_least: int = 1) -> Any:
+    return field(default_factory=lambda: list(values), metadata={"bounds": Bounds(at_least=at_least)})
+
+
+@dataclass
+class BlockOptions:
+    """What the papers vary in a MetaFormer block beside the mixer. An option of the block is a field here."""
+
+    mlp_ratio: float = number(4.0, above=0)
+    norm: str = choice("group", "layer", "batch", "none")
+    norm_eps: float = number(1e-5, above=0)
+    act: str = choice("gelu", "relu", "silu", "star_relu")
+    bias: bool = True  # in the channel MLP and the norms
+    layer_scale: float | None = 1e-5  # initial scale of the branches; None for none
+    residual: bool = True  # the skip paths
+    channel_mlp: bool = True  # the second half of the block
+
+
+@dataclass
+class Architecture(BlockOptions):
+    """The architecture round the mixer: the options of `MetaFormer`. The defaults are PoolFormer-S12."""
+
+    depths: list[int] = ints(2, 2, 6, 2)  # blocks of each stage
+    dims: list[int] = ints(64, 128, 320, 512)  # channels of each stage
+    stem: list[int] = ints(7, 4, 2, at_least=0)  # kernel, stride, padding of the patch embedding
+    downsample: list[int] | None = ints(3, 2, 1, at_least=0)  # the same between stages; None keeps one resolution
+    patch_norm: bool = False  # a norm after the stem's convolution and before the others'
+    res_scale: list[float | None] | None = None  # initial scale of the skip paths of stage i
+    position: list[bool] | None = None  # a learned position embedding before stage i
+    drop_path: float | None = rate()  # stochastic depth of the last block, growing from 0 at the first
+    # norm_pool: norm on the map, mean over space, linear (the official v1); pool_norm: mean, layer norm, linear (v2,
+    # and timm's v1); mlp: the same with two layers
+    head: str = choice("norm_pool", "pool_norm", "mlp")
+    head_dropout: float | None = rate()
+    init: str = choice("official", "timm")  # of the patch embeddings: PyTorch's default, or truncated normal (0.02)
+
+
+@dataclass
+class Model(Architecture):
+    """The `model` node. A published model (`source` zoo or timm, and its `name`) takes `mixer=builtin` only."""
+
+    source: str = choice("metaformer", "zoo", "timm")
+    name: str | None = None
+    crop_pct: float | None = number(None, "a share of the short side, up to 1", above=0, at_most=1)  # None: 0.9, or own
+
+
+@dataclass
+class Data:
+    """The `data` node. Which of the keys a data set reads is said in `metaformer.data.registry`."""
+
+    name: str = "fashion_small"
+    root: str | None = None  # a path of this machine: never hashed
+    dataset: str | None = None  # timm: which one, like hfds/imagenet-1k or torch/imagenette
+    train: int | None = number(None, at_least=1)  # images kept for training, as many of each class; None keeps all
+    val: int = number(5000, at_least=1)  # images carved out of the training set where there is no validation split
+    size: int = number(224, at_least=1)  # of photographs: side in pixels of the square images that the model sees
+    classes: int | None = number(None, at_least=2)  # of photographs: how many are expected
+    decode: str = choice("once", "always")  # into a memory-mapped file that all runs share, or at every access
+    decoded_size: int | None = number(None, at_least=1)  # decode=once: side of the squares that are kept; None: `size`
+    _target_: str | None = None  # custom: the function that returns the data set
+    options: dict[str, Any] = field(default_factory=dict)  # custom: its arguments
+
+
+@dataclass
+class Distill:
+    """A teacher of timm with weights from a file (DeiT, arXiv:2012.12877, Eq. 2 and 3)."""
+
+    teacher: str | None = None
+    weights: str | None = None
+    mode: str = choice("hard", "soft")
+    alpha: float = share(0.5)  # weight of the teacher's loss
+    tau: float = number(1.0, above=0)  # temperature, soft only
+
+
+@dataclass
+class Recipe:
+    """How every mixer of a study is trained."""
+
+    epochs: int = number(5, at_least=1, at_most=100_000)
+    batch: int = number(128, at_least=1)  # images per optimizer step, over all devices
+    optimizer: str = "adamw"  # any of timm's
+    lr: float = number(2e-3, at_least=0)
+    weight_decay: float = number(0.05, at_least=0)
+    warmup_epochs: float = number(1.0, at_least=0)
+    warmup_lr: float = number(1e-6, at_least=0)
+    min_lr: float = number(1e-5, at_least=0)
+    label_smoothing: float = share(0.1)
+    crop: int = number(2, at_least=0)  # random crop after padding by so many pixels
+    flip: bool = True  # random horizontal flip
+    precision: str = choice("fp32", "bf16")
+    lr_base_size: int | None = number(None, at_least=1)  # lr is for so many images a step and grows with recipe.batch
+    schedule: str = choice("cosine", "constant")
+    lr_interval: str = choice("step", "epoch")  # how often the rate changes
+    cooldown_epochs: int = number(0, at_least=0)  # at min_lr, after `epochs`
+    clip_grad: float | None = number(None, "a norm above 0, or null", above=0)  # largest norm of the gradient
+    # Decay of the moving average of the weights, which is then validated and tested
+    ema: float | None = number(None, "a decay between 0 and 1, like 0.9999, or null", above=0, below=1)
+    scale: list[float] | None = None  # share of an image's area that a random resized crop keeps; None: no such crop
+    auto_augment: str | None = None  # in timm's notation, like rand-m9-mstd0.5-inc1
+    erasing: float = share(0.0)  # probability that a rectangle of an image is replaced by noise
+    mixup: float = number(0.0, at_least=0)  # alpha
+    cutmix: float = number(0.0, at_least=0)  # alpha; with mixup each batch has one of them
+    initialize_from: str | None = None  # a file of weights to fine-tune
+    distill: Distill = field(default_factory=Distill)
+
+    @property
+    def all_epochs(self) -> int:
+        """How many epochs are trained, those at the lowest rate included."""
+        return self.epochs + self.cooldown_epochs
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other, by Mixup or CutMix."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass
+class Reference:
+    """What a paper reports for this cell; not part of the run id."""
+
+    params: float | None = None  # in millions
+    macs: float | None = None  # in billions
+    top1: float | None = None  # in %
+
+
+@dataclass
+class Runtime:
+    """Where and how fast it runs: no key here changes a result beyond rounding."""
+
+    accelerator: str = choice("auto", "cpu", "gpu")
+    devices: int = number(1, at_least=1)  # of each node, one process for each
+    nodes: int = number(1, at_least=1)
+    accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit into its memory
+    compile: bool = False  # torch.compile: minutes to begin with, on a CPU
+    tf32: bool = False  # matrix products on a GPU with 10 bits of mantissa
+    threads: int | None = number(None, at_least=1, at_most=1024)  # per run; None shares the cores between the runs
+    workers: int | None = number(None, at_least=0)  # processes that read images one by one; None: one per free core
+    checkpoint_minutes: float = number(15.0, at_least=0)  # a checkpoint that often, beside the one at each epoch's end
+    cache: str | None = None  # folder of the decoded images; None: ~/.cache/metaformer
+    per_gpu: int = number(1, at_least=1)  # runs at once on each GPU of this machine
+    runs: str = "runs"  # the folder of the run folders
+    force: bool = False  # train again what is finished
+    progress: bool = True
+
+    @property
+    def processes(self) -> int:
+        """How many processes train one run together, one for each of its devices."""
+        return self.devices * self.nodes
+
+
+@dataclass
+class Logger:
+    """metrics.csv is always written; wandb mirrors it."""
+
+    wandb: bool = False
+    mode: str = choice("online", "offline")
+    project: str = "metaformer"
+    entity: str | None = None
+
+
+@dataclass
+class Debug:
+    mode: str = choice("none", "fast", "overfit", "batch", "profile")
+
+
+@dataclass
+class Analysis:
+    """How a study will be judged, fixed before its first run; a report says when, and whether it changed."""
+
+    metric: str = choice(*metrics_of("test"), *metrics_of("val"))
+    factor: str = "mixer"  # what is compared, everything else equal: the last word of a key of the grid
+    margin: float = number(1.0, "points of accuracy, above 0", above=0, below=100)  # smaller differences count as none
+    alpha: float = number(0.05, "a small probability, like 0.05", above=0, below=0.5)
+    correction: str = choice("holm", "none")  # over the comparisons within one setting of the other factors
+    # Share by which parameters and MACs may differ in a comparison; None: same shape
+    tolerance: float | None = number(0.1, "a share like 0.1, or null", at_least=0)
+    tuned: list[str] = field(default_factory=list)  # keys chosen for each cell by an equal search, like recipe.lr
+
+
+@dataclass
+class Study:
+    name: str | None = None
+    question: str = ""
+    reference: str = "pooling"  # the level of the factor that all others are compared with
+    analysis: Analysis = field(default_factory=Analysis)
+
+
+@dataclass
+class Budget:
+    """Cells of equal cost: each is changed until it costs what the target does. The result is an ordinary cell."""
+
+    match: str = choice("none", "params", "macs", "time")  # time: of a training step on this machine
+    target: Any = None  # a mixer, whose cell with all else equal sets the cost, or a number; None: study.reference
+    by: str = choice("width", "mlp_ratio", "depth")  # what is changed
+    tolerance: float = number(0.01, "a share like 0.01", above=0, below=1)  # by which the cost may miss
+
+
+@dataclass
+class Cost:
+    """The command `python -m metaformer.cost`."""
+
+    modules: bool = False  # a row for each module of the model
+    throughput: bool = False  # images per second of this machine, forward and training step
+    batch: int = number(8, at_least=1)  # of the throughput
+    out: str | None = None  # a .csv or .json file
+
+
+@dataclass
+class Config:
+    mixer: Any = None  # _target_ and the options of a mixer, or stage1, stage2, ... with one each
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    recipe: Recipe = field(default_factory=Recipe)
+    runtime: Runtime = field(default_factory=Runtime)
+    logger: Logger = field(default_factory=Logger)
+    debug: Debug = field(default_factory=Debug)
+    study: Study = field(default_factory=Study)
+    reference: Reference = field(default_factory=Reference)
+    budget: Budget = field(default_factory=Budget)
+    cost: Cost = field(default_factory=Cost)
+    seed: int = number(0, at_least=0, at_most=2**63 - 1)

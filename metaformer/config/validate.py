@@ -1,0 +1,250 @@
+"""What is refused of a configuration before anything runs, as far as it can be known without torch and without data.
+
+Hydra accepts `+typo=1` even under a typed schema, and its choices are open strings. `structure` has compared every key
+with the schema; here are the values. Nothing is changed.
+"""
+
+import dataclasses
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+from metaformer.config.schema import BUDGET_KEYS, BUILTIN, Budget, Config, Distill, Model, Recipe, Runtime, Study
+from metaformer.system.errors import ConfigError, by_closeness, nearest
+
+T = TypeVar("T")
+
+
+def structure(kind: type[T], node: Mapping[str, Any], path: str = "") -> T:
+    """The dataclass of a plain node; what the node does not have gets its default.
+
+    Args:
+        path: where the node stands, like `recipe.`, for messages.
+
+    Raises:
+        ConfigError: a key that the dataclass does not have, or no node where there should be one.
+    """
+    hints, values = _hints(cast(Hashable, kind)), {}
+    for key, value in node.items():
+        if key not in hints:
+            hint = nearest(key, hints) or f"; there are {', '.join(hints)}"
+            raise ConfigError(f"{path}{key}: no such key{hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                there = ", ".join(_hints(hints[key]))
+                raise ConfigError(f"{path}{key}={value}: expected a node with the keys {there}")
+            value = structure(hints[key], value, f"{path}{key}.")
+        values[key] = value
+    return kind(**values)
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts."""
+    return dataclasses.asdict(node)
+
+
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+SET_ON_PUBLISHED = ("drop_path", "head_dropout", "crop_pct")
+
+
+def validate(config: Config) -> None:
+    """Raise a ConfigError for the first value that cannot be run, or that nothing would read."""
+    _check_fields(config)
+    if config.model.source == "metaformer":
+        _check_mixer(config.mixer, len(config.model.depths))
+    else:
+        _check_published(config.model, config.mixer)
+    _check_model(config.model)
+    _check_recipe(config.recipe)
+    _check_distill(config.recipe.distill)
+    _check_runtime(config.runtime, config.recipe)
+    _check_study(config)
+    _check_budget(config.budget, config.model, config.study)
+    if config.logger.mode != "online" and not config.logger.wandb:
+        raise ConfigError(f"logger.mode={config.logger.mode}: belongs to logger=wandb")
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Every key of a dataclass, nested ones included, as `recipe.lr`, with its field and its value."""
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}", field, value
+
+
+def _check_fields(config: Config) -> None:
+    """The choices and bounds that stand with the fields."""
+    for key, field, value in leaves(config):
+        allowed, bounds = field.metadata.get("choices"), field.metadata.get("bounds")
+        if allowed and value not in allowed:
+            raise ConfigError(f"{key}={value}: expected one of {', '.join(by_closeness(str(value), allowed))}")
+        if bounds and value is not None:
+            each = "each " if isinstance(value, list) else ""
+            if not all(bounds.allow(number) for number in (value if each else [value])):
+                raise ConfigError(f"{key}={value}: expected {each}{bounds}")
+
+
+# ------------------------------------------------------------------ mixer and model
+
+
+def mixer_nodes(mixer: Any, stages: int) -> dict[str, Any]:
+    """The nodes of a mixer by their keys: one for all stages, or one for each.
+
+    Raises:
+        ConfigError: neither, or both.
+    """
+    if not isinstance(mixer, dict) or not mixer:
+        raise ConfigError("mixer: expected a config with _target_, or with stage1, stage2, ...")
+    per_stage = [f"stage{i}" for i in range(1, stages + 1)]
+    if "_target_" in mixer:
+        if both := [key for key in mixer if re.fullmatch(r"stage\d+", key)]:
+            raise ConfigError(f"mixer.{both[0]}: the mixer is the same in every stage; options go to mixer.<option>")
+        return {"mixer": mixer}
+    if stray := [key for key in mixer if not re.fullmatch(r"stage\d+", key)]:
+        keys = ", ".join(f"mixer.{stage}.{stray[0]}" for stage in per_stage)
+        raise ConfigError(f"mixer.{stray[0]}: the mixer differs by stage; expected one of {keys}")
+    if sorted(mixer) != sorted(per_stage):
+        raise ConfigError(f"mixer: names {', '.join(sorted(mixer))}, but the model has {stages} stages")
+    return {f"mixer.{stage}": mixer[stage] for stage in per_stage}
+
+
+def _check_mixer(mixer: Any, stages: int) -> None:
+    for key, node in mixer_nodes(mixer, stages).items():
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        if node == BUILTIN:
+            raise ConfigError("mixer=builtin: belongs to a published model (model=zoo or model=timm); choose a mixer")
+        if not isinstance(target, str) or "." not in target:
+            raise ConfigError(f"{key}._target_={target}: expected the dotted path of a class, like my_mixer.Shift")
+
+
+def _check_published(model: Model, mixer: Any) -> None:
+    """A model that brings its mixers: nothing that would not be used may be set."""
+    if mixer != BUILTIN:
+        raise ConfigError(f"mixer: model.source={model.source} brings its own mixers; expected mixer=builtin")
+    if model.name is None:
+        raise ConfigError(f"model.name: expected the name of a model, since model.source={model.source}")
+    for key, value in _changed(model, Model()):
+        if key not in ("source", "name", *SET_ON_PUBLISHED):
+            raise ConfigError(
+                f"model.{key}={value}: '{model.name}' has its own; what can be set is {', '.join(SET_ON_PUBLISHED)}"
+            )
+
+
+def _changed(node: Any, default: Any) -> list[tuple[str, Any]]:
+    """The keys of a dataclass whose values differ from the defaults."""
+    return [(key, value) for key, value in plain(node).items() if value != plain(default)[key]]
+
+
+def _check_model(model: Model) -> None:
+    stages = len(model.depths)
+    for key, values in {"dims": model.dims, "position": model.position, "res_scale": model.res_scale}.items():
+        if values is not None and len(values) != stages:
+            raise ConfigError(f"model.{key}={values}: expected {stages} values, one for each of model.depths")
+    for key, patch in {"stem": model.stem, "downsample": model.downsample}.items():
+        if patch is not None and (len(patch) != 3 or min(patch[:2]) < 1):
+            raise ConfigError(f"model.{key}={patch}: expected kernel, stride, padding")
+    if model.downsample is None and len(set(model.dims)) > 1:
+        raise ConfigError(f"model.dims={model.dims}: expected one width, since model.downsample is null")
+    if not model.mlp_ratio * min(model.dims, default=0) >= 1:
+        raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected at least one hidden channel in each stage")
+
+
+# ------------------------------------------------------------------ recipe and runtime
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.warmup_epochs > recipe.epochs:
+        raise ConfigError(f"recipe.warmup_epochs={recipe.warmup_epochs}: longer than recipe.epochs={recipe.epochs}")
+    if recipe.schedule == "constant":
+        for key, epochs in {"warmup": recipe.warmup_epochs, "cooldown": recipe.cooldown_epochs}.items():
+            if epochs:
+                raise ConfigError(f"recipe.{key}_epochs={epochs}: recipe.schedule=constant has none; expected 0")
+    if recipe.lr_interval == "epoch" and recipe.warmup_epochs != int(recipe.warmup_epochs):
+        raise ConfigError(
+            f"recipe.warmup_epochs={recipe.warmup_epochs}: expected whole epochs, since recipe.lr_interval=epoch"
+        )
+    if recipe.scale is None:
+        for key, value in {"auto_augment": recipe.auto_augment, "erasing": recipe.erasing}.items():
+            if value:
+                raise ConfigError(f"recipe.{key}={value}: is read with a random resized crop only (recipe.scale)")
+    elif len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1] <= 1:
+        raise ConfigError(
+            f"recipe.scale={recipe.scale}: expected the least and the largest share of the area, like [0.08, 1]"
+        )
+    elif recipe.crop:
+        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.scale crops already; expected 0")
+    if recipe.initialize_from is not None and not Path(recipe.initialize_from).is_file():
+        raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
+
+
+def _check_distill(distill: Distill) -> None:
+    if distill.weights is not None and not Path(distill.weights).is_file():
+        raise ConfigError(f"recipe.distill.weights={distill.weights}: no such file")
+    if distill.teacher is None and distill != Distill():
+        raise ConfigError(
+            "recipe.distill.teacher: expected the name of a timm model, since other keys of distill are set"
+        )
+    if distill.teacher is not None and distill.weights is None:
+        raise ConfigError("recipe.distill.weights: expected a file with the weights of the teacher")
+
+
+def _check_runtime(runtime: Runtime, recipe: Recipe) -> None:
+    """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
+    parts = 1 if runtime.accumulate == "auto" else runtime.accumulate
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
+    devices = runtime.processes
+    share, rest = divmod(recipe.batch, devices * parts)
+    if rest:
+        raise ConfigError(
+            f"recipe.batch={recipe.batch}: is for all devices, and {devices} device{'s' * (devices > 1)} x "
+            f"{parts} accumulated part{'s' * (parts > 1)} do not divide it"
+        )
+    if recipe.mixes and share % 2:
+        raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
+    if not runtime.runs.strip():
+        raise ConfigError("runtime.runs: expected the folder of the run folders, like runs")
+
+
+# ------------------------------------------------------------------ study
+
+
+def _check_study(config: Config) -> None:
+    """Names that can be those of a folder, and keys that there are."""
+    name = config.study.name
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.', the first no sign")
+    known = [key for key, _, _ in leaves(config) if key.split(".")[0] in ("model", "data", "recipe")]
+    for key in config.study.analysis.tuned:
+        if key not in known:
+            raise ConfigError(f"study.analysis.tuned: {key}: no such key{nearest(key, known)}")
+
+
+def _check_budget(budget: Budget, model: Model, study: Study) -> None:
+    if budget.match == "none":
+        for key, value in _changed(budget, Budget()):
+            raise ConfigError(f"budget.{key}={value}: belongs to budget=params, budget=macs or budget=time")
+        return
+    if model.source != "metaformer":
+        raise ConfigError(f"budget={budget.match}: a published model is as it is; expected a model of this package")
+    if budget.by == "mlp_ratio" and not model.channel_mlp:
+        raise ConfigError("budget.by=mlp_ratio: model.channel_mlp is false; expected width or depth")
+    target = study.reference if budget.target is None else budget.target
+    if not (isinstance(target, str) or (isinstance(target, int | float) and 0 < target < float("inf"))):
+        raise ConfigError(f"budget.target={target}: expected a mixer, or a number above 0")
+
+
+def judged(config: Config) -> Study:
+    """The study of a configuration as it is judged: the key that a budget changes may differ between its cells."""
+    study, key = config.study, f"model.{BUDGET_KEYS[config.budget.by]}"
+    if config.budget.match == "none" or key in study.analysis.tuned:
+        return study
+    return dataclasses.replace(study, analysis=dataclasses.replace(study.analysis, tuned=[*study.analysis.tuned, key]))

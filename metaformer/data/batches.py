@@ -1,0 +1,157 @@
+"""Which images make up which batch, and how they are augmented on the way to the model.
+
+Whatever is drawn is a function of (seed, epoch, place of the image): the same for every mixer, for any number of
+devices, accumulated parts and worker processes, and after a resume in the middle of an epoch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from metaformer.data.images import Images, Split
+from metaformer.system.errors import ConfigError
+from metaformer.system.seeds import derive, seed_globals
+
+EVAL_BATCH = 500
+EVAL_PHOTOS = 100  # a batch of larger images
+Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] fp32 and labels [B] int64
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of each global batch that one device trains on, in `accumulate` parts one after the other."""
+
+    rank: int = 0
+    devices: int = 1
+    accumulate: int = 1
+
+    def of(self, order: Tensor, batch: int) -> Iterator[Tensor]:
+        """The rows [B] of each part; an incomplete last batch is dropped."""
+        size = batch // (self.devices * self.accumulate)
+        for start in range(0, len(order) // batch * batch, batch):
+            for part in range(self.accumulate):
+                first = start + (part * self.devices + self.rank) * size
+                yield order[first : first + size]
+
+
+WHOLE = Share()
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Draws the order of an epoch, and after it the crops and flips of whole batches."""
+    return torch.Generator().manual_seed(derive(seed, "epoch", epoch))
+
+
+class Batches:
+    """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole."""
+
+    def __init__(
+        self,
+        data: Images,
+        batch: int,
+        *,
+        seed: int,
+        epoch: int,
+        crop: int = 0,
+        flip: bool = False,
+        share: Share = WHOLE,
+        done: Callable[[], int] = lambda: 0,
+    ) -> None:
+        assert isinstance(data.train, Split)
+        self.data, self.split, self.batch, self.crop, self.flip = data, data.train, batch, crop, flip
+        self.seed, self.epoch, self.share, self.done = seed, epoch, share, done
+        height, width = data.size
+        self.rows, self.columns = torch.arange(height), torch.arange(width)
+        pad = (0, 0, crop, crop, crop, crop)
+        self.padded = torch.nn.functional.pad(self.split.pixels, pad) if crop else self.split.pixels
+
+    def __len__(self) -> int:
+        return len(self.split) // self.batch * self.share.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        images = len(self.split)
+        generator = epoch_generator(self.seed, self.epoch)
+        order = torch.randperm(images, generator=generator)
+        corner = torch.randint(2 * self.crop + 1, (images, 2), generator=generator)
+        mirrored = torch.rand(images, generator=generator) < (0.5 if self.flip else 0.0)
+        for index in islice(self.share.of(order, self.batch), self.done(), None):
+            rows = corner[index, :1] + self.rows
+            columns = corner[index, 1:] + torch.where(mirrored[index, None], self.columns.flip(0), self.columns)
+            # One gather shuffles, crops and flips.
+            places = self.split.places(index)
+            picked = self.padded[places[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield self.data.normalise(picked), self.split.labels[index]
+
+
+class EvalBatches:
+    """Every `devices`-th image of a split out of memory, in order and without augmentation."""
+
+    def __init__(self, data: Images, split: Split, share: Share = WHOLE) -> None:
+        self.data, self.split = data, split
+        self.rows = torch.arange(share.rank, len(split), share.devices)
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // EVAL_BATCH)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self.rows.split(EVAL_BATCH):
+            yield self.data.normalise(self.split.pixels[self.split.places(rows)]), self.split.labels[rows]
+
+
+class Transformed(Dataset[tuple[Tensor, int]]):
+    """The items of a split at (epoch, row): an image [C, H, W] and its label. Without an epoch nothing is drawn."""
+
+    def __init__(self, split: Any, transform: Callable[[Any], Tensor], seed: int = 0) -> None:
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, int]:
+        epoch, row = where
+        if epoch is not None:
+            seed_globals(self.seed, "image", epoch, row)  # of a worker process
+        return self.transform(self.split.read(row)), int(self.split.labels[row])
+
+
+@dataclass
+class Places:
+    """What worker processes are to read: (epoch, row) of every image of each batch."""
+
+    epoch: int | None
+    batches: Sequence[Tensor]
+
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
+        for rows in self.batches:
+            yield [(self.epoch, row) for row in rows.tolist()]
+
+
+class Stream:
+    """Batches of images that are read and transformed one at a time, ahead of time and in worker processes."""
+
+    def __init__(self, dataset: Transformed, workers: int) -> None:
+        self.places = Places(None, [])
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.places,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def of(self, batches: Sequence[Tensor], epoch: int | None = None, done: Callable[[], int] = lambda: 0) -> "Stream":
+        """The same worker processes, about to read these batches without the first `done()` of them."""
+        self.batches, self.epoch, self.done = batches, epoch, done
+        return self
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.places.epoch, self.places.batches = self.epoch, self.batches[self.done() :]
+        try:
+            yield from self.loader
+        except ConfigError as error:  # of a worker, whose traceback torch puts into the message
+            raise ConfigError(str(error).rpartition("ConfigError: ")[2].strip()) from None

@@ -1,0 +1,109 @@
+"""The LightningDataModule, and timm's transforms for images that are read one at a time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from timm.data import create_transform
+
+from metaformer.config.schema import Recipe
+from metaformer.data.batches import (
+    EVAL_PHOTOS,
+    WHOLE,
+    Batch,
+    Batches,
+    EvalBatches,
+    Share,
+    Stream,
+    Transformed,
+    epoch_generator,
+)
+from metaformer.data.images import Images
+from metaformer.data.lightning_progress import done_batches
+from metaformer.system.errors import ConfigError
+
+
+def training_transform(recipe: Recipe, shape: tuple[int, int, int], pixels: Mapping[str, Any]) -> Any:
+    """timm's: random resized crop, flip, auto-augment, erasing. `shape` is (channels, height, width)."""
+    if recipe.auto_augment and shape[0] != 3:
+        raise ConfigError(f"recipe.auto_augment={recipe.auto_augment}: needs images in colour")
+    least, most = recipe.scale or (1.0, 1.0)
+    try:
+        return create_transform(
+            shape,
+            is_training=True,
+            scale=(least, most),
+            hflip=0.5 if recipe.flip else 0.0,
+            color_jitter=None,  # type: ignore[arg-type]  # timm's default, which it drops where there is an auto-augment
+            auto_augment=recipe.auto_augment,
+            interpolation="random",
+            re_prob=recipe.erasing,
+            re_mode="pixel",
+            **pixels,
+        )
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"recipe.auto_augment={recipe.auto_augment}: timm does not know it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def evaluation_transform(crop_pct: float, shape: tuple[int, int, int], pixels: Mapping[str, Any]) -> Any:
+    """timm's: resize and centre crop."""
+    return create_transform(shape, is_training=False, interpolation="bicubic", crop_pct=crop_pct, **pixels)
+
+
+class ImageData(L.LightningDataModule):
+    """What the Trainer asks for. It has to ask at every epoch: the training batches are those of that epoch.
+
+    Args:
+        crop_pct: of the evaluation of photographs, where `recipe.scale` says that they are read one at a time.
+        workers: the number of processes that read them.
+    """
+
+    def __init__(
+        self, data: Images, recipe: Recipe, seed: int, *, augment: bool = True, crop_pct: float = 1.0, workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
+        self.streams: dict[str, Stream] = {}
+        if recipe.scale is not None:
+            pixels = {"mean": (data.mean / 255).tolist(), "std": (data.std / 255).tolist()}
+            evaluation = evaluation_transform(crop_pct, data.shape, pixels)
+            training = training_transform(recipe, data.shape, pixels) if augment else evaluation
+            for name, split in {"train": data.train, "val": data.val, "test": data.test}.items():
+                dataset = Transformed(split, training if name == "train" else evaluation, seed)
+                self.streams[name] = Stream(dataset, workers)
+
+    @property
+    def share(self) -> Share:
+        trainer = self.trainer
+        return Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches) if trainer else WHOLE
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
+
+    def train_dataloader(self) -> "Batches | Stream":
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        batch, share = self.recipe.batch, self.share
+
+        def done() -> int:  # only known when the first batch is asked for: loaders are made before a run is restored
+            return done_batches(self.trainer) if self.trainer else 0
+
+        if self.streams:
+            order = torch.randperm(len(self.data.train), generator=epoch_generator(self.seed, epoch))
+            return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
+        crop, flip = (self.recipe.crop, self.recipe.flip) if self.augment else (0, False)
+        return Batches(self.data, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, share=share, done=done)
+
+    def val_dataloader(self) -> "EvalBatches | Stream":
+        return self._evaluation("val", self.data.val)
+
+    def test_dataloader(self) -> "EvalBatches | Stream":
+        return self._evaluation("test", self.data.test)
+
+    def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
+        if not self.streams:
+            return EvalBatches(self.data, split, self.share)
+        rows = torch.arange(self.share.rank, len(split), self.share.devices)
+        return self.streams[name].of(rows.split(EVAL_PHOTOS))

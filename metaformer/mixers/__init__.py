@@ -1,0 +1,42 @@
+"""Token mixers, and the contract that they and yours keep.
+
+A mixer is a module `[B, C, H, W] -> [B, C, H, W]` that mixes over H and W. Its constructor may name `dim` (C) and
+`resolution` ((H, W)), which the model passes, and any options of its own, which the configuration passes:
+
+    class Shift(nn.Module):
+        def __init__(self, dim: int, resolution: tuple[int, int], step: int = 1): ...
+        def forward(self, x: Tensor) -> Tensor: ...
+
+Shapes are NCHW and memory is channels_last, so `to_tokens(x)` is a free view. A mixer initialises itself; the model
+never touches its weights. `python -m metaformer.check` tells whether a mixer keeps the contract.
+"""
+
+from metaformer.mixers.adapter import AsTokens
+from metaformer.mixers.attention import Attention, LinearAttention, SpatialReductionAttention, WindowAttention
+from metaformer.mixers.convolution import DepthwiseConv, LargeKernelAttention, SepConv
+from metaformer.mixers.fourier import AFNO, Fourier, GlobalFilter
+from metaformer.mixers.layout import to_map, to_tokens
+from metaformer.mixers.matrix import RandomMixing, SpatialMLP
+from metaformer.mixers.pooling import Identity, MaxPooling, Pooling, Shift
+
+__all__ = [
+    "AFNO",
+    "AsTokens",
+    "Attention",
+    "DepthwiseConv",
+    "Fourier",
+    "GlobalFilter",
+    "Identity",
+    "LargeKernelAttention",
+    "LinearAttention",
+    "MaxPooling",
+    "Pooling",
+    "RandomMixing",
+    "SepConv",
+    "Shift",
+    "SpatialMLP",
+    "SpatialReductionAttention",
+    "WindowAttention",
+    "to_map",
+    "to_tokens",
+]

@@ -1,0 +1,70 @@
+"""Mixers by convolution."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaformer.mixers.layout import init_weights, odd, positive
+
+
+class StarReLU(nn.Module):
+    """`scale * relu(x)^2 + bias` with two learned numbers (arXiv:2210.13452, Eq. 7)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.relu().square() + self.bias
+
+
+class DepthwiseConv(nn.Conv2d):
+    """One learned kernel per channel (arXiv:2111.11418, Table 5): pooling whose weights are trained."""
+
+    def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True) -> None:
+        odd(kernel_size=kernel_size)
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
+
+
+class SepConv(nn.Module):
+    """Inverted separable convolution of ConvFormer (arXiv:2210.13452, Eq. 5; MobileNetV2): it mixes channels too."""
+
+    def __init__(self, dim: int, expansion: int = 2, kernel_size: int = 7) -> None:
+        super().__init__()
+        odd(kernel_size=kernel_size)
+        positive(expansion=expansion)
+        hidden = expansion * dim
+        self.pwconv1 = nn.Conv2d(dim, hidden, 1, bias=False)
+        self.act1 = StarReLU()
+        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden, bias=False)
+        self.pwconv2 = nn.Conv2d(hidden, dim, 1, bias=False)
+        for layer in (self.pwconv1, self.dwconv, self.pwconv2):
+            init_weights(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
+
+
+class LargeKernelAttention(nn.Module):
+    """A 21 x 21 depthwise convolution in two steps gates the map (VAN, arXiv:2202.09741, Eq. 1 to 2 and Fig. 4).
+
+    With the two 1x1 convolutions and the shortcut round it, as in the official code.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj1 = nn.Conv2d(dim, dim, 1)
+        self.local = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.dilated = nn.Conv2d(dim, dim, 7, padding=9, groups=dim, dilation=3)
+        self.pointwise = nn.Conv2d(dim, dim, 1)
+        self.proj2 = nn.Conv2d(dim, dim, 1)
+        for layer in (self.proj1, self.local, self.dilated, self.pointwise, self.proj2):
+            nn.init.normal_(layer.weight, std=math.sqrt(2 * layer.groups / (dim * math.prod(layer.kernel_size))))
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = F.gelu(self.proj1(x))
+        return self.proj2(values * self.pointwise(self.dilated(self.local(values)))) + x

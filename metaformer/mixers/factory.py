@@ -1,0 +1,88 @@
+"""From the mixer node of a configuration to modules: import, check the options, pass what the constructor names."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from torch import nn
+
+from metaformer.config.compose import mixer_named
+from metaformer.config.named_code import import_object
+from metaformer.config.validate import mixer_nodes
+from metaformer.system.errors import ConfigError, nearest
+
+MixerFactory = Callable[..., nn.Module]
+AnyMixer = MixerFactory | str
+
+
+def build(factory: MixerFactory, dim: int, resolution: tuple[int, int]) -> nn.Module:
+    """Construct a mixer, passing `dim` and `resolution` where its constructor names them."""
+    named = inspect.signature(factory).parameters
+    return factory(**{k: v for k, v in {"dim": dim, "resolution": resolution}.items() if k in named})
+
+
+def from_config(node: Mapping[str, Any], stages: int) -> list[MixerFactory]:
+    """One factory per stage from a mixer node: `_target_` and options, or `stage1`, `stage2`, ... with one each."""
+    nodes = mixer_nodes(node, stages)
+    built = [_factory(own, key) for key, own in nodes.items()]
+    return built if len(built) == stages else built * stages
+
+
+def factories(mixer: AnyMixer | Sequence[AnyMixer], stages: int) -> list[MixerFactory]:
+    """One factory per stage from a mixer or from one for each stage, each a class, a `functools.partial` or a name.
+
+    A name is that of a file of `conf/mixer`, packaged or of the working directory, like "pooling" or "ppaa".
+
+    Raises:
+        ConfigError: no mixer has the name; it says the nearest.
+        ValueError: another number of mixers than of stages.
+    """
+    if isinstance(mixer, str):
+        return from_config(mixer_named(mixer), stages)
+    if not isinstance(mixer, Sequence):
+        return [mixer] * stages
+    if len(mixer) != stages:
+        raise ValueError(f"mixer has {len(mixer)} values for {stages} stages")
+    return [factory for one in mixer for factory in factories(one, 1)]
+
+
+def _factory(node: Mapping[str, Any], key: str) -> MixerFactory:
+    """The class that `_target_` names, with its options bound; an option that it does not name is an error."""
+    target = import_object(node["_target_"], f"{key}._target_")
+    if not (isinstance(target, type) and issubclass(target, nn.Module)):
+        raise ConfigError(f"{key}._target_={node['_target_']}: expected a torch.nn.Module class")
+    options = {name: value for name, value in node.items() if name != "_target_"}
+    parameters = inspect.signature(target).parameters
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    own = [n for n, p in parameters.items() if p.kind not in variadic and n not in ("dim", "resolution")]
+    hints = _hints(target)
+    for name, value in options.items():
+        if name not in own:
+            hint = nearest(name, own) or f"; it has {', '.join(own) or 'none'}"
+            raise ConfigError(f"{key}.{name}: {target.__name__} has no such option{hint}")
+        if name in hints and not _fits(value, hints[name]):
+            raise ConfigError(f"{key}.{name}={value}: expected {inspect.formatannotation(hints[name])}")
+    missing = [n for n in own if parameters[n].default is inspect.Parameter.empty and n not in options]
+    if missing:
+        raise ConfigError(f"{key}: {target.__name__} needs {', '.join(missing)}; add +{key}.{missing[0]}=...")
+    return partial(target, **options) if options else target
+
+
+def _hints(target: type) -> dict[str, Any]:
+    """The constructor's annotations, or none where they name what cannot be resolved at run time."""
+    try:
+        return get_type_hints(target.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a configuration has the annotated type; only plain types and their unions are judged."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if not all(isinstance(kind, type) for kind in kinds):
+        return True
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)

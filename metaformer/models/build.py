@@ -1,0 +1,150 @@
+"""From a configuration to a network that is about to train."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from metaformer.config.schema import Architecture, Model
+from metaformer.mixers.factory import from_config
+from metaformer.models.block import MetaFormerBlock
+from metaformer.models.metaformer import MetaFormer
+from metaformer.models.weights import initialize
+from metaformer.models.zoo import CROP_PCT, create, find
+from metaformer.system.errors import ConfigError, by_closeness
+from metaformer.system.seeds import seeded
+
+Shape = tuple[int, int, int]  # channels, height and width of an image
+
+
+def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int) -> nn.Module:
+    """The network for such images: a MetaFormer with its mixer, a published model, or one of timm.
+
+    Args:
+        model, mixer: the nodes of a configuration.
+
+    Raises:
+        ConfigError: model, mixer and images do not fit together.
+    """
+    own: dict[str, Any] = {"in_chans": shape[0], "num_classes": classes}
+    rates = {key: rate for key in ("drop_path", "head_dropout") if (rate := getattr(model, key)) is not None}
+    try:
+        if model.source == "timm":
+            with seeded(seed, "net"):
+                return _timm_model(str(model.name), shape[1:], rates, **own)
+        own |= {"img_size": shape[1:], "seed": seed}
+        if model.source == "zoo":
+            return create(str(model.name), **own, **rates)
+        options = {f.name: getattr(model, f.name) for f in fields(Architecture)}
+        return MetaFormer(from_config(mixer, len(model.depths)), **own, **options)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a constructor raises
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ConfigError(f"model and mixer do not fit: {kind}{error}") from error
+
+
+def on_meta(model: Model, mixer: Any, *, shape: Shape, classes: int) -> nn.Module:
+    """The same network without any memory, to be counted."""
+    with torch.device("meta"):
+        return build(model, mixer, 0, shape=shape, classes=classes)
+
+
+def ready(net: nn.Module, sample: Tensor, initialize_from: str | None = None) -> nn.Module:
+    """The network about to train: with the weights that it starts from, in channels_last, tried on two images."""
+    if initialize_from:
+        initialize(net, initialize_from)
+    net = net.to(memory_format=torch.channels_last)
+    try_on(net, sample)
+    return net
+
+
+def _timm_model(name: str, size: tuple[int, ...], rates: Mapping[str, float], **options: Any) -> nn.Module:
+    if not timm.is_model(name):
+        nearest = ", ".join(by_closeness(name, timm.list_models())[:5])
+        raise ConfigError(f"model.name={name}: no such model of timm; nearest: {nearest}")
+    theirs = {"drop_path": "drop_path_rate", "head_dropout": "drop_rate"}
+    options |= {theirs[key]: rate for key, rate in rates.items()}
+    try:
+        return timm.create_model(name, img_size=size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise ConfigError(f"model.name={name}: {error}") from error
+        return timm.create_model(name, **options)  # a model of any size
+
+
+def crop_of(model: Model) -> float:
+    """The evaluation crop: the share of the short side that the square takes."""
+    if model.crop_pct is not None:
+        return model.crop_pct
+    if model.source == "zoo":
+        return find(str(model.name)).crop_pct
+    if model.source == "timm":
+        return getattr(get_pretrained_cfg(str(model.name)), "crop_pct", CROP_PCT)
+    return CROP_PCT
+
+
+def try_on(net: nn.Module, images: Tensor) -> None:
+    """Run a network once in evaluation mode, and leave it in training mode.
+
+    Raises:
+        ConfigError: it fails, or one of its mixers breaks the contract.
+    """
+    blocks = {name: module for name, module in net.named_modules() if isinstance(module, MetaFormerBlock)}
+    try:
+        with torch.no_grad(), contract({name: block.mixer for name, block in blocks.items()}):
+            net.eval()(images)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a foreign mixer or model raises
+        raise ConfigError(f"the model fails on its first batch: {type(error).__name__}: {error}") from error
+    net.train()
+
+
+@contextmanager
+def contract(mixers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While a model runs, see that its mixers, by their places, do what the contract wants.
+
+    Raises:
+        ConfigError: one that crashes, writes to its input, or returns another shape or dtype, NaN or infinity.
+    """
+    running: list[tuple[str, nn.Module, Tensor]] = []
+
+    def enter(place: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda mixer, inputs: running.append((f"{type(mixer).__name__} at {place}", mixer, inputs[0].clone()))
+
+    def leave(mixer: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+        name, _, given = running.pop()
+        wanted, got = list(given.shape), list(getattr(output, "shape", []))
+        if got != wanted:
+            raise ConfigError(f"mixer {name} returned {got or type(output).__name__}, expected {wanted}")
+        if output.dtype != given.dtype:
+            raise ConfigError(f"mixer {name} returned {output.dtype}, expected {given.dtype}")
+        if not torch.equal(inputs[0], given):
+            raise ConfigError(f"mixer {name} wrote to its input, expected that it is left as it was")
+        if not output.isfinite().all():
+            raise ConfigError(f"mixer {name} returned NaN or infinity, expected finite numbers")
+
+    hooks = [m.register_forward_pre_hook(enter(place)) for place, m in mixers.items()]
+    hooks += [m.register_forward_hook(leave) for m in mixers.values()]
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not running:
+            raise
+        name, mixer, given = running[-1]
+        path = f"{type(mixer).__module__}.{type(mixer).__name__}"
+        raise ConfigError(
+            f"mixer {name} fails on {list(given.shape)}: {type(error).__name__}: {error}; expected [B, C, H, W] -> the "
+            f"same shape (python -m metaformer.check {path} tells more)"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()

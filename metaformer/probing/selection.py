@@ -1,0 +1,83 @@
+"""Which runs are probed, and the page on which each stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from metaformer.config.compose import compose
+from metaformer.config.schema import Data
+from metaformer.probing.kept import Probed, probe
+from metaformer.runs.finished import Finished, finished
+from metaformer.runs.launch import collect, read_launch, setting_of
+from metaformer.system import machine
+from metaformer.system.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run that is to be probed, and its place on the pages."""
+
+    setting: str  # a page each
+    cell: str
+    run: Finished
+
+
+def of_folders(folders: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
+    """Runs as they are named on the command line: one page; a cell is called by its mixer where that tells it apart."""
+    runs = [finished(Path(folder), overrides) for folder in dict.fromkeys(folders)]
+    choices = {run.result.cell_id: run.result.choices for run in runs}
+    short, long = ({cell: form.format(**c) for cell, c in choices.items()} for form in ("{mixer}", "{model} {mixer}"))
+
+    def name(cell: str) -> str:
+        unique = (names[cell] for names in (short, long) if list(names.values()).count(names[cell]) == 1)
+        return next(unique, f"{short[cell]} {cell}")
+
+    return [Asked("", name(run.result.cell_id), run) for run in runs]
+
+
+def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Asked]:
+    """Every finished run of a study that was launched from this folder."""
+    launched = read_launch(name)
+    if launched is None:
+        known = sorted(path.parent.name for path in Path("experiments").glob("*/launch.json"))
+        hint = nearest(name, known)
+        raise ConfigError(f"experiments={name}: no study of that name was launched from this folder{hint}")
+    runs = collect(launched.runs, Path(compose(overrides).runtime.runs))
+    factor = launched.analyses[-1].factor
+    asked = [
+        Asked(setting_of(run.levels, factor), run.levels.get(factor, run.cell), finished(run.folder, overrides))
+        for run in runs
+        if not run.problem and run.folder is not None
+    ]
+    if not asked:
+        raise ConfigError(f"experiments={name}: none of its {len(runs)} runs is finished here")
+    if len(asked) < len(runs):
+        console.print(f"{len(runs) - len(asked)} of {len(runs)} runs are not finished and left out", style="yellow")
+    return asked
+
+
+def check_images(asked: Sequence[Asked]) -> None:
+    """Refuse runs of different data on one page: neither their features nor their accuracies can be compared."""
+    first: dict[str, tuple[Data, str | None, Path]] = {}
+    for a in asked:
+        here = (replace(a.run.config.data, root=None), a.run.result.fingerprint, a.run.folder)
+        other = first.setdefault(a.setting, here)
+        if other[:2] != here[:2]:
+            raise ConfigError(f"{other[2]} and {here[2]}: of different data; expected runs on the same images")
+
+
+def all_of(asked: Sequence[Asked], console: Console) -> dict[str, dict[str, dict[int, Probed]]]:
+    """What was measured of each run, by setting, cell and seed; several runs at a time, a core each."""
+    from joblib import Parallel, delayed
+    from rich.progress import track
+
+    runtime = asked[0].run.config.runtime
+    jobs = min(machine.places(runtime.accelerator, runtime.per_gpu), len(asked))
+    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(probe)(a.run, jobs) for a in asked)
+    found: dict[str, dict[str, dict[int, Probed]]] = {}
+    shown = track(zip(asked, results, strict=True), "probing", len(asked), console=console)
+    for a, probed in shown if console.is_terminal else zip(asked, results, strict=True):
+        found.setdefault(a.setting, {}).setdefault(a.cell, {})[a.run.result.seed] = probed
+    return found

@@ -1,0 +1,44 @@
+"""A finished run, with the data and the runtime that a command line changes. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metaformer.config.compose import compose
+from metaformer.config.schema import Config
+from metaformer.runs.result import Result, read_result
+from metaformer.system.errors import ConfigError
+
+CHANGEABLE = ("data", "runtime")  # the groups that may differ from those of the run
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trained run that is looked at again."""
+
+    folder: Path
+    config: Config  # that of the run, with the data and the runtime of today
+    result: Result  # as it was recorded
+
+
+def finished(folder: Path, overrides: Sequence[str] = ()) -> Finished:
+    """A finished run.
+
+    Args:
+        overrides: of data and runtime: `data=NAME` is another data set, `data.root=...` the run's own elsewhere.
+
+    Raises:
+        ConfigError: there is no finished run in the folder; it names some that are beside it.
+    """
+    if not (folder / "weights.pt").exists():
+        known = sorted(p.parent.name for p in folder.parent.glob("*/weights.pt"))
+        names = ", ".join(known[:5]) or "none"
+        raise ConfigError(f"run={folder}: no finished run there (weights.pt); finished beside it: {names}")
+    result = read_result(folder)
+    if result is None:
+        raise ConfigError(f"run={folder}: it has no result.json, so it is not finished")
+    now, keys = compose(overrides), [override.lstrip("+").partition("=")[0] for override in overrides]
+    changed = {key.split(".")[1] for key in keys if key.startswith("data.")}
+    kept = now.data if "data" in keys else result.config.data
+    data = replace(kept, **{key: getattr(now.data, key) for key in changed})
+    return Finished(folder, replace(result.config, data=data, runtime=now.runtime), result)

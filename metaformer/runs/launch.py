@@ -1,0 +1,222 @@
+"""What was launched: experiments/NAME/launch.json holds the analysis as it was first fixed, and the runs of the study.
+
+A report reads them there instead of composing hundreds of configurations.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from metaformer.config.compose import group_dir
+from metaformer.config.schema import Study
+from metaformer.config.validate import plain
+from metaformer.runs.folder import folders_by_id, is_held
+from metaformer.runs.result import REPORTED, Result, failure_of, read_result
+from metaformer.system.errors import ConfigError, by_closeness
+from metaformer.system.files import now, write
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of a study as launch.json lists it."""
+
+    cell: str  # what was varied, in words, without the seed
+    levels: dict[str, str]  # the same by factor: {"mixer": "pooling", "lr": "0.01"}
+    mixer: str
+    seed: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An analysis and a set of runs, from some launch on."""
+
+    time: str
+    analysis: dict[str, Any]  # the reference and the fields of `Analysis`
+    runs: dict[str, Any]  # how many, and a hash of their ids
+
+    @property
+    def factor(self) -> str:
+        """What is compared."""
+        return str(self.analysis.get("factor"))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """launch.json."""
+
+    study: str
+    analyses: list[Stage] = field(default_factory=list)  # the first one, and every later one that differs
+    command: str = ""
+    source: str = ""  # a hash of the files that describe the study
+    runs: list[Entry] = field(default_factory=list)
+    results_sha256: str | None = None  # of results.csv as the last report wrote it
+
+
+def setting_of(levels: Mapping[str, str], factor: str) -> str:
+    """The levels of the other factors, in words."""
+    return " ".join(level for other, level in levels.items() if other != factor)
+
+
+def study_folder(name: str) -> Path:
+    """Where the files of a study go, under the working directory."""
+    return Path("experiments") / name
+
+
+def analysis_of(study: Study) -> dict[str, Any]:
+    """All that decides how a study is judged."""
+    return {"reference": study.reference, **plain(study.analysis)}
+
+
+def record(study: Study, listed: Sequence[Entry], overrides: Sequence[str]) -> None:
+    """Keep the first analysis and choice of runs for ever, every later one that differs, and this launch's command."""
+    name = str(study.name)
+    launched = read_launch(name) or Launch(name)
+    ids = hashlib.sha256(" ".join(sorted(entry.run_id for entry in listed)).encode()).hexdigest()[:16]
+    stage = Stage(now(), analysis_of(study), {"n": len(listed), "ids": ids})
+    last = launched.analyses[-1] if launched.analyses else None
+    known = last is not None and replace(last, time=stage.time) == stage
+    words = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides if not o.startswith("runtime")]
+    save(
+        replace(
+            launched,
+            analyses=launched.analyses if known else [*launched.analyses, stage],
+            command=" ".join(["python -m metaformer.train", *words]),
+            source=source_of(name),
+            runs=list(listed),
+        )
+    )
+
+
+def source_of(name: str) -> str:
+    """A hash of the files that describe a study: where it differs, the runs of the last launch are not its runs."""
+    digest = hashlib.sha256()
+    for folder in dict.fromkeys((Path("experiments").resolve(), group_dir("experiments").resolve())):
+        for file in sorted([*folder.glob(f"{name}.yaml"), *(folder / name).rglob("*.yaml")]):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def save(launched: Launch) -> None:
+    """Write launch.json."""
+    folder = study_folder(launched.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "launch.json", json.dumps(asdict(launched), indent=1) + "\n")
+
+
+def read_launch(name: str) -> Launch | None:
+    """What was launched under this name from this folder, or None."""
+    path = study_folder(name) / "launch.json"
+    if not path.exists():
+        return None
+    try:
+        raw = json.loads(path.read_text())
+        stages, runs = [Stage(**stage) for stage in raw["analyses"]], [Entry(**entry) for entry in raw["runs"]]
+        if not stages or not runs:
+            raise ValueError("it lists no analysis or no run")
+        return Launch(**{**raw, "analyses": stages, "runs": runs})
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); put it back, or remove it and launch again") from error
+
+
+def check_study(study: Study, listed: Sequence[Entry]) -> None:
+    """Refuse a study whose reference or factor is none of its own."""
+    factor, factors = study.analysis.factor, list(listed[0].levels)
+    if factor not in factors:
+        expected = ", ".join(by_closeness(factor, factors))
+        raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
+    levels = {entry.levels[factor] for entry in listed}
+    if study.reference not in levels:
+        expected = ", ".join(by_closeness(study.reference, levels))
+        raise ConfigError(f"study.reference={study.reference}: expected a {factor} of the study, one of {expected}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a study: its result, or the reason why there is none."""
+
+    cell: str
+    levels: Mapping[str, str]
+    mixer: str
+    seed: int
+    run_id: str
+    folder: Path | None
+    result: Result | None
+    problem: str = ""
+
+
+def collect(listed: Sequence[Entry], folder: Path) -> list[Run]:
+    """Every listed run with its result, or with the reason why it has none; nothing is dropped or averaged.
+
+    Args:
+        folder: that of the run folders.
+    """
+    found = folders_by_id(folder)
+    return [_run_of(entry, found.get(entry.run_id, [])) for entry in listed]
+
+
+def _run_of(entry: Entry, paths: Sequence[Path]) -> Run:
+    finished = [path for path in paths if (path / "result.json").exists()]
+    place = next(iter([*finished, *paths]), None)
+    result, problem = None, ""
+    if len(finished) > 1:
+        problem = f"two folders hold it, {finished[0].name} and {finished[1].name}; remove one"
+    elif place is None:
+        problem = "not started"
+    elif not finished:
+        problem = _unfinished(place)
+    else:
+        try:
+            result = read_result(place)
+            problem = _wrong(result, entry) if result else "not finished"
+        except ConfigError as error:
+            problem = str(error)
+    return Run(
+        entry.cell,
+        entry.levels,
+        entry.mixer,
+        entry.seed,
+        entry.run_id,
+        folder=place,
+        result=None if problem else result,
+        problem=problem,
+    )
+
+
+def _wrong(result: Result, entry: Entry) -> str:
+    """What makes a result unfit to be counted for an entry, or nothing."""
+    if (result.run_id, result.seed) != (entry.run_id, entry.seed):
+        return f"its result.json is that of another run ({result.run_id}, seed {result.seed})"
+    for name in REPORTED:
+        value = result.metrics.get(name)
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            return f"{name} is {value}"
+    return ""
+
+
+def _unfinished(folder: Path) -> str:
+    if reason := failure_of(folder):
+        return f"failed: {reason}"
+    return "running" if is_held(folder) else "not finished"
+
+
+def row(run: Run) -> dict[str, Any]:
+    """A finished run as one row of results.csv; metrics are fractions."""
+    result = run.result
+    assert result is not None
+    return {
+        "cell": run.cell,
+        "mixer": run.mixer,
+        "seed": run.seed,
+        **{name: round(result.metrics[name], 6) for name in REPORTED},
+        "params": result.params,
+        "trainable": result.trainable,
+        "macs": result.macs,
+        "seconds": result.seconds,
+        "run": result.name,
+        "cell_id": result.cell_id,
+        "commit": result.git["commit"][:12] if result.git else "",
+    }

@@ -1,0 +1,140 @@
+"""The result of a run, which is written last, and the reason why there is none."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from metaformer.config.metrics import SPLITS, metrics_of
+from metaformer.config.schema import Config
+from metaformer.config.validate import structure
+from metaformer.system.errors import ConfigError
+from metaformer.system.files import write
+
+REPORTED = tuple(name for split in SPLITS for name in metrics_of(split))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What training measures of a run. The metrics are fractions, but for losses."""
+
+    metrics: dict[str, float]
+    params: int
+    trainable: int
+    macs: int | None  # for one image; None where `uncounted_ops` names an op
+    uncounted_ops: list[str]
+    epochs: int
+    images: int  # of the training set
+    seconds: float  # of training
+    threads: int
+    devices: int
+    accumulate: int  # parts that each device's batch was split into
+    device: str
+    versions: dict[str, str]  # of the libraries
+
+
+@dataclass(frozen=True)
+class Result(Measured):
+    """result.json: what was measured, of which run, by which code."""
+
+    name: str
+    choices: dict[str, str]
+    run_id: str
+    cell_id: str
+    seed: int
+    host: str
+    python: str
+    training_version: int
+    git: dict[str, Any] | None  # commit, and whether it was changed; None outside of a checkout
+    finished: str
+    fingerprint: str | None  # of the images
+    config: Config
+
+    def __str__(self) -> str:
+        """The accuracies and what they cost, in a line."""
+        macs = "MACs uncounted" if self.macs is None else f"{self.macs:,} MACs"
+        names = {split: f"{split}_accuracy" for split in SPLITS}
+        told = [f"{split} {self.metrics[name]:.2%}" for split, name in names.items() if name in self.metrics]
+        return f"{', '.join(told)}; {self.params:,} parameters, {macs}, {self.seconds:.0f} s"
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result of a finished run, or None.
+
+    Raises:
+        ConfigError: there is one that cannot be read: nobody's result is redone unasked.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return parse(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to train this run again") from error
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json whole. A metric that is no number raises a ValueError."""
+    write(folder / "result.json", json.dumps(asdict(result), indent=2, allow_nan=False))
+
+
+def parse(raw: Any) -> Result:
+    """A result from plain data; a ValueError that says what makes it unfit to be counted."""
+    if not isinstance(raw, Mapping):
+        raise ValueError("it is no result")
+    for name, kinds in KINDS.items():
+        if not isinstance(raw.get(name, ...), kinds):
+            raise ValueError(f"it has no usable '{name}'")
+    values: dict[str, Any] = {name: raw[name] for name in KINDS}
+    for node in ("model", "data", "recipe", "reference"):  # what is missing would silently be a default
+        if not isinstance(raw["config"].get(node), dict):
+            raise ValueError("it has no usable 'config'")
+    values["config"] = structure(Config, values["config"])
+    result = Result(**values)
+    if result.git is not None and not isinstance(result.git.get("commit"), str):
+        raise ValueError("it has no usable 'git'")
+    if not (math.isfinite(result.seconds) and result.seconds >= 0):
+        raise ValueError(f"seconds is {result.seconds}")
+    return result
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a field has in JSON."""
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    in_json = {Config: (dict,), float: (int, float)}
+    return tuple(kind for option in options for kind in in_json.get(option, (get_origin(option) or option,)))
+
+
+KINDS = {field.name: _kinds(field.type) for field in fields(Result)}
+
+
+def failure_of(folder: Path) -> str:
+    """Why a run failed, or nothing where it did not."""
+    try:
+        return str(json.loads((folder / "failed.json").read_text())["reason"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, LookupError, OSError) as error:
+        return f"its failed.json cannot be read ({error})"
+
+
+COLUMNS = ("epoch", "step", "lr", "train_loss", *metrics_of("train"), "val_loss", *metrics_of("val"), "seconds")
+
+
+def read_curve(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv, one an epoch; an OSError where there is none."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
+    """Write rows to metrics.csv, or add them to it."""
+    with (folder / "metrics.csv").open("a" if append else "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not append:
+            writer.writeheader()
+        writer.writerows(rows)

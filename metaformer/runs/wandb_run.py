@@ -1,0 +1,117 @@
+"""A run on wandb, which may fail: the local files are the truth, and nothing is ever read back."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metaformer.config.schema import Logger
+from metaformer.config.validate import plain
+from metaformer.runs.folder import Planned
+from metaformer.runs.result import Measured, Result
+from metaformer.system.errors import ConfigError
+from metaformer.system.files import write
+
+MARK = "wandb.json"  # in the folder of a run that is on a server, with its tags
+
+
+class Mirror:
+    """A wandb run that can fail without ending the training."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.failed = run, False
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.attempt(lambda: self.run.log(dict(row), step=int(row["epoch"])))
+
+    def summarise(self, measured: Measured) -> None:
+        self.attempt(lambda: self.run.summary.update(final(measured)))
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever wandb or the network raises
+            self.failed = True
+            print(f"wandb: {type(error).__name__}: {error}; training goes on", file=sys.stderr)
+
+
+def wandb_identity(run: Planned | Result, name: str) -> dict[str, Any]:
+    """Where a run stands on wandb: its id is that of the run, its group the cell, its tags the study and the mixer.
+
+    No `=` in a tag: wandb-workspaces doubles it in a filter, which then finds nothing.
+
+    Args:
+        name: of the run's folder.
+    """
+    study = run.config.study.name
+    return {
+        "id": run.run_id,
+        "name": name,
+        "group": name.replace(f"-s{run.config.seed}-{run.run_id}", f"-{run.cell_id}"),
+        "tags": [*([study] if study else []), f"mixer:{run.choices['mixer']}"],
+    }
+
+
+def final(measured: Measured) -> dict[str, Any]:
+    """What the summary of a run holds beside its last epoch."""
+    values: dict[str, Any] = {f"final/{name}": value for name, value in measured.metrics.items()}
+    return values | {"params": measured.params, "macs": measured.macs, "seconds": measured.seconds}
+
+
+def mark(folder: Path, logger: Logger, tags: list[str]) -> None:
+    """Note that a run is on the server, so that nobody uploads it again."""
+    where = {"project": logger.project, "entity": logger.entity}
+    write(folder / MARK, json.dumps({**where, "tags": tags}) + "\n")
+
+
+def marked(folder: Path, logger: Logger) -> list[str] | None:
+    """The tags that a run has in this project, or None where it is not there."""
+    try:
+        found = json.loads((folder / MARK).read_text())
+        there = (found["project"], found["entity"]) == (logger.project, logger.entity)
+        return list(found["tags"]) if there else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{folder / MARK}: cannot be read ({error}); remove it to upload this run again") from error
+
+
+def start(logger: Logger, settings: Mapping[str, Any], **options: Any) -> Any:
+    """A wandb run where the `logger` node of a configuration says; resumed where its id is known there."""
+    import wandb
+
+    return wandb.init(
+        project=logger.project,
+        entity=logger.entity,
+        mode=logger.mode,  # type: ignore[arg-type]
+        resume="allow",
+        settings=wandb.Settings(init_timeout=60, **settings),
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def wandb_run(planned: Planned) -> Iterator[Mirror | None]:
+    """A wandb run that is finished whatever happens; None where none is wanted or none can be had."""
+    config, folder = planned.config, planned.folder
+    if not config.logger.wandb or config.debug.mode != "none":
+        yield None
+        return
+    identity = wandb_identity(planned, folder.name)
+    try:
+        run = start(config.logger, {}, dir=folder, config=plain(config), **identity)
+    except Exception as error:  # whatever wandb or the network raises
+        print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
+        yield None
+        return
+    mirror = Mirror(run)
+    code = 1
+    try:
+        yield mirror
+        code = 0
+    finally:
+        mirror.attempt(lambda: run.finish(exit_code=code))
+        if code == 0 and config.logger.mode == "online" and not mirror.failed:
+            mark(folder, config.logger, identity["tags"])

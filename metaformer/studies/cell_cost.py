@@ -1,0 +1,117 @@
+"""What cells cost, counted or measured, and the table of the command `cost`. A door of the studies to torch."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from metaformer.config.schema import Config
+from metaformer.data.registry import shape
+from metaformer.models.build import build, on_meta
+from metaformer.models.cost import Cost, count, training_memory
+from metaformer.models.cost import throughput as speed_of
+from metaformer.system.errors import ConfigError
+
+
+def _on_meta(config: Config) -> tuple[torch.nn.Module, tuple[int, int, int]]:
+    """The network of a cell without any memory, and the shape of its images."""
+    channels, side, classes = shape(config.data)
+    image = (channels, side, side)
+    return on_meta(config.model, config.mixer, shape=image, classes=classes), image
+
+
+def cost_of(config: Config) -> Cost:
+    """The cost of a cell, counted without allocating a weight."""
+    return count(*_on_meta(config))
+
+
+def macs(config: Config) -> int:
+    """The multiply-accumulates of a cell; a ConfigError that names the op where one has no formula."""
+    cost = cost_of(config)
+    if cost.macs is None:
+        raise ConfigError(f"mixer or model uses {', '.join(cost.uncounted)}: no formula for its multiply-accumulates")
+    return cost.macs
+
+
+def params(config: Config) -> int:
+    """The parameters of a cell, whatever its ops are."""
+    return sum(p.numel() for p in _on_meta(config)[0].parameters())
+
+
+def memory(config: Config) -> int:
+    """Bytes that training a cell takes in fp32 on each device, for the batch of its recipe."""
+    parts = config.runtime.accumulate if isinstance(config.runtime.accumulate, int) else 1
+    batch = -(-config.recipe.batch // config.runtime.processes) // parts
+    return training_memory(*_on_meta(config), batch)
+
+
+def throughput(config: Config) -> tuple[float, float]:
+    """Images per second of this machine: forward, and a training step."""
+    channels, side, classes = shape(config.data)
+    gpu = torch.cuda.is_available() and config.runtime.accelerator != "cpu"
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    net = build(config.model, config.mixer, config.seed, shape=(channels, side, side), classes=classes)
+    images = torch.randn(config.cost.batch, channels, side, side, device="cuda" if gpu else "cpu")
+    return speed_of(net, images, bf16=config.recipe.precision == "bf16")
+
+
+Row = Mapping[str, Any]
+
+
+def rows_of(cell: str, config: Config, match: Row) -> list[Row]:
+    """A row for the cell, with the figures of its paper where it has any, and one for each module on request.
+
+    Args:
+        match: how it was matched to a budget, as columns.
+    """
+    cost, paper = cost_of(config), config.reference
+    row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params}
+    row |= {"frozen": cost.params - cost.trainable, "macs": macs(config), "activations": cost.activations}
+    row |= {"fp32_training_gib": memory(config) / 2**30}
+    row |= {**match, "paper_params_m": paper.params, "paper_macs_g": paper.macs, "paper_top1": paper.top1}
+    if config.cost.throughput:
+        row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config), strict=True))
+    if not config.cost.modules:
+        return [row]
+    inside: list[Row] = [
+        {"cell": cell, "module": name, "params": own_params, "macs": own_macs, "activations": activations}
+        for name, (own_params, own_macs, activations) in cost.modules.items()
+        if own_params or own_macs
+    ]
+    return [row, *inside]
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as .json or .csv."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2))
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the columns that have something in them."""
+    columns = [key for key in rows[0] if any(row.get(key) not in (None, "", 0) for row in rows)]
+    table = Table(box=SIMPLE_HEAD)
+    for i, key in enumerate(columns):
+        table.add_column(key.replace("_", " "), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(key)) for key in columns))
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)

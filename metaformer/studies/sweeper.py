@@ -1,0 +1,133 @@
+"""A study as Hydra's sweeper: a grid like that of Hydra's own, with three differences.
+
+A bad configuration in any cell is refused before anything runs, only what is not finished is launched, and it ends with
+a summary.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from rich.console import Console
+
+from metaformer.analysis.page import summarise
+from metaformer.config.hydra_internals import make_launcher, register_sweeper
+from metaformer.runs.launch import check_study, collect, record
+from metaformer.runs.result import failure_of, read_result
+from metaformer.studies.points import Point, points
+from metaformer.studies.progress import follow
+from metaformer.studies.worker import Outcome, found, job
+from metaformer.system.errors import ConfigError
+
+
+class StudySweeper(Sweeper):
+    """Trains what is not finished of a grid, with any launcher of Hydra's."""
+
+    __module__ = "hydra_plugins.metaformer"  # see register()
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, params: DictConfig | None) -> None:
+        """`params` is the grid, which `points` reads from the configuration."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = make_launcher(hydra_context, job, config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        listed = points(self.hydra_context.config_loader, self.config, arguments)
+        study, runtime = listed[0].config.study, listed[0].config.runtime
+        self._check_launcher(listed)
+        entries = [point.entry for point in listed]
+        whole = bool(study.name) and not self._changed(arguments)
+        if whole:
+            check_study(study, entries)
+        pending = [p for p in listed if runtime.force or found(p.run) is None]
+        # Its own descriptor, since a run in this process sends what it prints to a file.
+        file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+        console = Console(file=file, width=None if file.isatty() else 120)
+        _announce(listed, pending, console)
+        if whole:
+            record(study, entries, list(self.config.hydra.overrides.task))
+        outcomes: list[Outcome] = []
+        if pending:
+            with follow(listed, pending, console, show=runtime.progress):
+                outcomes = self._launch(pending)
+        summarise(study, collect(entries, Path(runtime.runs)), console, write=whole)
+        if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:
+            _tell(failures, len(listed), console)
+            raise SystemExit(1)
+
+    def _check_launcher(self, listed: Sequence[Point]) -> None:
+        """Refuse what would train a sweep once for each device, or what this machine cannot submit."""
+        slurm = type(self.launcher).__name__ == "SlurmLauncher"
+        if slurm and shutil.which("sbatch") is None:
+            raise ConfigError("hydra/launcher=slurm: there is no sbatch here; expected a login node of a SLURM cluster")
+        jobs = self.config.hydra.launcher.get("n_jobs", 1)
+        if not isinstance(jobs, int) or jobs == 0 or jobs < -1:
+            raise ConfigError(f"hydra.launcher.n_jobs={jobs}: expected at least 1, or -1 for one on each core")
+        for point in listed:
+            if point.config.runtime.processes > 1 and not slurm:
+                words = " ".join(point.overrides)
+                raise ConfigError(
+                    f"runtime.devices={point.config.runtime.devices}: a sweep trains each run on one device, but with "
+                    f"hydra/launcher=slurm; or one run at a time: python -m metaformer.train {words}"
+                )
+
+    def _launch(self, pending: Sequence[Point]) -> list[Outcome]:
+        """Run what is pending; where a worker dies, the folders tell which runs it took with it."""
+        try:
+            returned = self.launcher.launch([p.overrides for p in pending], initial_job_idx=0)
+            return [r.return_value for r in returned]
+        except Exception as error:  # whatever a launcher raises when a worker is gone
+            died = f"its worker died ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+            lost = [p.run.folder for p in pending if read_result(p.run.folder) is None]
+            return [Outcome(folder.name, "failed", folder, reason=failure_of(folder) or died) for folder in lost]
+
+    def _changed(self, arguments: Sequence[str]) -> bool:
+        """Whether the command line narrowed or changed the study that its file describes."""
+        return bool(changes([*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]))
+
+
+def changes(arguments: Sequence[str]) -> list[str]:
+    """The overrides that change which runs a study is made of, or how it is judged."""
+    kept = []
+    for argument in arguments:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key not in ("experiments", "data.root") and key.partition(".")[0] not in ("runtime", "logger"):
+            kept.append(argument)
+    return kept
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
+    sys.modules["hydra_plugins.metaformer"] = sys.modules[__name__]
+    register_sweeper(StudySweeper)
+
+
+def _announce(listed: Sequence[Point], pending: Sequence[Point], console: Console) -> None:
+    study, done = listed[0].config.study, len(listed) - len(pending)
+    name = study.name or "sweep"
+    console.print(f"[bold]{name}[/]: {len(listed)} runs, {done} finished, {len(pending)} to do")
+    if study.question:
+        console.print(study.question, markup=False)
+    for words in dict.fromkeys(f"{p.cell}: {p.match.words}" for p in listed if p.match):
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell(failures: Sequence[Outcome], runs: int, console: Console) -> None:
+    """A line for each run that did not finish, with the place of its traceback."""
+    for outcome in failures:
+        line = f"{outcome.status} {outcome.name}: {outcome.reason}"
+        console.print(line, style="red", markup=False, soft_wrap=True)
+        if outcome.status == "failed" and outcome.folder and (outcome.folder / "failed.json").exists():
+            console.print(f"  the traceback: {outcome.folder}/failed.json", markup=False, soft_wrap=True)
+    console.print(f"{len(failures)} of {runs} runs did not finish; the same command tries them again")

@@ -1,0 +1,210 @@
+"""One run, the only way to train: a command, a study, a search and a job of SLURM all end in `run`.
+
+This is the one door of the studies to torch, which is imported only to train.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from metaformer.config.compose import choices_of, config_of
+from metaformer.config.identity import differences
+from metaformer.config.validate import plain
+from metaformer.runs.folder import Held, Planned, lock
+from metaformer.runs.result import Measured, Result, read_result, write_result
+from metaformer.studies.points import FIRST_SEED, resolve
+from metaformer.system import machine
+from metaformer.system.errors import ConfigError
+from metaformer.system.files import now, output_to, write
+from metaformer.system.version import TRAINING_VERSION, git_state
+
+if TYPE_CHECKING:
+    from metaformer.training.fit import Prepared
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went: finished, found, failed, refused, held by another process, followed, profiled or drawn."""
+
+    name: str
+    status: str
+    folder: Path | None = None
+    result: Result | None = None
+    reason: str = ""
+    shown: Any = None  # the table or the picture of a debug mode
+
+
+def job(cfg: DictConfig) -> Outcome:
+    """The run that Hydra composed. In a multirun it returns how it went and never raises."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        if hydra.sweeper.params:
+            raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
+        return run(_planned(cfg))
+    choices = choices_of(hydra)
+    outcome = Outcome(f"{choices['mixer']}-{choices['model']}", "refused")
+    try:
+        planned = _planned(cfg)
+        outcome = Outcome(planned.folder.name, "failed", planned.folder)
+        jobs = int(hydra.launcher.get("n_jobs", 1))
+        if jobs != 1 and planned.config.runtime.accelerator != "cpu":
+            machine.take(planned.config.runtime.per_gpu)
+        return run(planned, jobs=jobs, log="run.log")
+    except Exception as error:  # whatever a run raises is its outcome
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            raise  # whoever started the processes of this run is to end the others
+        if isinstance(error, ConfigError | Held):
+            status = "refused" if isinstance(error, ConfigError) else "held"
+            return replace(outcome, status=status, reason=str(error))
+        return replace(outcome, reason=reason_of(error))
+
+
+def _planned(cfg: DictConfig) -> Planned:
+    hydra = HydraConfig.get()
+    if hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir: paths are relative to the folder of the command; leave it false")
+    return resolve(config_of(cfg), choices_of(hydra))[0]
+
+
+def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
+    """Skip a finished run; else check the configuration, then make the folder and train under its lock.
+
+    Args:
+        jobs: how many runs share the cores of this machine.
+        log: a file in the folder for all that is printed, instead of a progress bar.
+    """
+    config, folder = planned.config, planned.folder
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # then it goes on, forced or not
+    force = (config.runtime.force and not requeued) or config.debug.mode != "none"
+    if not force and (result := found(planned)) is not None:
+        return Outcome(folder.name, "found", folder, result)
+    with output_to(Path(os.devnull) if log else None):
+        from metaformer.training.fit import fit, prepare
+
+        prepared = prepare(config)
+    if config.debug.mode in ("profile", "batch"):
+        return _look(planned, prepared)
+    if machine.rank() > 0:  # the first process does all that concerns files
+        folder.mkdir(parents=True, exist_ok=True)
+        with output_to(folder / f"rank{machine.rank()}.log" if log else None), recorded(folder):
+            fit(planned, prepared, jobs=jobs, show=False)
+        return Outcome(folder.name, "followed", folder)
+    with lock(folder):
+        if not force and (result := found(planned)) is not None:
+            return Outcome(folder.name, "found", folder, result)
+        return _train(planned, prepared, jobs=jobs, log=log, force=force)
+
+
+def found(planned: Planned) -> Result | None:
+    """The result of a run that is finished, or None.
+
+    Raises:
+        ConfigError: there is one that cannot be read, or that is of another configuration.
+    """
+    result = read_result(planned.folder)
+    if result is not None and (other := differences(result.config, planned.config)):
+        key, (there, here) = next(iter(other.items()))
+        path = planned.folder / "result.json"
+        raise ConfigError(f"{path}: is of another configuration ({key} {there}, not {here}); remove it to train again")
+    return result
+
+
+def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None, force: bool) -> Outcome:
+    """Train in a folder that this process holds. A result is there before its checkpoints go."""
+    from metaformer.training import checkpoints
+    from metaformer.training.fit import fit
+
+    config, folder = planned.config, planned.folder
+    for stale in folder.iterdir() if force else [folder / "failed.json"]:
+        if stale.is_file() and stale.name != ".lock":
+            stale.unlink(missing_ok=True)
+    write(folder / "config.yaml", yaml.safe_dump({"choices": dict(planned.choices), **plain(config)}, sort_keys=False))
+    show = config.runtime.progress and log is None and sys.stderr.isatty()
+    with output_to(folder / log if log else None), recorded(folder):
+        measured = fit(planned, prepared, jobs=jobs, show=show)
+        assert measured is not None  # this is the first process
+        result = _result(planned, measured)
+        write_result(folder, result)
+        checkpoints.remove(folder)
+    return Outcome(folder.name, "finished", folder, result)
+
+
+def _result(planned: Planned, measured: Measured) -> Result:
+    return Result(
+        **asdict(measured),
+        name=planned.folder.name,
+        choices=dict(planned.choices),
+        run_id=planned.run_id,
+        cell_id=planned.cell_id,
+        seed=planned.config.seed,
+        host=platform.node(),
+        python=platform.python_version(),
+        training_version=TRAINING_VERSION,
+        git=git_state(),
+        finished=now(),
+        fingerprint=planned.fingerprint,
+        config=planned.config,
+    )
+
+
+def _look(planned: Planned, prepared: "Prepared") -> Outcome:
+    """The debug modes that train nothing: a profile of a step, or a picture of a batch."""
+    from metaformer.training import debug
+
+    config, folder = planned.config, planned.folder
+    if config.debug.mode == "batch":
+        picture = debug.picture(config.recipe, config.seed, prepared.images, folder)
+        return Outcome(folder.name, "drawn", shown=picture)
+    with output_to(Path(os.devnull)):  # the profiler talks of devices that are not there
+        return Outcome(folder.name, "profiled", shown=debug.profile(config, prepared.net, prepared.images))
+
+
+def reason_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Keep an error and its traceback in failed.json, and let it go on; one of the disk is one of the user's."""
+    try:
+        yield
+    except Exception as error:
+        failure = {"reason": reason_of(error), "traceback": traceback.format_exc(), "time": now()}
+        with contextlib.suppress(OSError):
+            write(folder / "failed.json", json.dumps(failure, indent=2))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror})") from error
+        raise
+
+
+def trial(cfg: DictConfig) -> float:
+    """Train or find one run; its validation accuracy, and 0 where it failed: a rate at which it diverges is a bad one.
+
+    Raises:
+        ConfigError: it cannot be run at all, or it has the seed of a study.
+    """
+    if cfg.seed < FIRST_SEED:
+        raise ConfigError(f"seed={cfg.seed}: a search has seeds from {FIRST_SEED} on, which no study reports")
+    sweeper = HydraConfig.get().sweeper
+    if not str(sweeper.get("direction", "maximize")).endswith("maximize"):  # Optuna's own default is the opposite
+        raise ConfigError("hydra.sweeper.direction: expected maximize, an accuracy; hydra/sweeper=search has it")
+    outcome = job(cfg)
+    if outcome.status == "refused":
+        raise ConfigError(outcome.reason)
+    accuracy = outcome.result.metrics["val_accuracy"] if outcome.result else 0.0
+    rates = f"lr {cfg.recipe.lr:.3g}, weight decay {cfg.recipe.weight_decay:.3g}"
+    print(f"{outcome.name}: {rates}: {outcome.reason or f'val {accuracy:.2%}'}", file=sys.stderr)
+    return accuracy

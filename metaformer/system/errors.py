@@ -1,0 +1,18 @@
+"""What a user is told of a mistake: one line, with the nearest valid choice."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """What the user wrote cannot be run; the message is one line that names the key and the nearest valid choice."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def by_closeness(word: str, words: Iterable[str]) -> list[str]:
+    return sorted(words, key=lambda w: -difflib.SequenceMatcher(None, word, w).ratio())

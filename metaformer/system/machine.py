@@ -1,0 +1,82 @@
+"""This machine: its cores, its GPUs, how many runs go on at once, and which process of a run this is.
+
+Each place on a GPU is a lock file. A worker takes its place before torch is imported, by setting CUDA_VISIBLE_DEVICES,
+and keeps it as long as it lives: once CUDA has started, a process cannot move. Two studies on one machine share the
+places.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from metaformer.system.errors import ConfigError
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK") or there))  # not every site binds a job to its cores
+
+
+_held: list[FileLock] = []  # the place of this process
+
+
+@cache
+def gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or those that nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
+
+
+def places(accelerator: str, per_gpu: int) -> int:
+    """How many runs go on at once: one for each core, or where there are GPUs `per_gpu` for each of them."""
+    if accelerator == "cpu" or not gpus():
+        return cores()
+    return len(gpus()) * per_gpu
+
+
+def take(per_gpu: int) -> str | None:
+    """Wait for a place on a GPU, make it the only one that this process sees, and return it; None without GPUs."""
+    if not gpus():
+        return None
+    if _held:
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+    folder = Path(tempfile.gettempdir()) / f"metaformer-gpus-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); it holds the places on the GPUs") from error
+    told = False
+    while True:
+        for place in range(per_gpu):
+            for gpu in gpus():
+                lock = FileLock(folder / f"{gpu}.{place}.lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    continue
+                _held.append(lock)
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                return gpu
+        if not told:
+            print(f"all places on GPUs {', '.join(gpus())} are taken; waiting for one", file=sys.stderr)
+            told = True
+        time.sleep(0.5)
+
+
+def rank() -> int:
+    """The place of this process among those that train one run together, whoever started them; 0 is the first."""
+    variables = ("RANK", "LOCAL_RANK") if "SLURM_JOB_ID" not in os.environ else ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in variables if name in os.environ), 0)

@@ -1,0 +1,188 @@
+"""Classification: loss, metrics, optimizer and schedule; everything that is the same for every mixer."""
+
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from metaformer.config.schema import Distill, Recipe
+from metaformer.data.batches import Batch
+from metaformer.data.images import Images
+from metaformer.data.lightning_progress import done_batches
+from metaformer.system.errors import ConfigError
+from metaformer.system.seeds import seed_globals
+from metaformer.tasks.metrics import Metrics
+from metaformer.tasks.optimization import make_optimizer, make_scheduler
+
+
+class Classifier(L.LightningModule):
+    """A network under a recipe. Metrics are fractions.
+
+    With a teacher, the loss is that of DeiT. A student with a distillation token (of timm, `deit_*_distilled_*`) learns
+    from the teacher through that token, any other through its only output.
+    """
+
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, *, classes: int, seed: int, teacher: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.net, self.recipe, self.seed = net, recipe, seed
+        self.metrics = Metrics(classes)
+        self.mixup = mixup_of(recipe, classes)
+        self.predictions: list[Tensor] = []
+        self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
+        if self.teacher and hasattr(net, "set_distilled_training"):
+            net.set_distilled_training(True)  # type: ignore[operator]
+
+    def on_fit_start(self) -> None:
+        for teacher in self.teacher:
+            teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        if done_batches(self.trainer) == 0:  # a checkpoint of an epoch's end still has the sums of that epoch
+            for metric in self.metrics.of("train").values():
+                metric.reset()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        part = batch_idx % parts * devices + self.global_rank
+        self.seed_step(self.global_step, *([part] if devices * parts > 1 else []))
+
+    def seed_step(self, *place: int) -> None:
+        """Seed the global generators for a step, or for a part of it where its batch is split.
+
+        Whatever draws from them is then a function of (seed, step): a resumed run draws the same, and so do two runs
+        that differ in a mixer which draws nothing itself. Parts of a batch, on several devices or one after the other,
+        each draw their own.
+        """
+        seed_globals(self.seed, "step", *place)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        if self.mixup is not None:
+            batch = self.mixup(*batch)
+        loss = self._step("train", batch, smoothing=0.0 if self.mixup else self.recipe.label_smoothing)[0]
+        if not torch.isfinite(loss):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"diverged: loss is {loss.item()} at step {self.global_step + 1} (epoch {self.current_epoch + 1}), "
+                f"lr {lr:.3g}; first not finite: {first_not_finite(self.net, batch[0])}"
+            )
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        self._step("val", batch)
+
+    def on_test_epoch_start(self) -> None:
+        self.predictions = []
+
+    def test_step(self, batch: Batch) -> None:
+        self.predictions.append(self._step("test", batch)[1].argmax(1))
+
+    def on_test_epoch_end(self) -> None:
+        """Predictions of all devices, which read every n-th image each."""
+        own = torch.cat(self.predictions)
+        devices, images = self.trainer.world_size, len(self.trainer.datamodule.data.test)  # type: ignore[attr-defined]
+        if devices > 1:
+            padded = F.pad(own, (0, -(-images // devices) - len(own)))
+            gathered = self.all_gather(padded)
+            assert isinstance(gathered, Tensor)  # [devices, images of one]
+            own = gathered.T.flatten()[:images]
+        self.predictions = [own.cpu()]
+
+    def _step(self, split: str, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Loss and logits [B, classes] of a batch, which go into the metrics of its split."""
+        images, labels = batch
+        output = self.net(images)
+        logits, distilled = (o.float() for o in (output if isinstance(output, tuple) else (output, output)))
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if split == "train" and self.teacher:
+            with torch.no_grad():
+                taught = self.teacher[0](images).float()
+            alpha = self.recipe.distill.alpha
+            loss = (1 - alpha) * loss + alpha * distillation_loss(distilled, taught, self.recipe.distill)
+        hard = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class that has most of them
+        for name, metric in self.metrics.update(split, loss.detach(), logits, hard).items():
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name.endswith("_accuracy"))
+        return loss, logits
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.net, self.recipe, on_gpu=self.device.type == "cuda")
+        # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
+        updates = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        scheduler = make_scheduler(optimizer, self.recipe, updates)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.recipe.lr_interval}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if self.recipe.lr_interval == "epoch":
+            scheduler.step(self.current_epoch + 1)
+        else:
+            scheduler.step_update(self.global_step)
+
+
+def mixup_of(recipe: Recipe, classes: int) -> Mixup | None:
+    """timm's Mixup and CutMix, one of them for each batch, with label smoothing in their targets; None without."""
+    if not recipe.mixes:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=classes,
+    )
+
+
+@torch.no_grad()
+def first_not_finite(net: nn.Module, images: Tensor) -> str:
+    """The module where values stop being finite in a forward pass: its weights, or else its output."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
+            if found or not isinstance(output, Tensor) or torch.isfinite(output).all():
+                return
+            weights = [key for key, p in module.named_parameters(recurse=False) if not torch.isfinite(p).all()]
+            found.append(f"{name}.{weights[0]}" if weights else f"the output of {name} ({type(module).__name__})")
+
+        return check
+
+    # A module's hook is called after those of the modules in it: the first to complain is the innermost.
+    hooks = [module.register_forward_hook(watch(name)) for name, module in net.named_modules() if name]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the loss itself"
+
+
+def build_teacher(distill: Distill, images: Images) -> nn.Module | None:
+    """The frozen teacher that a recipe names, tried on two images; None where there is none."""
+    if distill.teacher is None:
+        return None
+    try:
+        teacher = timm.create_model(
+            distill.teacher,
+            in_chans=images.channels,
+            num_classes=len(images.classes),
+            checkpoint_path=distill.weights or "",
+        ).eval()
+        with torch.no_grad():
+            teacher(images.sample())
+    except Exception as error:  # whatever timm or a file of weights raises
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"recipe.distill.teacher={distill.teacher}: {type(error).__name__}: {reason}") from error
+    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, distill: Distill) -> Tensor:
+    """How far a student's logits [B, classes] are from its teacher's: from its decisions, or from its probabilities."""
+    if distill.mode == "hard":
+        return F.cross_entropy(logits, taught.argmax(1))
+    student, teacher = ((z / distill.tau).log_softmax(1) for z in (logits, taught))
+    return distill.tau**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

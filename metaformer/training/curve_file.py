@@ -1,0 +1,59 @@
+"""The curves of a run: metrics.csv, which is the truth, and after it its mirror on wandb."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from metaformer.runs.result import COLUMNS, read_curve, write_curve
+from metaformer.runs.wandb_run import Mirror
+
+
+class CurveFile(L.Callback):
+    """One row an epoch in metrics.csv, mirrored to wandb where there is one.
+
+    Lightning's CSVLogger deletes the file of an earlier start, and with it the rows from before a resume.
+    """
+
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        self.folder, self.mirror = folder, mirror
+        self.before = 0.0  # seconds of this epoch that an earlier start has spent
+        self.started = time.perf_counter()
+        self.lr = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            there = self.rows() if (self.folder / "metrics.csv").exists() else []
+            write_curve(self.folder, [row for row in there if int(row["epoch"]) <= trainer.current_epoch])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.before + time.perf_counter() - self.started}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.before = state["seconds"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self.lr}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+        row |= {"seconds": round(self.before + time.perf_counter() - self.started, 3)}
+        self.before, self.started = 0.0, time.perf_counter()
+        if trainer.is_global_zero:
+            write_curve(self.folder, [row], append=True)
+        for name in ("train_loss", "val_loss"):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise FloatingPointError(
+                    f"diverged: {name} is {row[name]} in epoch {row['epoch']} at lr {row['lr']:.3g}"
+                )
+        if self.mirror is not None:
+            self.mirror.log(row)
+
+    def rows(self) -> list[dict[str, str]]:
+        return read_curve(self.folder)

@@ -1,0 +1,80 @@
+"""Debug modes: two batches, overfitting one batch, a picture of a batch, a profile of a step."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
+from torchvision.utils import make_grid, save_image
+
+from metaformer.config.schema import Config, Recipe
+from metaformer.data.images import Images, balanced
+from metaformer.data.module import ImageData
+from metaformer.tasks.classification import Classifier
+from metaformer.training.trainer import threads, workers
+
+LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
+    "fast": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2},
+    "overfit": {"limit_val_batches": 0},
+}
+
+
+def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:
+    """One batch of images with every class, and a recipe that learns it by heart."""
+    batch = min(recipe.batch, len(images.train))
+    part = images.train[balanced(images.train.labels, batch, "recipe.batch")[0]]
+    changed = replace(
+        recipe, epochs=200, cooldown_epochs=0, batch=batch, label_smoothing=0.0, warmup_epochs=0, mixup=0.0, cutmix=0.0
+    )
+    return Images(part, images.val, images.test, images.classes, images.side), changed
+
+
+def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int = 64) -> Path:
+    """The first images of the first training batch as the model sees them, Mixup included, in one PNG file."""
+    batch = next(iter(ImageData(images, recipe, seed, workers=0).train_dataloader()))
+    module = Classifier(nn.Identity(), recipe, classes=len(images.classes), seed=seed)
+    if module.mixup is not None:
+        module.seed_step(0)
+        batch = module.mixup(*batch)
+    mean, std = (v[:, None, None] / 255 for v in (images.mean, images.std))
+    shown = (batch[0][:most] * std + mean).clamp(0, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "batch.png"
+    save_image(make_grid(shown, nrow=int(len(shown) ** 0.5)), file)
+    return file
+
+
+def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> Table:
+    """Where the time of `steps` training steps goes on the CPU, as a table of ops."""
+    recipe, runtime = config.recipe, config.runtime
+    torch.set_num_threads(threads(runtime, 1))
+    data = ImageData(images, recipe, config.seed, workers=workers(runtime, 1)).train_dataloader()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    batch = next(iter(data))
+    step(batch)
+    with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            step(batch)
+    ops = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
+    total = sum(op.self_cpu_time_total for op in ops)
+    table = Table(
+        title=f"A training step of {recipe.batch} images, {threads(runtime, 1)} threads", title_justify="left"
+    )
+    for name in ("op", "share", "ms a step", "calls a step"):
+        table.add_column(name, justify="left" if name == "op" else "right")
+    for op in ops[:15]:
+        share = op.self_cpu_time_total / total
+        table.add_row(op.key, f"{share:.1%}", f"{op.self_cpu_time_total / steps / 1e3:.2f}", f"{op.count / steps:.0f}")
+    return table

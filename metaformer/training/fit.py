@@ -1,0 +1,229 @@
+"""From a configuration to trained weights: build and check the network, fit it with Lightning, test it once."""
+
+import contextlib
+import copy
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, RichProgressBar
+from torch import Tensor, nn
+
+from metaformer.config.schema import Config, Recipe
+from metaformer.config.validate import plain
+from metaformer.data.images import Images, Split, load
+from metaformer.data.module import ImageData
+from metaformer.models.build import build, crop_of, ready
+from metaformer.models.cost import Cost, count
+from metaformer.runs.folder import Planned
+from metaformer.runs.result import Measured
+from metaformer.runs.wandb_run import wandb_run
+from metaformer.system.errors import ConfigError
+from metaformer.system.machine import rank
+from metaformer.system.version import library_versions
+from metaformer.tasks.classification import Classifier, build_teacher
+from metaformer.tasks.optimization import check_optimizer
+from metaformer.training import checkpoints
+from metaformer.training.checkpoints import Checkpoints, Saved
+from metaformer.training.curve_file import CurveFile
+from metaformer.training.debug import LIMITS, one_batch
+from metaformer.training.trainer import QUIET, device_name, make_trainer, threads, workers
+
+
+@dataclass
+class Prepared:
+    """What a run is made of. Whatever cannot work has been refused, and nothing has been written."""
+
+    images: Images
+    net: nn.Module
+    teacher: nn.Module | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Read the images, build the networks and try them.
+
+    Raises:
+        ConfigError: something does not fit; it names the key.
+    """
+    recipe = config.recipe
+    check_optimizer(recipe.optimizer)
+    images = load(config.data, config.runtime.cache)
+    if recipe.scale is None and not isinstance(images.train, Split):
+        raise ConfigError(
+            "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
+        )
+    if recipe.batch > len(images.train):
+        raise ConfigError(f"recipe.batch={recipe.batch}: there are {len(images.train)} training images")
+    net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
+    net = ready(net, images.sample(), recipe.initialize_from)
+    return Prepared(images, net, build_teacher(recipe.distill, images))
+
+
+def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measured | None:
+    """Train from the start or from the newest checkpoint, then test once; None in all processes but the first.
+
+    Where the device is too small for a batch, `runtime.accumulate=auto` tries again with twice as many parts.
+
+    Args:
+        jobs: how many runs share the cores of this machine.
+        show: a progress bar.
+    """
+    config = planned.config
+    auto = config.runtime.accumulate == "auto"
+    initial = copy.deepcopy(prepared.net.state_dict()) if auto else {}
+    batch, smallest = config.recipe.batch // config.runtime.processes, 1 + config.recipe.mixes  # Mixup pairs images
+    parts = 1 if auto else config.runtime.accumulate
+    while True:
+        try:
+            return _fit(planned, prepared, jobs=jobs, show=show, parts=parts)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        words, more = (
+            f"out of memory with {batch // parts} images on a device at once ({parts} parts of a batch)",
+            2 * parts,
+        )
+        if batch % more or batch // more % smallest:
+            raise MemoryError(f"{words}; it has no more parts of equal size")
+        if not auto:
+            raise MemoryError(
+                f"{words}; runtime.accumulate={more} halves them, runtime.accumulate=auto finds the least"
+            )
+        print(f"{words}; trying {more} parts", file=sys.stderr)
+        prepared.net.load_state_dict(initial)
+        prepared.net.zero_grad()
+        torch.cuda.empty_cache()
+        parts = more
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: int) -> Measured | None:
+    config, debug = planned.config, planned.config.debug.mode
+    images, recipe, net = prepared.images, config.recipe, prepared.net
+    saved = checkpoints.read(planned.folder)
+    own_threads = saved.threads if saved else threads(config.runtime, jobs)
+    parts = saved.accumulate if saved else parts
+    torch.set_num_threads(own_threads)
+    if debug == "overfit":
+        images, recipe = one_batch(images, recipe)
+    cost = count(net, images.shape)
+    module = Classifier(net, recipe, classes=len(images.classes), seed=config.seed, teacher=prepared.teacher)
+    data = ImageData(
+        images,
+        recipe,
+        config.seed,
+        augment=debug != "overfit",
+        crop_pct=crop_of(config.model),
+        workers=workers(config.runtime, jobs),
+    )
+    if config.runtime.compile:
+        net.compile()
+    main = rank() == 0
+    with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
+        curve = CurveFile(planned.folder, mirror)
+        average = [EMAWeightAveraging(decay=recipe.ema)] if recipe.ema is not None else []
+        kept = {"threads": own_threads, "accumulate": parts}
+        callbacks = [curve, *average, *_callbacks(planned.folder, config, kept, show=show and main)]
+        trainer = _trainer(config, recipe, callbacks, parts=parts, folder=planned.folder, show=show and main)
+        tested = _train_and_test(trainer, module, data, saved, average)
+        if not main:
+            return None
+        measured = _measured(curve.rows(), tested, cost, trainer, len(images.train), **kept)
+        if mirror is not None:
+            mirror.summarise(measured)
+    if debug == "none":
+        keep(planned.folder, config, net, torch.cat(module.predictions), images)
+    return measured
+
+
+def _callbacks(folder: Path, config: Config, kept: Mapping[str, int], *, show: bool) -> list[L.Callback]:
+    callbacks: list[L.Callback] = [RichProgressBar()] if show else []
+    if config.debug.mode == "none":
+        callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))
+    if config.debug.mode == "overfit":
+        done = {"stopping_threshold": 1 - 1e-6, "patience": 200, "check_on_train_epoch_end": True}
+        callbacks.append(EarlyStopping("train_accuracy", mode="max", **done))  # type: ignore[arg-type]
+    return callbacks
+
+
+def _trainer(
+    config: Config, recipe: Recipe, callbacks: list[L.Callback], *, parts: int, folder: Path, show: bool
+) -> L.Trainer:
+    options: dict[str, Any] = {"max_epochs": recipe.all_epochs, **LIMITS.get(config.debug.mode, {})}
+    return make_trainer(
+        config.runtime,
+        recipe,
+        accumulate_grad_batches=parts,
+        gradient_clip_val=recipe.clip_grad,
+        deterministic=True,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        enable_checkpointing=config.debug.mode == "none",
+        enable_progress_bar=show,
+        default_root_dir=folder,
+        **options,
+    )
+
+
+def _train_and_test(
+    trainer: L.Trainer, module: Classifier, data: ImageData, saved: Saved | None, average: list[EMAWeightAveraging]
+) -> dict[str, float]:
+    """Fit and test; the metrics of the test split."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=QUIET)
+        try:
+            trainer.fit(module, data, ckpt_path=saved.path if saved else None, weights_only=True)
+            for averaged in average:  # also where nothing was left to train
+                averaged.on_train_end(trainer, module)
+            return dict(trainer.test(module, data, verbose=False)[0])
+        except SystemExit as stopped:
+            if stopped.code == 1:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from stopped
+            raise
+
+
+def _measured(
+    rows: list[dict[str, str]],
+    tested: dict[str, float],
+    cost: Cost,
+    trainer: L.Trainer,
+    images: int,
+    *,
+    threads: int,
+    accumulate: int,
+) -> Measured:
+    trained = {k: float(v) for k, v in rows[-1].items() if k.startswith(("train_", "val_")) and v}
+    return Measured(
+        metrics=trained | tested,
+        params=cost.params,
+        trainable=cost.trainable,
+        macs=cost.macs,
+        uncounted_ops=cost.uncounted,
+        epochs=len(rows),
+        images=images,
+        seconds=round(sum(float(row["seconds"]) for row in rows), 3),
+        threads=threads,
+        devices=trainer.world_size,
+        accumulate=accumulate,
+        device=device_name(trainer.strategy.root_device),
+        versions=library_versions(),
+    )
+
+
+def keep(folder: Path, config: Config, net: nn.Module, predictions: Tensor, images: Images) -> None:
+    """Write the weights (a state_dict and plain data) and what was predicted for each test image."""
+    labels = images.test.labels.short().numpy()
+    np.savez_compressed(folder / "predictions.npz", predictions=predictions.short().numpy(), labels=labels)
+    pixels = {"mean": images.mean, "std": images.std}
+    content = {"state_dict": net.state_dict(), "config": plain(config), "classes": images.classes, **pixels}
+    torch.save(content, folder / "weights.pt")

@@ -1,0 +1,71 @@
+"""Lightning's Trainer, on the devices and in the precision of a configuration."""
+
+import logging
+import os
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from metaformer.config.schema import Recipe, Runtime
+from metaformer.system.errors import ConfigError
+from metaformer.system.machine import cores
+
+PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+# What Lightning warns of and this package takes care of: batches are functions of their place.
+QUIET = ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable)"
+
+
+def workers(runtime: Runtime, jobs: int) -> int:
+    """How many processes read the photographs of one device: runtime.workers, or one for each core that is left."""
+    share = cores() // (jobs * runtime.devices)
+    return runtime.workers if runtime.workers is not None else min(16, share) if share > 1 else 0
+
+
+def threads(runtime: Runtime, jobs: int) -> int:
+    """How many threads a run has: runtime.threads, or its share of the cores."""
+    return runtime.threads or max(1, cores() // (jobs * runtime.devices))
+
+
+def make_trainer(runtime: Runtime, recipe: Recipe, **options: Any) -> L.Trainer:
+    """A Trainer; a ConfigError where the devices that are asked for are not there."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
+    if runtime.tf32 and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
+    together = runtime.processes
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == together:  # submitit requeues its jobs itself
+        options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
+    try:
+        return L.Trainer(
+            accelerator=runtime.accelerator,
+            devices=runtime.devices,
+            num_nodes=runtime.nodes,
+            strategy="ddp" if together > 1 else "auto",
+            use_distributed_sampler=False,
+            precision=PRECISION[recipe.precision],
+            logger=False,
+            enable_model_summary=False,
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        asked = f"runtime.accelerator={runtime.accelerator}, runtime.devices={runtime.devices}"
+        raise ConfigError(f"{asked}: {error}") from error
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or of the processor where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,200 @@
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+from conftest import on_disk, repository, runs_of, study
+from test_report import YAML
+
+from metaformer import dashboard
+from metaformer.analysis import wandb_study
+from metaformer.analysis.verdict import judge
+from metaformer.config.schema import Logger
+from metaformer.runs import launch
+from metaformer.runs.launch import Launch, Stage
+from metaformer.runs.result import COLUMNS
+from metaformer.runs.wandb_run import MARK
+from metaformer.studies.points import expand
+from metaformer.system.errors import ConfigError
+
+LOGGER = Logger(project="p", entity="e")
+
+
+class Server:
+    """A stand-in for wandb: what was started and logged, and a failure when it is told to."""
+
+    def __init__(self) -> None:
+        self.started, self.logged, self.summaries, self.fails_at = [], [], {}, None
+
+    def init(self, **options):
+        if len(self.started) == self.fails_at:
+            raise ConnectionError("unreachable")
+        self.started.append(options)
+        server, name = self, options["id"]
+
+        class Fake:
+            summary = self.summaries.setdefault(name, {})
+
+            def log(self, row, step=None):
+                server.logged.append((name, step, row))
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                return None
+
+        return Fake()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    import wandb
+
+    server = Server()
+    monkeypatch.setattr(wandb, "init", server.init)
+    return server
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """Finished runs on disk, and a study that lists them."""
+    runs = []
+    for run in runs_of(pooling=[0.70, 0.74, 0.72], identity=[0.60, 0.66, 0.62]):
+        name = f"{run.mixer}-tiny-digits-s{run.seed}-{run.run_id}"
+        result = replace(run.result, name=name, choices={"mixer": run.mixer}, cell_id=f"{run.mixer}cell")
+        runs.append(replace(run, result=result))
+    listed = on_disk(runs, tmp_path / "runs")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    stages = [Stage("2026-01-01T00:00:00+00:00", launch.analysis_of(study()), {"n": len(listed), "ids": "x"})]
+    launch.save(Launch("mine", stages, source=launch.source_of("mine"), runs=listed))
+    return launch.collect(listed, tmp_path / "runs")
+
+
+def test_sync_uploads_every_run_once(server, launched, capsys):
+    dashboard.command(["--sync", "experiments=mine"])
+    assert capsys.readouterr().out == "6 runs uploaded, 0 were there\n"
+    first = server.started[0]
+    assert (first["id"], first["tags"]) == ("pooling0", ["mixer:pooling", "mine"])
+    assert first["group"].startswith("pooling-tiny-digits-")
+    assert server.started[1]["group"] == first["group"] != server.started[3]["group"]
+    assert [(step, row["epoch"]) for name, step, row in server.logged if name == "pooling0"] == [(1, 1), (2, 2), (3, 3)]
+    assert server.summaries["pooling0"]["final/test_accuracy"] == 0.7
+    dashboard.command(["--sync", "experiments=mine"])
+    assert capsys.readouterr().out == "0 runs uploaded, 6 were there\n"
+    assert len(server.started) == 6
+
+
+def test_a_run_that_is_there_for_another_study_gets_a_tag_and_nothing_else(server, launched):
+    folders = [run.folder for run in launched]
+    wandb_study.sync(folders, "first", LOGGER)
+    logged = len(server.logged)
+    assert wandb_study.sync(folders, "second", LOGGER) == (6, 0)
+    assert len(server.logged) == logged
+    assert server.started[-1]["tags"] == ["mixer:identity", "first", "second"]
+    assert wandb_study.sync(folders, None, LOGGER) == (0, 6)
+    assert wandb_study.sync(folders, None, replace(LOGGER, project="other")) == (6, 0)
+    (folders[0] / MARK).write_text("{")
+    with pytest.raises(ConfigError, match=r"wandb\.json: cannot be read"):
+        wandb_study.sync(folders, None, LOGGER)
+
+
+def test_an_upload_that_breaks_off_goes_on(server, launched):
+    folders = [run.folder for run in launched]
+    server.fails_at = 2
+    with pytest.raises(ConfigError, match="unreachable; 2 runs uploaded, the same command goes on with pooling-tiny"):
+        wandb_study.sync(folders, None, LOGGER)
+    server.fails_at = None
+    assert wandb_study.sync(folders, None, LOGGER) == (4, 2)
+
+
+def test_offline_runs_are_not_marked(server, launched):
+    wandb_study.sync([run.folder for run in launched], None, replace(LOGGER, mode="offline"))
+    assert not any((run.folder / MARK).exists() for run in launched)
+
+
+def test_the_summary_of_a_study(server, launched, tmp_path):
+    wandb_study.publish(study(), launched, replace(LOGGER, mode="offline"))
+    (options,) = server.started
+    assert (options["id"], options["job_type"], options["tags"]) == ("study-mine", "study", ["mine"])
+    ((_, _, content),) = server.logged
+    assert {"tables/accuracy", "tables/verdicts", "figures/differences", "figures/accuracy"} <= set(content)
+    summary = server.summaries["study-mine"]
+    assert summary["verdict/identity - pooling"] == "different"
+    assert 0.5 < summary["share/mixer"] <= 1
+    assert "Against pooling" in summary["headline"]
+    assert (tmp_path / "experiments" / "mine" / "wandb" / "report.json").exists()
+
+
+def test_the_workspace_groups_the_runs_of_the_study_by_cell():
+    spec = wandb_study.spec_of(wandb_study.workspace(study(), LOGGER))
+    assert (spec["entity"], spec["project"], spec["displayName"]) == ("e", "p", "mine")
+    section = spec["spec"]["section"]
+    (runs,) = section["runSets"]
+    assert runs["grouping"] == [{"section": "run", "name": "group"}]
+    (condition,) = runs["filters"]["filters"]
+    assert (condition["key"]["name"], condition["value"]) == ("tags", ["mine"])
+    panels = [panel for part in section["panelBankConfig"]["sections"] for panel in part["panels"]]
+    assert [panel["viewType"] for panel in panels] == ["Run History Line Plot"] * 2 + ["Bar Chart"] + [
+        "Scatter Plot"
+    ] * 3
+    curve = panels[0]["config"]
+    assert (curve["metrics"], curve["groupAgg"], curve["aggregate"]) == (["val_accuracy"], "mean", True)
+    axes = [(panel["config"]["xAxis"], panel["config"]["yAxis"]) for panel in panels[3:]]
+    assert axes == [(f"summary:{x}", "summary:final/test_accuracy") for x in ("params", "macs", "seconds")]
+
+
+def test_the_report_has_the_verdicts_and_a_panel_for_each_mixer(launched):
+    verdicts = judge(study(), launched)
+    view = wandb_study.wandb_report(study(), ["pooling", "identity"], verdicts, LOGGER, offline=True)
+    spec = json.dumps(wandb_study.spec_of(view))
+    for words in (
+        "Against pooling",
+        "identity - pooling",
+        '"mixer:pooling"',
+        '"mixer:identity"',
+        "pooling: validation",
+    ):
+        assert words in spec, words
+
+
+def test_what_is_logged_is_what_the_panels_ask_for(server, launched):
+    """A panel of a key that nobody logs stays empty, and nobody is told."""
+    wandb_study.sync([launched[0].folder], None, LOGGER)
+    spec = json.dumps(wandb_study.spec_of(wandb_study.workspace(study(), LOGGER)))
+    for key in ("params", "macs", "seconds", "final/test_accuracy"):
+        assert f"summary:{key}" in spec
+        assert key in server.summaries["pooling0"]
+    assert {"epoch", "val_accuracy", "train_loss"} <= set(COLUMNS)
+
+
+def test_bad_input(launched, cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "nobody"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "nobody"))
+    for arguments, words in (
+        (["seed=1"], "seed: not of this command; expected experiments, logger, runtime"),
+        ([], "expected experiments=NAME, a study, or --sync"),
+        (["experiments=quickstart"], "it was never launched from this folder"),
+        (["--sync", "experiments=mine"], "0 runs uploaded"),
+    ):
+        done = cli("dashboard", *arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_sweep_file_describes_the_quickstart():
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((repository() / "experiments" / "quickstart" / "sweep.yaml").read_text())
+    cells = [(m, s) for m in sweep["parameters"]["mixer"]["values"] for s in sweep["parameters"]["seed"]["values"]]
+    points = expand(["experiments=quickstart"])
+    assert [(p.entry.mixer, p.config.seed) for p in points] == cells
+    arguments = create_sweep_command_args({"args": {"mixer": {"value": "pooling"}, "seed": {"value": 1}}})
+    command = create_sweep_command(sweep["command"])
+    assert command[-4:-1] == ["${program}", "logger=wandb", "study.name=quickstart"]
+    (point,) = expand([*command[-3:-1], *arguments["args_no_hyphens"]])
+    assert point.run.run_id in {p.run.run_id for p in points}

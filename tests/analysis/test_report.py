@@ -1,0 +1,216 @@
+import csv
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import on_disk, runs_of, study
+from rich.console import Console
+
+from metaformer.analysis import figures, page, sentences, tables
+from metaformer.analysis.verdict import judge
+from metaformer.config.schema import Data, Reference
+from metaformer.runs import launch
+from metaformer.runs.launch import Entry, Launch, Stage
+
+BASE = [0.70, 0.74, 0.72]
+YAML = """\
+# @package _global_
+hydra: { mode: MULTIRUN, sweeper: { params: { mixer: "pooling,identity", seed: "0,1,2" } } }
+data: { name: digits, val: 300 }
+recipe: { epochs: 1 }
+study: { name: mine, question: "Which <one>?", reference: pooling, analysis: { margin: 3.0 } }
+"""
+
+
+def summarised(runs, *, write=True, **analysis) -> str:
+    console = Console(record=True, width=140)
+    page.summarise(study(**analysis), runs, console, write=write)
+    return console.export_text()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Runs on disk, with a launch that lists them, one of them not finished."""
+    runs = runs_of(pooling=BASE, identity=[0.60, 0.66, 0.62], attention=[0.71, 0.74])
+    listed = on_disk(runs, tmp_path / "runs")
+    listed.append(replace(listed[-1], seed=2, run_id="nowhere"))
+    stages = [Stage("2026-01-01T00:00:00+00:00", launch.analysis_of(study()), {"n": len(listed), "ids": "x"})]
+    launch.save(Launch("mine", stages, source=launch.source_of("mine"), runs=listed))
+    return launch.collect(listed, tmp_path / "runs")
+
+
+def test_accuracy_table():
+    verdicts = judge(study(), runs_of(pooling=[0.7, 0.8], identity=[0.7, 0.72, 0.74]))
+    lines = tables.accuracy_table(verdicts, study()).lines
+    assert lines[0][:6] == ["pooling", "2", "75.00 ± 63.53", "75.00 ± 63.53", "", ""]
+    assert lines[1][4:6] == ["-4.00 ± 50.82 (n = 2)", "inconclusive"]
+    assert lines[1][6:] == ["1,000", "2.00M", "10"]
+
+
+def test_files_of_a_study(tmp_path, finished):
+    said = summarised(finished)
+    folder = tmp_path / "experiments" / "mine"
+    assert "written: experiments/mine/report.html" in said
+    assert "left out, not started: attention (seed 2)" in said
+    with (folder / "results.csv").open() as file:
+        assert [row["test_accuracy"] for row in csv.DictReader(file)][:4] == ["0.7", "0.74", "0.72", "0.6"]
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        f"{name}.{kind}"
+        for name in ("accuracy", "differences", "variance", "cost", "curves")
+        for kind in ("png", "svg")
+    }
+    assert {p.name for p in (folder / "tables").iterdir()} == {
+        f"{name}.{kind}"
+        for name in ("accuracy", "verdicts", "variance", "fairness", "exploratory")
+        for kind in ("csv", "md")
+    }
+    assert (folder / "tables" / "accuracy.md").read_text().startswith("| cell | n | val | test | minus pooling |")
+    assert (folder / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".html"}
+    summarised(finished)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_the_page_is_self_contained_and_says_it_all(tmp_path, finished):
+    summarised(finished)
+    page = (tmp_path / "experiments" / "mine" / "report.html").read_text()
+    urls = set(re.findall(r'(?:href|src|url)[=(]"?([^")>\s]+)', page))
+    assert {u for u in urls if not u.startswith(("#", "../../runs/"))} == set()
+    assert "<script" not in page
+    assert page.count("<svg") == 5
+    ids = re.findall(r'<clipPath id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for words in (
+        "left out, not started: attention (seed 2)",
+        "Fixed at the first launch, 2026-01-01T00:00:00+00:00, before the first run ended",
+        "not changed since",
+        "Differences within ±1 points count as negligible",
+        "Of the variance in test accuracy over these 3 cells",
+        "attention lacks seed 2: the 2 common seeds are used",
+        "../../runs/run-pooling0/",
+        "python -m metaformer.train experiments=mine",
+    ):
+        assert words in page, words
+
+
+def test_figures_of_the_paper_stand_beside_imagenet_results_only(tmp_path):
+    runs = runs_of(pooling=BASE, identity=[0.6, 0.66, 0.62])
+    paper = Reference(params=11.9, macs=1.8, top1=77.2)
+    for data, grey in ((Data(name="digits"), 0), (Data(name="image_folder", classes=1000), 4)):
+        configs = [replace(run.result.config, data=data, reference=paper) for run in runs]
+        changed = [replace(r, result=replace(r.result, config=c)) for r, c in zip(runs, configs, strict=True)]
+        figure = figures.cost(judge(study(), changed), "test_accuracy", "mixer")
+        points = [line for axes in figure.axes for line in axes.lines if line.get_color() == "#aaaaaa"]
+        assert len(points) == grey
+    assert [line.get_xydata().tolist() for line in points[:2]] == [[[11900.0, 77.2]]] * 2
+
+
+def test_an_analysis_that_changed_after_the_first_run_is_told(finished):
+    launched = launch.read_launch("mine")
+    (first,) = launched.analyses
+    late = replace(first, time="2026-01-03T00:00:00+00:00", analysis=launch.analysis_of(study(margin=2.0)))
+    launched = replace(launched, analyses=[first, late])
+    said, caution = sentences.history(study(margin=2.0), launched, finished)
+    assert "CHANGED 2026-01-03T00:00:00+00:00, after the first run ended: margin 1.0 -> 2.0" in said
+    assert caution
+    assert "CHANGED now" in sentences.history(study(margin=2.0, alpha=0.1), launched, finished)[0]
+    assert "never launched" in sentences.history(study(), None, finished)[0]
+    launched = replace(launched, analyses=[replace(late, runs={"n": n, "ids": n}) for n in (9, 15)])
+    said = sentences.history(study(margin=2.0), launched, finished)[0]
+    assert "when 8 of 8 runs had ended already" in said
+    assert "9 -> 15 runs" in said
+
+
+def test_results_changed_by_hand_are_noticed_and_kept(tmp_path, finished):
+    summarised(finished)
+    results = tmp_path / "experiments" / "mine" / "results.csv"
+    honest = results.read_text()
+    results.write_text(honest.replace("0.74", "0.94"))
+    assert "results.csv was changed by hand" in summarised(finished)
+    assert results.read_text() == honest
+    assert "0.94" in results.with_name("results.edited.csv").read_text()
+    assert "changed by hand" not in summarised(finished)
+
+
+def test_what_an_earlier_report_said_is_not_left_behind(tmp_path, finished):
+    summarised(finished)
+    tables_left = tmp_path / "experiments" / "mine" / "tables"
+    assert (tables_left / "variance.md").exists()
+    lost = [replace(r, result=None, problem="failed") if r.seed else r for r in finished]
+    summarised(lost)
+    assert not (tables_left / "variance.md").exists()
+    assert "one seed only" in (tables_left / "verdicts.md").read_text()
+
+
+def test_a_narrowed_study_leaves_the_files(tmp_path):
+    assert "stay as they are" in summarised(runs_of(pooling=BASE), write=False)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_nothing_finished(tmp_path):
+    listed = [Entry("pooling", {"mixer": "pooling"}, "pooling", 0, "none")]
+    assert "nothing to report" in summarised(launch.collect(listed, tmp_path))
+
+
+def test_a_sweep_of_anything_has_a_table():
+    runs = runs_of(pooling=BASE)
+    runs = [replace(r, cell=f"lr={r.seed}", levels={"lr": f"0.{r.seed + 1}"}, seed=0) for r in runs]
+    assert "lr=2" in summarised(runs, write=False)
+
+
+def test_a_best_rate_at_the_edge_is_flagged(tmp_path):
+    runs = runs_of(**{f"{rate}_{mixer}": [0.5 + 0.1 * rate] for rate in (1, 2, 3) for mixer in ("x", "pooling")})
+    runs = [replace(r, levels={"lr": r.levels["architecture"], "mixer": r.mixer}) for r in runs]
+    table = tables.rate_table(judge(study(), runs))
+    assert table.lines[0][0:2] == ["x", "3"]
+    assert "edge" in table.lines[0][-1]
+    alone = [replace(r, cell=r.levels["lr"], levels={"lr": r.levels["lr"]}) for r in runs if r.mixer == "x"]
+    assert [line[:2] for line in tables.rate_table(judge(study(factor="lr"), alone)).lines] == [["all", "3"]]
+    summarised(runs)
+    assert (tmp_path / "experiments" / "mine" / "figures" / "rates.svg").exists()
+
+
+def test_the_command(tmp_path, cli):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    nothing = cli("report", "experiments=mine")
+    assert nothing.returncode == 1
+    assert "nothing to report" in nothing.stdout
+    done = cli("train", "experiments=mine", "runtime.progress=false")
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "experiments" / "mine" / "report.html"
+    assert "Which &lt;one&gt;?" in page.read_text()
+    page.unlink()
+    again = cli("report", "experiments=mine")
+    assert again.returncode == 0, again.stderr
+    assert page.exists()
+    assert "within ±3 points" in page.read_text()
+    shutil.rmtree(tmp_path / "experiments" / "mine" / "figures")
+    narrowed = cli("report", "experiments=mine", "seed=0,1")
+    assert "stay as they are" in narrowed.stdout
+    assert not (tmp_path / "experiments" / "mine" / "figures").exists()
+    unknown = cli("report", "experiments=mne")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "expected experiments=NAME" in cli("report").stderr
+
+
+def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
+    random = __import__("numpy").random.default_rng(0)
+    cells = {f"{a}_{m}": list(random.uniform(0.7, 0.9, 5)) for a in "abcde" for m in ("pooling", *map(str, range(7)))}
+    listed = on_disk(runs_of(**cells), tmp_path / "runs", images=3000)
+    assert len(listed) == 200
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+    stages = [Stage("2026-01-01T00:00:00+00:00", launch.analysis_of(study()), {"n": len(listed), "ids": "x"})]
+    launch.save(Launch("mine", stages, source=launch.source_of("mine"), runs=listed))
+    code = "import sys; from metaformer import report; report.report(['experiments=mine'])"
+    code += "; assert 'torch' not in sys.modules"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (launch.study_folder("mine") / "report.html").exists()
+    assert time.perf_counter() - started < 15  # loosely here, where tests share the machine; 4 s alone

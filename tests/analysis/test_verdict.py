@@ -1,0 +1,242 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import result_of, runs_of, study
+from scipy import stats
+
+from metaformer.analysis import comparison
+from metaformer.analysis.stats import difference_p, equivalence_p, holm, seeds_needed
+from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
+from metaformer.config.schema import Data
+from metaformer.runs.launch import Run
+from metaformer.runs.result import Result
+
+BASE = [0.80, 0.82, 0.81, 0.83, 0.79]
+
+
+def shifted(by: float, noise: float, seed: int = 0) -> list[float]:
+    """BASE plus a difference whose mean over the seeds is exactly `by`, in points."""
+    wobble = np.random.default_rng(seed).normal(size=len(BASE))
+    wobble = noise * (wobble - wobble.mean()) / wobble.std(ddof=1)
+    return [value + (by + w) / 100 for value, w in zip(BASE, wobble, strict=True)]
+
+
+def with_options(result: Result, **options) -> Result:
+    """The same with options of its mixer."""
+    return replace(result, config=replace(result.config, mixer={**result.config.mixer, **options}))
+
+
+def by_level(comparisons) -> dict:
+    return {c.level: c for c in comparisons}
+
+
+def test_the_four_verdicts():
+    found = by_level(
+        judge(
+            study(),
+            runs_of(
+                pooling=BASE,
+                same=shifted(0.05, 0.2),
+                better=shifted(5, 0.5),
+                less=shifted(0.5, 0.05),
+                unclear=shifted(1, 2),
+            ),
+        ).confirmatory
+    )
+    assert {level: c.verdict for level, c in found.items()} == {
+        "same": EQUIVALENT, "better": DIFFERENT, "less": BOTH, "unclear": INCONCLUSIVE,
+    }  # fmt: skip
+    assert found["better"].difference.mean == pytest.approx(5)
+    low, high = stats.t.interval(0.9, 4, 5, 0.5 / np.sqrt(5))
+    assert (found["better"].tost_interval.low, found["better"].tost_interval.high) == pytest.approx((low, high))
+    narrow = by_level(judge(study(alpha=0.01), runs_of(pooling=BASE, better=shifted(5, 0.5))).confirmatory)["better"]
+    assert narrow.tost_interval.low == pytest.approx(stats.t.interval(0.98, 4, 5, 0.5 / np.sqrt(5))[0])
+    d = [100 * (m - r) for m, r in zip(shifted(1, 2), BASE, strict=True)]
+    assert found["unclear"].seeds_needed == seeds_needed(1 / np.std(d, ddof=1), 0.05 / 4, 1 / np.std(d, ddof=1))
+    assert found["same"].seeds_needed is None
+
+
+def test_p_values_are_adjusted_within_a_setting_and_not_over_settings():
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1, 1), b_pooling=BASE, b_x=shifted(1, 1))
+    found = {c.name: c for c in judge(study(margin=1.5), runs).confirmatory}
+    differences = [
+        [100 * (m - r) for m, r in zip(shifted(by, 1, seed), BASE, strict=True)] for by, seed in ((1, 0), (2, 1))
+    ]
+    raw = [difference_p(d) for d in differences]
+    assert [found[f"a {level} - pooling"].p_difference for level in "xy"] == pytest.approx(holm(raw))
+    assert found["b x - pooling"].p_difference == pytest.approx(raw[0])
+    assert found["b x - pooling"].p_equivalence == pytest.approx(equivalence_p(differences[0], 1.5))
+    uncorrected = {c.name: c for c in judge(study(margin=1.5, correction="none"), runs).confirmatory}
+    assert uncorrected["a y - pooling"].p_difference == pytest.approx(raw[1])
+
+
+def test_other_pairs_are_exploratory():
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1, 1), b_pooling=BASE, b_x=shifted(1, 1))
+    found = judge(study(), runs)
+    assert {c.name for c in found.confirmatory} == {"a x - pooling", "a y - pooling", "b x - pooling"}
+    assert {(c.name, c.factor) for c in found.exploratory} == {
+        ("a x - y", "mixer"), ("pooling a - b", "architecture"), ("x a - b", "architecture"),
+    }  # fmt: skip
+    assert all(c.verdict == "" for c in found.exploratory)
+    (pair,) = [c for c in found.exploratory if c.factor == "mixer"]
+    d = [100 * (m - r) for m, r in zip(shifted(1, 1), shifted(2, 1, 1), strict=True)]
+    assert pair.p_difference == pytest.approx(difference_p(d))
+    assert not any(c.confounds for c in found.exploratory)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {"norm": "layer"}}, "model.norm (layer against group)"),
+        ({"model": {"position": [True]}}, "model.position"),
+        ({"recipe": {"optimizer": "lamb"}}, "recipe.optimizer"),
+        ({"recipe": {"batch": 32}}, "recipe.batch"),
+        ({"recipe": {"epochs": 9}}, "recipe.epochs"),
+        ({"recipe": {"precision": "bf16"}}, "recipe.precision"),
+        ({"fingerprint": "f"}, "other images"),
+        ({"params": 1200}, "parameters +20% (tolerance 10%)"),
+        ({"macs": 1_000_000}, "MACs -50% (tolerance 10%)"),
+        ({"macs": None}, "MACs not counted"),
+        ({"training_version": 2}, "another version of the code"),
+        ({"versions": {"torch": "3"}}, "other versions of the libraries"),
+    ],
+)
+def test_a_confound_takes_the_verdict_away(change, words):
+    runs = runs_of(pooling=BASE, x=shifted(5, 0.5))
+    runs = [
+        replace(r, result=result_of(r.seed, r.result.metrics["test_accuracy"], r.run_id, **change))
+        if r.mixer == "x"
+        else r
+        for r in runs
+    ]
+    (found,) = judge(study(), runs).confirmatory
+    assert found.verdict == NONE
+    assert any(words in confound for confound in found.confounds)
+    assert words in found.notes[0]
+
+
+def test_tuned_keys_and_machine_paths_are_no_confound():
+    changed = []
+    for run in runs_of(pooling=BASE, x=shifted(5, 0.5)):
+        result = result_of(run.seed, run.result.metrics["test_accuracy"], recipe={"lr": run.seed})
+        config = replace(result.config, data=Data(root=run.mixer))
+        changed.append(replace(run, result=replace(result, config=config)))
+    assert by_level(judge(study(tuned=["recipe.lr"]), changed).confirmatory)["x"].verdict == DIFFERENT
+
+
+def test_a_key_as_factor_allows_that_key_and_a_row_of_a_list_one_thing():
+    def run(cell, factor, options=None, **changes):
+        results = [result_of(seed, 0.7 + 0.01 * seed * len(cell), **changes) for seed in (0, 1)]
+        results = [with_options(result, **options or {}) for result in results]
+        return [Run(cell, {factor: cell}, "pooling", r.seed, "", None, r) for r in results]
+
+    norm = replace(study(factor="norm"), reference="base")
+    (clean,) = judge(norm, run("base", "norm") + run("layer", "norm", model={"norm": "layer"})).confirmatory
+    assert clean.confounds == []
+    two_keys = {"norm": "layer", "act": "relu"}
+    (both,) = judge(norm, run("base", "norm") + run("layer", "norm", model=two_keys)).confirmatory
+    assert both.confounds == ["model.act (relu against gelu)"]
+    rows = replace(study(factor="mine"), reference="base")
+    other = run("hybrid", "mine", mixer="y", options={"pool_size": 3})
+    (mixer,) = judge(rows, run("base", "mine") + other).confirmatory
+    assert mixer.confounds == []
+    relu = {"act": "relu"}
+    (one,) = judge(rows, run("base", "mine") + run("relu", "mine", model=relu)).confirmatory
+    assert one.confounds == []
+    (two,) = judge(rows, run("base", "mine") + run("relu", "mine", model=relu, recipe={"lr": 1})).confirmatory
+    assert len(two.confounds) == 2
+
+
+def test_one_seed_gives_no_verdict_and_says_why():
+    (found,) = judge(study(), runs_of(pooling=[0.8], x=[0.9])).confirmatory
+    assert found.verdict == NONE
+    assert "one seed only: a difference without an interval" in found.notes
+
+
+def test_unequal_seeds_use_the_common_ones_and_say_so():
+    (found,) = judge(study(), runs_of(pooling=BASE, x=shifted(5, 0.5)[:4])).confirmatory
+    assert found.difference.n == 4
+    assert found.verdict == DIFFERENT
+    assert found.notes == ["x lacks seed 4: the 4 common seeds are used"]
+
+
+def test_no_variance_between_seeds_gives_no_verdict():
+    (found,) = judge(study(), runs_of(pooling=[0.8, 0.8, 0.8], x=[0.8, 0.8, 0.8])).confirmatory
+    assert found.verdict == NONE
+    assert "no variance" in found.notes[0]
+
+
+def test_what_cannot_be_tested_counts_in_its_family():
+    alone = by_level(judge(study(), runs_of(pooling=BASE, x=shifted(1, 1))).confirmatory)["x"]
+    beside = by_level(judge(study(), runs_of(pooling=BASE, x=shifted(1, 1), y=[0.5])).confirmatory)
+    assert beside["x"].p_difference == pytest.approx(2 * alone.p_difference)
+    assert beside["y"].verdict == NONE
+
+
+def test_the_metric_is_that_of_the_analysis():
+    runs = runs_of(pooling=BASE, x=BASE)
+    for run in runs:
+        run.result.metrics["val_accuracy"] = 0.5 + 0.01 * run.seed + 0.1 * (run.mixer == "x")
+    (found,) = judge(study(metric="val_accuracy"), runs).confirmatory
+    assert found.difference.mean == pytest.approx(10)
+
+
+def test_shares_need_the_whole_grid():
+    whole = runs_of(a_pooling=BASE, a_identity=shifted(-5, 1), a_x=shifted(1, 1),
+                    b_pooling=shifted(8, 1), b_identity=shifted(2, 1, 1), b_x=shifted(9, 1, 2))  # fmt: skip
+    shares = judge(study(), whole).shares
+    assert [c.name for c in shares.everything] == [
+        "architecture", "mixer", "architecture x mixer", "seed", "seed x setting", "rest",
+    ]  # fmt: skip
+    assert shares.everything[0].share > 0.5
+    assert shares.without_identity[1].share < shares.everything[1].share
+    partial = judge(study(), [run for run in whole if run.cell != "b x"]).shares
+    assert "not a full grid" in partial.reason
+    one = judge(study(), [run for run in whole if run.seed == 0]).shares
+    assert "two seeds" in one.reason
+
+
+def test_what_has_no_finished_run_counts_in_its_family_and_has_a_reason():
+    """A mixer that failed on all seeds must not make the others significant."""
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=BASE, b_pooling=BASE, b_x=BASE)
+    lost = [replace(r, result=None, problem="failed") if r.cell in ("a y", "b pooling") else r for r in runs]
+    found = {c.name: c for c in judge(study(), lost).confirmatory}
+    alone = judge(study(), [r for r in lost if r.cell in ("a pooling", "a x")]).confirmatory[0]
+    assert found["a x - pooling"].p_difference == pytest.approx(2 * alone.p_difference)
+    assert (found["a y - pooling"].verdict, found["a y - pooling"].notes) == (NONE, ["no finished run of a y"])
+    assert found["b x - pooling"].notes == ["no finished run of b pooling"]
+    apart = runs_of(pooling=BASE, x=BASE)
+    apart = [r for r in apart if (r.seed < 2) == (r.mixer == "x")]
+    (none,) = judge(study(), apart).confirmatory
+    assert none.notes == ["no seed that both have"]
+
+
+def test_an_option_of_the_mixer_as_factor():
+    def run(size: int, **changes):
+        results = [result_of(seed, 0.7 + 0.01 * seed * size, **changes) for seed in (0, 1)]
+        results = [with_options(result, pool_size=size) for result in results]
+        return [Run(f"pool_size={size}", {"pool_size": str(size)}, "pooling", r.seed, "", None, r) for r in results]
+
+    sizes = replace(study(factor="pool_size"), reference="3")
+    (clean,) = judge(sizes, run(3) + run(5)).confirmatory
+    assert clean.confounds == []
+    (both,) = judge(sizes, run(3) + run(5, mixer="other")).confirmatory
+    assert both.confounds == ["mixer._target_ (other against x)"]
+
+
+def test_times_of_two_devices_are_not_compared():
+    runs = runs_of(pooling=BASE, x=shifted(1, 1))
+    assert judge(study(), runs).confirmatory[0].ratio("seconds") == 1
+    moved = [replace(r, result=replace(r.result, device=r.mixer)) for r in runs]
+    assert judge(study(), moved).confirmatory[0].ratio("seconds") is None
+
+
+def test_matched_views():
+    runs = runs_of(pooling=BASE, x=shifted(1, 1))
+    runs = [replace(r, result=replace(r.result, params=1300 if r.mixer == "x" else 1000)) for r in runs]
+    analysis = study(tolerance=None).analysis
+    (found,) = judge(study(tolerance=None), runs).confirmatory
+    assert found.verdict != NONE
+    assert not comparison.matched(found, "params", analysis)
+    assert comparison.matched(found, "macs", analysis)

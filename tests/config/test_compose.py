@@ -1,0 +1,88 @@
+"""The seeds of a cell share one composition; every point is what Hydra makes of it whole."""
+
+from pathlib import Path
+
+import pytest
+
+from metaformer.config.compose import choices_of, config_of
+from metaformer.config.explain import explain
+from metaformer.studies import points
+from metaformer.studies.points import expand
+from metaformer.system.errors import ConfigError
+
+ROWS = """
+# @package _global_
+hydra: {mode: MULTIRUN, sweeper: {params: {+experiments/rows: "a,b,c", seed: "0,1"}}}
+study: {name: rows}
+"""
+
+
+class HydraAlone:
+    """What `points.Cells` stands for."""
+
+    def __init__(self, loader, cfg):
+        self.loader, self.cfg = loader, cfg
+
+    def compose(self, point):
+        composed = self.loader.load_sweep_config(self.cfg, list(point))
+        return choices_of(composed.hydra), config_of(composed)
+
+
+def outcome_of(arguments):
+    try:
+        return expand(arguments)
+    except ConfigError as error:
+        return str(error)
+    except Exception as error:
+        return explain(error)
+
+
+GRIDS = [
+    ["mixer=pooling,ppaa", "recipe.lr=1e-3,2e-3,1", "seed=range(2)"],
+    ["seed=0,1", "recipe.lr=1e-3,2e-3", "mixer=pooling,attention", "model=tiny,iso_ti"],  # values before files
+    ["mixer=ppaa,pppa", "mixer.stage1.pool_size=3,5"],
+    ["mixer=spatial_mlp", "mixer.hidden=null,8", "recipe.crop=0,2", "model.position=null,[true,false,false,false]"],
+    ["mixer=custom", "mixer._target_=torch.nn.Identity", "+mixer.inplace=true,false", "recipe.optimizer=adamw,'sgd'"],
+    ["mixer=custom", "mixer._target_=a.B", "+mixer.o={x: 1}", "++mixer.p=a,null,1.5", "mixer.o={x: 1},{y: [2, z]}"],
+    ["recipe={lr: 1e-3},{lr: 2e-3}", "recipe.weight_decay=0,0.1"],  # a dict is a value, though the key is a group
+    ["recipe.weight_decay=0.1,0.2", "recipe={weight_decay: 0.3}"],  # and the last value counts
+    ["recipe.lr=0.1,0.2", "++recipe.lr=0.3"],
+    ["seed=0,1", "++seed=3"],
+    ["++seed=3", "seed=0,1"],
+    ["seed=1,2", "recipe.epochs=${seed}", "recipe.warmup_epochs=0"],
+    ["++recipe.lr=0.3", "recipe.lr=0.1,0.2"],
+    ["mixer.pool_size=3,5", "+mixer={pool_size: 7}"],
+    ["recipe.lr=${recipe.min_lr},${recipe.warmup_lr}", "recipe.min_lr=1e-4,1e-5"],
+    ["recipe.lr=${recipe.min_lr}", "recipe.min_lr=1e-4,1e-5"],
+    ["recipe.lr=${recipe.min_lr}", "recipe=short,poolformer", "seed=0,1"],
+    ["study.question='a, b','c=d'", "data=digits", "data.val=100,200"],
+    ["experiments=rows"],
+    ["experiments=rows", "recipe.lr=1e-4,2e-4", "mixer=identity,pooling"],
+    ["mixer=pooling,identity", "mixer.pool_size=5"],
+    ["experiments=quickstart", "seed=0", "~data.root", "data=digits"],
+    # and the same words where it is refused
+    ["seed=0,1", "recipe.lrr=1"],
+    ["recipe.lr=1e-3,x"],
+    ["seed=0,x"],
+    ["seed=1.5,2"],
+    ["+recipe.new=1,2"],
+    ["mixer=pooling", "mixer.stage1.pool_size=3,5"],
+    ["foo.bar=1,2"],
+    ["hydra.x=1,2"],
+    ["experiments=rows", "+experiments/rows=a,d"],
+    ["mixer=pooling,poling"],
+]
+
+
+@pytest.mark.parametrize("arguments", GRIDS, ids=" ".join)
+def test_a_shared_composition_is_that_of_hydra(arguments, monkeypatch):
+    Path("experiments/rows").mkdir(parents=True)
+    Path("experiments/rows.yaml").write_text(ROWS)
+    for name, text in {"a": "mixer: {pool_size: 5}", "b": "recipe: {lr: 1}", "c": "seed: 7"}.items():
+        Path(f"experiments/rows/{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    fast = outcome_of(arguments)
+    monkeypatch.setattr(points, "Cells", HydraAlone)
+    whole = outcome_of(arguments)
+    assert fast == whole
+    if isinstance(fast, list):
+        assert [repr(run.config) for run in fast] == [repr(run.config) for run in whole]  # 1 is not 1.0

@@ -1,0 +1,76 @@
+"""Every configuration file composes, validates, and builds what it says."""
+
+import csv
+
+import pytest
+import torch
+from conftest import compose, repository
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from metaformer.config.compose import loader
+from metaformer.config.hydra_internals import load
+from metaformer.config.identity import content_of, run_id
+from metaformer.data.registry import check, shape
+from metaformer.models.build import on_meta
+from metaformer.studies.points import expand
+
+CONF = repository() / "conf"
+FILES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
+STUDIES = sorted(p.stem for p in (repository() / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_of_conf_composes_and_builds(file):
+    group, name = file.split("/")
+    needed = {
+        "mixer/custom": ["mixer._target_=torch.nn.Identity"],
+        "mixer/builtin": ["model=zoo", "model.name=poolformer_s12"],
+        "model/zoo": ["mixer=builtin", "model.name=poolformer_s12"],
+        "model/timm": ["mixer=builtin", "model.name=resnet18"],
+        "data/image_folder": ["data.classes=7"],
+        "data/custom": ["data._target_=my_data.load", "data.classes=7"],
+        "data/timm": ["data.dataset=hfds/pets", "data.classes=7"],
+        "recipe/finetune": [f"recipe.initialize_from={__file__}"],
+    }
+    config = compose(f"{group}={name}", *needed.get(file, []))
+    check(config.data, config.recipe)
+    channels, side, classes = shape(config.data)
+    side = max(side, 32) if "iso_s" in name else side
+    net = on_meta(config.model, config.mixer, shape=(channels, side, side), classes=classes).eval()
+    assert net(torch.zeros(2, channels, side, side, device="meta")).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_composes_for_each_of_its_runs(name):
+    whole = load(loader(), [f"experiments={name}"])
+    assert whole.study.name == name  # `_self_` does not have the last word
+    assert whole.hydra.mode.name == "MULTIRUN"
+    params = OmegaConf.to_container(whole.hydra.sweeper.params)
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    assert all(override.is_sweep_override() for override in parsed)
+    identities = set()
+    for override in parsed:
+        for value in override.sweep_string_iterator():
+            config = compose(f"experiments={name}", f"{override.get_key_element()}={value}")
+            identities.add(run_id(content_of(config, None)))
+    assert len(identities) > 1
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_results_are_those_of_the_study(name):
+    file = repository() / "experiments" / name / "results.csv"
+    if not file.exists():
+        pytest.skip("no results committed")
+    points = expand([f"experiments={name}"])
+    if points[0].run.fingerprint is None and points[0].config.data.name == "image_folder":
+        pytest.skip("the ids carry a fingerprint of images that are not here")
+    with file.open(newline="") as opened:
+        recorded = {(row["cell"], row["seed"]): row["run"].rpartition("-")[2] for row in csv.DictReader(opened)}
+    assert recorded == {(point.cell, str(point.config.seed)): point.run.run_id for point in points}
+
+
+def test_the_paper_model_is_s12():
+    model = compose("model=s12").model
+    assert (model.depths, model.dims, model.layer_scale) == ([2, 2, 6, 2], [64, 128, 320, 512], 1e-5)
+    assert model.drop_path == 0.1

@@ -1,0 +1,286 @@
+"""Nothing is silently ignored, and the run id changes with whatever changes the result."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import compose
+
+from metaformer.config import named_code
+from metaformer.config.compose import check_local_files
+from metaformer.config.explain import explain
+from metaformer.config.identity import cell_id, content_of, run_id
+from metaformer.config.schema import Config, Model, Recipe, Runtime
+from metaformer.data.fingerprint import fingerprint, folder_fingerprint
+from metaformer.data.registry import check
+from metaformer.models.metaformer import MetaFormer
+from metaformer.system.errors import ConfigError
+
+
+def content(config: Config) -> dict:
+    return content_of(config, fingerprint(config.data))
+
+
+def id_of(*overrides: str) -> str:
+    return run_id(content(compose(*overrides)))
+
+
+def error_of(*overrides: str) -> str:
+    """The one line that these overrides get."""
+    try:
+        config = compose(*overrides)
+        check(config.data, config.recipe)
+    except ConfigError as error:
+        line = str(error)
+    except Exception as error:
+        line = explain(error)
+    else:
+        pytest.fail(f"{overrides} were accepted")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["mixerr=pooling"], "mixerr: no such key; did you mean 'mixer'?"),
+        (["recipe.lrr=1"], "recipe.lrr: no such key; did you mean 'lr'?"),
+        (["mixer.pool_sise=5"], "mixer.pool_sise: no such key; did you mean 'pool_size'?"),
+        (["+typo=1"], "typo: no such key; there are mixer, model, data, "),
+        (["data.size=3"], "data.size=3: data=fashion_small does not read it"),
+        (["data.root=."], "data.root=.: data=fashion_small does not read it"),
+        (["logger.mode=offline"], "logger.mode=offline: belongs to logger=wandb"),
+        (["runtime.threads=0"], "runtime.threads=0: expected at least 1"),
+        (["runtime.per_gpu=0"], "runtime.per_gpu=0: expected at least 1"),
+        (["runtime.threads=-1"], "runtime.threads=-1: expected at least 1"),
+        (["recipe.lr=nan"], "recipe.lr=nan: expected at least 0"),
+        (["recipe.weight_decay=-1"], "recipe.weight_decay=-1.0: expected at least 0"),
+        (["recipe.warmup_epochs=50"], "recipe.warmup_epochs=50.0: longer than recipe.epochs=4"),
+        (["model.stem=[4,0,0]"], "model.stem=[4, 0, 0]: expected kernel, stride, padding"),
+        (["study.name=../x"], "study.name=../x: expected letters"),
+        (["study.analysis.margin=0"], "study.analysis.margin=0.0: expected points of accuracy, above 0"),
+        (["study.analysis.alpha=5"], "study.analysis.alpha=5.0: expected a small probability"),
+        (["study.analysis.tolerance=-1"], "study.analysis.tolerance=-1.0: expected a share"),
+        (
+            ["study.analysis.tuned=[recipe.lrr]"],
+            "study.analysis.tuned: recipe.lrr: no such key; did you mean 'recipe.lr'",
+        ),
+        (["study.analysis.correction=bonferoni"], "study.analysis.correction=bonferoni: expected one of "),
+        (["study.analysis.margn=1"], "study.analysis.margn: no such key; did you mean 'margin'?"),
+        (["+sed=1"], "sed: no such key; did you mean 'seed'?"),
+        (["++model.depth=3"], "model.depth: no such key; did you mean 'depths'?"),
+        (["recipe.lr=abc"], "recipe.lr=abc: expected a float"),
+        (["seed=abc"], "seed=abc: expected an integer"),
+        (["seed=1.5"], "seed=1.5: expected an integer"),
+        (["seed=-1"], "seed=-1: expected at least 0"),
+        (["model.residual=maybe"], "model.residual=maybe: expected a boolean"),
+        (["model.dims=[a,b]"], "model.dims[0]=a: expected an integer"),
+        (["model.norm=grup"], "model.norm=grup: expected one of group, "),
+        (["mixer=poling"], "mixer=poling: no such choice; expected one of pooling, "),
+        (["experiments=quikstart"], "experiments=quikstart: no such choice; expected one of quickstart"),
+        (["recipe=shrt"], "recipe=shrt: no such choice; expected one of short"),
+        (["model.dims=[8,8,8]"], "model.dims=[8, 8, 8]: expected 4 values, one for each of model.depths"),
+        (["model.dims=[8,8,8,16]"], "expected one width, since model.downsample is null"),
+        (["model.stem=[4,4]"], "model.stem=[4, 4]: expected kernel, stride, padding"),
+        (["model.drop_path=1"], "model.drop_path=1.0: expected a rate from 0"),
+        (["recipe.epochs=0"], "recipe.epochs=0: expected at least 1"),
+        (["data=cifar10", "data.root=/no/such/folder"], "data.root=/no/such/folder: no such folder"),
+        (["mixer=builtin"], "mixer=builtin: belongs to a published model (model=zoo or model=timm)"),
+        (
+            ["model=zoo", "model.name=caformer_s18"],
+            "mixer: model.source=zoo brings its own mixers; expected mixer=builtin",
+        ),
+        (["model=timm", "mixer=builtin"], "model.name"),
+        (
+            ["model=timm", "mixer=builtin", "model.name=deit_tiny_patch16_224", "model.norm=layer"],
+            "model.norm=layer: 'deit_tiny_patch16_224' has its own",
+        ),
+        (["recipe.initialize_from=w.pt"], "recipe.initialize_from=w.pt: no such file"),
+        (["recipe.distill.alpha=0.1"], "recipe.distill.teacher: expected the name of a timm model"),
+        (["recipe.distill.teacher=resnet18"], "recipe.distill.weights: expected a file"),
+        (
+            ["mixer=ppaa", "+mixer.pool_size=5"],
+            "mixer.pool_size: the mixer differs by stage; expected one of mixer.stage1.pool_size, ",
+        ),
+        (["mixer=ppaa", "mixer.pool_size=5"], "mixer.pool_size: no such key; there are stage1, stage2, "),
+        (["+mixer.stage1.pool_size=5"], "mixer.stage1: the mixer is the same in every stage"),
+        (["mixer=ppaa", "model.depths=[1]", "model.dims=[64]"], "but the model has 1 stages"),
+        (["mixer=custom"], "mixer._target_: has to be given"),
+        (["data=custom"], "data._target_: expected the dotted path of a function that returns the images"),
+        (["mixer=custom", "mixer._target_=Shift"], "mixer._target_=Shift: expected the dotted path of a class"),
+    ],
+)
+def test_bad_input_gets_one_line(overrides, expected):
+    assert expected in error_of(*overrides)
+
+
+def test_the_nearest_choice_comes_first():
+    line = error_of("mixer=atention")
+    assert line.split("one of ")[1].startswith("attention, ")
+    assert "pooling" in line
+
+
+def test_options_of_a_mixer_and_of_one_stage_of_a_hybrid():
+    assert compose("mixer=pooling", "mixer.pool_size=5").mixer["pool_size"] == 5
+    hybrid = compose("mixer=ppaa", "mixer.stage1.pool_size=5").mixer
+    assert [hybrid[f"stage{i}"].get("pool_size") for i in range(1, 5)] == [5, 3, None, None]
+
+
+def test_local_mixers_and_studies_are_found():
+    Path("mixer").mkdir()
+    Path("mixer/my_shift.yaml").write_text("_target_: my_mixer.Shift\nstep: 2\n")
+    Path("mixer/iapa.yaml").write_text(
+        "defaults: [identity@stage1, attention@stage2, pooling@stage3, attention@stage4]\n"
+    )
+    Path("experiments").mkdir()
+    Path("experiments/mine.yaml").write_text("# @package _global_\nstudy: {name: mine}\nseed: 3\n")
+    assert compose("mixer=my_shift").mixer == {"_target_": "my_mixer.Shift", "step": 2}
+    assert compose("mixer=iapa").mixer["stage1"] == {"_target_": "metaformer.mixers.Identity"}
+    config = compose("experiments=mine")
+    assert (config.study.name, config.seed) == ("mine", 3)
+
+
+@pytest.mark.parametrize("name", ["mixer/pooling.yaml", "experiments/quickstart.yaml"])
+def test_a_local_file_with_the_name_of_a_packaged_one_is_refused(name):
+    Path(name).parent.mkdir()
+    Path(name).write_text("{}")
+    with pytest.raises(ConfigError, match=f"{name} has the name of a packaged file"):
+        check_local_files()
+
+
+def test_golden_run_ids():
+    """A change here orphans every finished run: raise TRAINING_VERSION and mean it."""
+
+    def of(target: str, **changes) -> str:
+        return run_id(content_of(Config(mixer={"_target_": f"metaformer.mixers.{target}"}, **changes), None))
+
+    assert of("Pooling") == "81634bb7b1a0"
+    assert of("Attention", seed=2, recipe=Recipe(lr=1e-3)) == "4d6cd9365b8c"
+    assert of("Pooling", model=Model(norm="layer"), runtime=Runtime(threads=3)) == "334c86386f8b"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "recipe.lr=1e-3", "recipe.precision=bf16", "model.act=relu", "mixer.pool_size=5", "data.train=100"],
+)
+def test_what_changes_the_result_changes_the_run_id(override):
+    assert id_of(override) != id_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["runtime.threads=2", "runtime.runs=elsewhere", "logger=wandb", "study.name=x", "data.root=.", "runtime=cpu"],
+)
+def test_what_does_not_change_the_result_leaves_the_run_id(override):
+    assert id_of("data=cifar10", override) == id_of("data=cifar10")
+
+
+def test_a_value_equal_to_the_default_is_no_difference():
+    assert id_of("model.act=gelu") == id_of()
+    assert id_of("++recipe.weight_decay=0.05") == id_of()
+
+
+def test_the_cell_is_the_run_without_its_seed():
+    a, b = content(compose("seed=0")), content(compose("seed=1"))
+    assert cell_id(a) == cell_id(b) != cell_id(content(compose("mixer=identity")))
+    assert run_id(a) != run_id(b)
+
+
+def test_an_edited_mixer_is_a_new_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    overrides = ("mixer=custom", "mixer._target_=edited_mixer.Shift")
+    source = Path("edited_mixer.py")
+    source.write_text("class Shift: ...\n")
+    first = id_of(*overrides)
+    assert id_of(*overrides) == first
+    source.write_text("class Shift: pass\n")
+    assert id_of(*overrides) != first
+
+
+@pytest.mark.parametrize("edited", ["pack/shift.py", "helper.py"])
+def test_code_that_a_mixer_is_made_of_counts_wherever_it_is(edited, monkeypatch):
+    """A class that a package re-exports, and a file beside it that it imports."""
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    Path("pack").mkdir()
+    Path("pack/__init__.py").write_text("from .shift import Shift\n")
+    Path("pack/shift.py").write_text("class Shift: ...\n")
+    Path("alone.py").write_text("import helper\nclass Shift: ...\n")
+    Path("helper.py").write_text("x = 1\n")
+    target = "mixer._target_=" + ("pack.Shift" if "pack" in edited else "alone.Shift")
+    first = id_of("mixer=custom", target)
+    Path(edited).write_text(Path(edited).read_text() + "y = 2\n")
+    assert id_of("mixer=custom", target) != first
+
+
+def test_the_version_of_an_installed_library_counts(monkeypatch):
+    overrides = ("mixer=custom", "mixer._target_=timm.layers.Attention")
+    first = id_of(*overrides)
+    monkeypatch.setattr(named_code, "version", lambda name: "0.0.0")
+    assert id_of(*overrides) != first
+
+
+def test_the_layer_that_an_adapter_wraps_counts_too(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    overrides = ("mixer=custom", "mixer._target_=metaformer.mixers.AsTokens", "+mixer.layer=edited_layer.Layer")
+    Path("edited_layer.py").write_text("class Layer: ...\n")
+    first = id_of(*overrides)
+    Path("edited_layer.py").write_text("class Layer: pass\n")
+    assert id_of(*overrides) != first
+
+
+def test_the_contents_of_a_file_of_weights_are_part_of_the_run_id_and_its_place_is_not():
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        Path(name).write_bytes(content)
+    a, b, c = (id_of(f"recipe.initialize_from={name}.pt") for name in "abc")
+    assert a == b != c
+    assert id_of() not in (a, c)
+
+
+def test_images_in_a_folder_are_part_of_the_run_id_and_their_place_is_not():
+    for root in ("a", "b"):
+        for split in ("train", "test"):
+            Path(root, split, "cat").mkdir(parents=True)
+            Path(root, split, "cat", "1.png").write_bytes(b"123")
+
+    def of(root: str) -> str:
+        folder_fingerprint.cache_clear()
+        return id_of("data=image_folder", f"data.root={root}")
+
+    assert of("a") == of("b")
+    Path("b/train/cat/1.png").write_bytes(b"124")
+    assert of("a") != of("b")
+    Path("b/train/cat/1.png").write_bytes(b"123")
+    assert of("a") == of("b")
+    Path("b/train/cat/2.png").write_bytes(b"4")
+    assert of("a") != of("b")
+
+
+def test_every_model_option_is_an_argument_of_the_model():
+    names = {f.name for f in fields(Model)} - {"source", "name", "crop_pct"}
+    with torch.device("meta"):
+        MetaFormer("identity", **{name: getattr(Model(), name) for name in names})  # refuses an option of no use
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "config.schema",
+        "config.validate",
+        "config.compose",
+        "studies.worker",
+        "studies.sweeper",
+        "studies.points",
+        "studies.progress",
+        "analysis.stats",
+        "report",
+        "plan",
+        "train",
+        "evaluate",
+    ],
+)
+def test_no_torch_before_a_run(module):
+    code = f"import metaformer.{module}, metaformer, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,84 @@
+"""The defaults of what counts for a result. A default that changes changes every run that does not set it."""
+
+import json
+
+from metaformer.config.identity import HASHED
+from metaformer.config.schema import Config
+from metaformer.config.validate import plain
+
+DEFAULTS = """
+{
+  "mixer": null,
+  "model": {
+    "mlp_ratio": 4.0,
+    "norm": "group",
+    "norm_eps": 1e-05,
+    "act": "gelu",
+    "bias": true,
+    "layer_scale": 1e-05,
+    "residual": true,
+    "channel_mlp": true,
+    "depths": [2, 2, 6, 2],
+    "dims": [64, 128, 320, 512],
+    "stem": [7, 4, 2],
+    "downsample": [3, 2, 1],
+    "patch_norm": false,
+    "res_scale": null,
+    "position": null,
+    "drop_path": null,
+    "head": "norm_pool",
+    "head_dropout": null,
+    "init": "official",
+    "source": "metaformer",
+    "name": null,
+    "crop_pct": null
+  },
+  "data": {
+    "name": "fashion_small",
+    "root": null,
+    "dataset": null,
+    "train": null,
+    "val": 5000,
+    "size": 224,
+    "classes": null,
+    "decode": "once",
+    "decoded_size": null,
+    "_target_": null,
+    "options": {}
+  },
+  "recipe": {
+    "epochs": 5,
+    "batch": 128,
+    "optimizer": "adamw",
+    "lr": 0.002,
+    "weight_decay": 0.05,
+    "warmup_epochs": 1.0,
+    "warmup_lr": 1e-06,
+    "min_lr": 1e-05,
+    "label_smoothing": 0.1,
+    "crop": 2,
+    "flip": true,
+    "precision": "fp32",
+    "lr_base_size": null,
+    "schedule": "cosine",
+    "lr_interval": "step",
+    "cooldown_epochs": 0,
+    "clip_grad": null,
+    "ema": null,
+    "scale": null,
+    "auto_augment": null,
+    "erasing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "initialize_from": null,
+    "distill": {"teacher": null, "weights": null, "mode": "hard", "alpha": 0.5, "tau": 1.0}
+  },
+  "seed": 0
+}
+"""
+
+
+def test_the_defaults_are_those_that_were_written_down():
+    """Where a key is new, add it here and say so in the change: run ids change, experiments/migrate_ids.py renames."""
+    now = {key: node for key, node in plain(Config()).items() if key in HASHED}
+    assert now == json.loads(DEFAULTS)

@@ -1,0 +1,37 @@
+"""What is used of Hydra's private interfaces: these tests fail loudly when Hydra changes."""
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+
+from metaformer.config.compose import loader
+from metaformer.config.hydra_internals import load, points_of
+
+
+def test_composition_leaves_hydras_global_state_alone():
+    assert not GlobalHydra.instance().is_initialized()
+    composed = load(loader(), ["mixer=attention", "seed=3"])
+    assert (composed.seed, composed.mixer._target_) == (3, "metaformer.mixers.Attention")
+    assert composed.hydra.runtime.choices.mixer == "attention"
+    assert list(composed.hydra.overrides.task) == ["mixer=attention", "seed=3"]
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_a_sweep_is_refused_for_one_run_and_kept_for_many():
+    with pytest.raises(HydraException):
+        load(loader(), ["seed=0,1"])
+    assert list(load(loader(), ["seed=0,1"], multirun=True).hydra.overrides.task) == ["seed=0,1"]
+
+
+def test_points_are_in_the_order_of_hydras_own_sweeper():
+    words = ["mixer=pooling,identity", "seed=range(2)", "recipe.lr=0.1"]
+    assert points_of(loader(), words) == [
+        ["mixer=pooling", "seed=0", "recipe.lr=0.1"], ["mixer=pooling", "seed=1", "recipe.lr=0.1"],
+        ["mixer=identity", "seed=0", "recipe.lr=0.1"], ["mixer=identity", "seed=1", "recipe.lr=0.1"],
+    ]  # fmt: skip
+
+
+def test_a_point_is_composed_over_the_study():
+    study = load(loader(), ["experiments=quickstart"], multirun=True)
+    point = loader().load_sweep_config(study, ["experiments=quickstart", "mixer=identity", "seed=2"])
+    assert (point.study.name, point.seed, point.mixer._target_) == ("quickstart", 2, "metaformer.mixers.Identity")

@@ -1,0 +1,212 @@
+"""Splits that never change, augmentation that is a function of position, and clear refusals."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import compose
+from PIL import Image
+
+from metaformer.data.batches import Batches, EvalBatches, Share
+from metaformer.data.images import Images, Split, load
+from metaformer.data.readers import in_memory
+from metaformer.data.registry import shape
+from metaformer.system.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def fashion() -> Images:
+    return load(compose().data)
+
+
+def synthetic(count: int = 20, size: int = 6, channels: int = 1) -> Images:
+    pixels = torch.randint(
+        1, 256, (count, size, size, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    split = Split(pixels, torch.arange(count))
+    return Images(split, split, split, [str(i) for i in range(count)])
+
+
+def test_the_embedded_set(fashion):
+    assert [len(fashion.train), len(fashion.val), len(fashion.test)] == [8000, 2000, 3000]
+    assert (fashion.size, fashion.channels, len(fashion.classes)) == ((28, 28), 1, 10)
+    for split, each in ((fashion.train, 800), (fashion.val, 200), (fashion.test, 300)):
+        assert split.labels.bincount().tolist() == [each] * 10
+    assert fashion.train.images.dtype == torch.uint8
+    total = sum(int(s.images.long().sum()) for s in (fashion.train, fashion.val, fashion.test))
+    assert total == FASHION_SUM
+    assert (in_memory.ASSETS / "fashion_small.npz").stat().st_size < 6e6
+
+
+FASHION_SUM = 743839854
+
+
+def test_no_image_is_in_two_splits(fashion):
+    seen = [{bytes(image.numpy()) for image in s.images} for s in (fashion.train, fashion.val)]
+    assert not seen[0] & seen[1]
+
+
+def test_normalisation_gives_zero_mean_and_unit_variance(fashion):
+    x = fashion.normalise(fashion.train.images)
+    assert x.shape == (8000, 1, 28, 28)
+    assert abs(x.mean()) < 1e-4
+    assert abs(x.std() - 1) < 1e-3
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_augmentation_an_epoch_is_a_permutation():
+    data = synthetic()
+    batches = list(Batches(data, 5, seed=0, epoch=0))
+    labels = torch.cat([y for _, y in batches])
+    assert sorted(labels.tolist()) == list(range(20))
+    assert labels.tolist() != list(range(20))
+    images = torch.cat([x for x, _ in batches])
+    assert torch.equal(images, data.normalise(data.train.images)[labels])
+
+
+def test_crop_and_flip_of_every_image_is_a_window_of_the_padded_image():
+    data = synthetic(channels=3)
+    padded = torch.nn.functional.pad(data.train.images, (0, 0, 2, 2, 2, 2))
+    windows = padded.unfold(1, 6, 1).unfold(2, 6, 1).permute(0, 1, 2, 4, 5, 3)  # [N, 5, 5, 6, 6, C]
+    flips = 0
+    for x, y in Batches(data, 10, seed=1, epoch=3, crop=2, flip=True):
+        for image, label in zip(x, y, strict=True):
+            choices = data.normalise(windows[label].reshape(25, 6, 6, 3))
+            plain, flipped = (choices == image).flatten(1).all(1), (choices.flip(3) == image).flatten(1).all(1)
+            assert plain.sum() + flipped.sum() == 1
+            flips += int(flipped.sum())
+    assert 0 < flips < 20
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    def first(seed: int, epoch: int) -> torch.Tensor:
+        torch.rand(3)  # the global generator does not matter
+        return next(iter(Batches(synthetic(), 5, seed=seed, epoch=epoch, crop=1, flip=True)))[0]
+
+    assert torch.equal(first(0, 1), first(0, 1))
+    assert not torch.equal(first(0, 1), first(0, 2))
+    assert not torch.equal(first(0, 1), first(1, 1))
+
+
+def test_an_incomplete_last_batch_is_dropped():
+    batches = Batches(synthetic(), 8, seed=0, epoch=0)
+    assert len(batches) == len(list(batches)) == 2
+
+
+def test_the_parts_of_a_batch_are_those_of_one_device():
+    order = torch.randperm(50)
+    whole = list(Share().of(order, 16))
+    assert [len(rows) for rows in whole] == [16, 16, 16]
+    parts = [list(Share(rank, 2, 4).of(order, 16)) for rank in range(2)]
+    for step, rows in enumerate(whole):
+        together = [parts[r][4 * step + part] for part in range(4) for r in range(2)]
+        assert torch.equal(torch.cat(together), rows)
+
+
+def test_evaluation_keeps_the_order_and_every_image(fashion):
+    batches = EvalBatches(fashion, fashion.test)
+    assert len(list(batches)) == len(batches) == 6
+    assert torch.equal(torch.cat([y for _, y in batches]), fashion.test.labels)
+
+
+def test_a_balanced_part_of_the_training_set():
+    data = load(compose("data.train=1000").data)
+    assert data.train.labels.bincount().tolist() == [100] * 10
+    assert len(data.val) == 2000
+    again = load(compose("data.train=1000").data)
+    assert torch.equal(data.train.images, again.train.images)
+    with pytest.raises(ConfigError, match=r"data\.train=9000: expected between 1 and 7999"):
+        load(compose("data.train=9000").data)
+
+
+def test_digits():
+    data = load(compose("data=digits").data)
+    assert [len(data.train), len(data.val), len(data.test)] == [1197, 300, 300]
+    assert data.val.labels.bincount().tolist() == [30] * 10
+    assert int(data.train.images.max()) == 255
+
+
+def folder(root: Path, splits=("train", "test"), classes=("cat", "dog"), each: int = 4) -> Path:
+    for split in splits:
+        for c, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(each):
+                Image.new("RGB", (40, 30), (100 * c, 10 * i, 50)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_image_folder(tmp_path):
+    root = folder(tmp_path / "pets")
+    data = load(compose("data=image_folder", f"data.root={root}", "data.size=16", "data.val=2").data)
+    assert data.classes == ["cat", "dog"]
+    assert data.train.images.shape == (6, 16, 16, 3)
+    assert data.val.labels.tolist() == [0, 1]
+    assert data.test.images[0, 0, 0].tolist() == [0, 0, 50]
+    with_val = folder(tmp_path / "more", splits=("train", "val", "test"))
+    assert len(load(compose("data=image_folder", f"data.root={with_val}", "data.size=16").data).val) == 8
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: [p.unlink() for p in (root / "train/cat").iterdir()], "train/cat: no image in this class folder"),
+        (lambda root: (root / "test/dog/1.png").write_bytes(b"no image"), "test/dog/1.png: cannot be read as an image"),
+        (
+            lambda root: (root / "test/dog/1.png").write_bytes((root / "test/dog/2.png").read_bytes()[:60]),
+            "test/dog/1.png: cannot",
+        ),
+        (lambda root: (root / "test").rename(root / "tset"), "expected a folder 'test' in it"),
+        (lambda root: (root / "test/dog").rename(root / "test/fox"), "first difference: 'dog'"),
+    ],
+)
+def test_a_bad_folder_is_named(tmp_path, spoil, message):
+    root = folder(tmp_path / "pets")
+    spoil(root)
+    with pytest.raises(ConfigError, match=message):
+        load(compose("data=image_folder", f"data.root={root}", "data.size=16", "data.val=2").data)
+
+
+def test_a_folder_that_is_not_given_or_has_other_classes(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root: expected the folder"):
+        load(compose("data=image_folder").data)
+    root = folder(tmp_path / "pets")
+    with pytest.raises(ConfigError, match=r"data\.classes=1000: .* has 2 classes"):
+        load(compose("data=imagenet", f"data.root={root}", "data.val=2").data)
+
+
+def test_shapes_are_known_without_reading():
+    for name in ("fashion_small", "digits"):
+        config = compose(f"data={name}").data
+        data = load(config)
+        assert shape(config) == (data.channels, data.size[0], len(data.classes))
+    assert shape(compose("data=imagenet").data) == (3, 224, 1000)
+    with pytest.raises(ConfigError, match=r"data\.classes: expected the number"):
+        shape(compose("data=image_folder").data)
+
+
+def test_a_set_that_is_not_there_says_where_it_was_looked_for(monkeypatch, tmp_path):
+    from torchvision import datasets
+
+    def offline(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", offline)
+    with pytest.raises(ConfigError, match=r"data=cifar10: not found under .* \(no network\); set data.root"):
+        load(compose("data=cifar10", f"data.root={tmp_path}").data)
+
+
+def test_torchvision_sets_are_found_locally(tmp_path):
+    """The raw files of Fashion-MNIST, written here from the embedded images, are read as torchvision reads them."""
+    fashion = load(compose().data)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, split in (("train", fashion.train), ("t10k", fashion.test)):
+        n = len(split)
+        header = b"\0\0\x08\x03" + b"".join(v.to_bytes(4, "big") for v in (n, 28, 28))
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + split.images.numpy().tobytes())
+        labels = split.labels.to(torch.uint8).numpy().tobytes()
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + n.to_bytes(4, "big") + labels)
+    data = load(compose("data=fashion_mnist", f"data.root={tmp_path}").data)
+    assert [len(data.train), len(data.val), len(data.test)] == [3000, 5000, 3000]
+    assert torch.equal(data.test.images, fashion.test.images)
+    assert data.classes == fashion.classes

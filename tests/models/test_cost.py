@@ -1,0 +1,68 @@
+"""Multiply-accumulates against numbers worked out by hand and the published ones."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from metaformer.mixers import Attention, DepthwiseConv, Fourier, Identity, Pooling, RandomMixing, SpatialMLP
+from metaformer.models.cost import count
+from metaformer.models.metaformer import MetaFormer
+
+CONVS_AND_HEAD = 1_811_755_008 + 512_000  # of S12 at 224
+TOKENS = [(3136, 64, 2), (784, 128, 2), (196, 320, 6), (49, 512, 2)]  # N, C and blocks of each stage
+
+
+def s12(mixer, **options) -> int:
+    with torch.device("meta"):
+        net = MetaFormer(mixer, **options)
+    cost = count(net, (3, 224, 224))
+    assert cost.uncounted == []
+    return cost.macs
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options", "mixing"),
+    [
+        (Identity, {}, 0),
+        (Pooling, {}, sum(9 * n * c * blocks for n, c, blocks in TOKENS)),
+        (DepthwiseConv, {}, 1_831_936_000 - 10_411_520 - CONVS_AND_HEAD),  # less the norms, which are free here
+        (RandomMixing, {}, 1_492_384_768),
+        (SpatialMLP, {}, 1_492_384_768),
+        (Attention, {}, sum((4 * n * c * c + 2 * n * n * c) * blocks for n, c, blocks in TOKENS)),
+        (Pooling, {"norm": "layer"}, sum(9 * n * c * blocks for n, c, blocks in TOKENS)),
+    ],
+)
+def test_s12(mixer, options, mixing):
+    assert s12(mixer, **options) == CONVS_AND_HEAD + mixing
+
+
+def test_a_fourier_transform_is_counted():
+    expected = sum(2.5 * n * c * math.log2(n * c) * blocks for n, c, blocks in TOKENS)
+    assert s12(Fourier) == pytest.approx(CONVS_AND_HEAD + expected, rel=1e-3)
+
+
+def test_attention_costs_the_same_on_every_device():
+    net = MetaFormer(Attention, depths=[1], dims=[64], stem=(4, 4, 0), img_size=28)
+    with torch.device("meta"):
+        meta = MetaFormer(Attention, depths=[1], dims=[64], stem=(4, 4, 0), img_size=28)
+    assert count(net, (3, 28, 28)).macs == count(meta, (3, 28, 28)).macs
+    assert count(net.bfloat16(), (3, 28, 28)).macs == count(meta, (3, 28, 28)).macs
+
+
+def test_an_op_without_a_formula_is_named_and_not_counted_as_zero():
+    class Sorting(nn.Module):
+        def forward(self, x):
+            return x.sort(dim=2).values
+
+    cost = count(MetaFormer(Sorting, depths=[1], dims=[8]), (3, 32, 32))
+    assert cost.macs is None
+    assert cost.uncounted == ["aten.sort"]
+
+
+def test_counting_leaves_the_mode_and_counts_what_is_frozen_apart():
+    net = MetaFormer(RandomMixing, depths=[1], dims=[8], img_size=32).train()
+    cost = count(net, (3, 32, 32))
+    assert net.training
+    assert cost.params - cost.trainable == 64**2

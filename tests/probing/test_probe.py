@@ -1,0 +1,224 @@
+"""The command that shows what trained mixers do, on runs that were trained for it."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose
+
+from metaformer import probe as command
+from metaformer.analysis import page
+from metaformer.analysis.stats import mean_interval
+from metaformer.config.validate import plain
+from metaformer.models.build import build
+from metaformer.probing import kept, one_run, tables
+from metaformer.probing.kept import Probed
+from metaformer.probing.measures import gram
+from metaformer.runs.finished import finished
+
+STUDY = """# @package _global_
+defaults: [{override /data: digits}]
+hydra: {mode: MULTIRUN, sweeper: {params: {model.norm: "group,layer", mixer: "identity,pooling", seed: "0,1"}}}
+model: {stem: [2, 2, 0], depths: [1, 1], dims: [16, 16], position: [true, false], layer_scale: 1.0}
+recipe: {epochs: 1}
+study: {name: mine, reference: pooling, analysis: {margin: 2.0}}
+"""
+RUNTIME = ("runtime.threads=1", "runtime.progress=false")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study of two norms, two mixers and two seeds."""
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "experiments").mkdir()
+    (folder / "experiments" / "mine.yaml").write_text(STUDY)
+    command = [sys.executable, "-m", "metaformer.train", "experiments=mine", *RUNTIME]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def run_of(folder: Path, mixer: str, seed: int = 0, norm: str = "group") -> Path:
+    runs = [path.parent for path in folder.glob(f"runs/{mixer}-tiny-digits-s{seed}-*/result.json")]
+    norms = {json.loads((run / "result.json").read_text())["config"]["model"]["norm"]: run for run in runs}
+    return norms[norm].relative_to(folder)
+
+
+def probe(folder: Path, *words: str) -> Probed:
+    return kept.probe(finished(folder, ["runtime.threads=1", *words]), 1)
+
+
+def test_what_is_measured_of_a_run(here, monkeypatch):
+    folder = run_of(here, "pooling")
+    found = probe(folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert found.accuracy == pytest.approx(result["metrics"]["val_accuracy"], abs=1e-6)
+    assert [set(stage) for stage in found.surgery] == [{"identity", "pooling", "nothing"}] * 2
+    assert {stage["pooling"] for stage in found.surgery} == {found.accuracy}
+    assert len({stage["nothing"] for stage in found.surgery}) > 1
+    assert found.matrices[0][0, 0] == pytest.approx(3 / 4, abs=1e-6)  # a corner: minus itself, plus a fourth of it
+    assert [m.shape for m in found.matrices] == [(16, 16)] * 2
+    assert [f.shape for f in found.fields] == [(8, 8)] * 3
+    assert all(math.isfinite(value) for stage in found.numbers for value in stage.values())
+    monkeypatch.setattr(one_run, "measure", None)
+    again = probe(folder)  # read from the folder
+    assert (again.numbers, again.surgery, again.accuracy) == (found.numbers, found.surgery, found.accuracy)
+    for name in ("matrices", "fields", "grams"):
+        assert all(map(np.array_equal, getattr(again, name), getattr(found, name)))
+
+
+def test_what_cannot_be_read_or_is_of_other_images_is_measured_again(here):
+    folder = run_of(here, "identity")
+    first = probe(folder)
+    half = (folder / kept.FILE).read_bytes()[:5000]
+    for spoil in (lambda path: path.write_bytes(half), lambda path: np.savez(path, told="{}")):
+        spoil(folder / kept.FILE)
+        assert probe(folder).accuracy == first.accuracy
+    assert not np.array_equal(probe(folder, "data.val=50").fields[0], first.fields[0])
+
+
+def test_runs_beside_each_other(here, cli_in):
+    runs = [run_of(here, mixer, seed=seed) for mixer in ("identity", "pooling") for seed in (0, 1)]
+    done = cli_in(*map(str, runs))
+    assert done.returncode == 0, done.stderr
+    written = Path("probes/probes.html").read_text()
+    assert "2 cells, 2 seeds each" in written
+    assert "identity mixes no tokens, and yet" in written
+    assert written.count("<svg") == 4
+    assert "http" not in written.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert "| pooling | 2 | 2 |" in Path("probes/surgery.md").read_text()
+    assert Path("probes/cka.csv").read_text().count("\n") == 1 + 2 * 3
+    for name in page.PROBES:
+        assert Path(f"probes/{name}.png").stat().st_size > 5000
+
+
+def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli_in):
+    done = cli_in("experiments=mine")
+    assert done.returncode == 0, done.stderr
+    for setting in ("group", "layer"):
+        assert (
+            f"<h1>What the trained mixers do: {setting}</h1>"
+            in Path(f"experiments/mine/probes/{setting}-probes.html").read_text()
+        )
+    command = [sys.executable, "-m", "metaformer.report", "experiments=mine"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = page._probes(Path("experiments/mine"))
+    assert [probe["setting"] for probe in shown] == ["group", "layer"]
+    report = Path("experiments/mine/report.html").read_text()
+    assert [svg in report for probe in shown for svg in probe["figures"]] == [True] * 8
+    for probe in shown:
+        assert (Path("experiments/mine") / probe["page"]).exists()
+
+
+@pytest.fixture
+def cli_in(here):
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "metaformer.probe", *arguments], capture_output=True, text=True)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "expected the folders of finished runs, like runs/RUN, or experiments=NAME"),
+        ("runs/nothing", "run=runs/nothing: no finished run there"),
+        ("experiments=min", "no study of that name was launched from this folder; did you mean 'mine'?"),
+        ("RUN experiments=mine", "expected the folders of finished runs"),
+        ("RUN model=s12", "model: not of this command; expected experiments, out, data, runtime"),
+        ("RUN ot=there", "ot: not of this command; did you mean 'out'?"),
+        ("RUN out=", "out: expected one value"),
+        ("RUN data=fashion_small", "its weights do not fit the model for these images"),
+        ("RUN data.val=3", "its 3 validation images are too few; expected 4 at least"),
+        ("RUN runtime.acelerator=cpu", "runtime.acelerator: no such key; did you mean 'accelerator'?"),
+    ],
+)
+def test_a_bad_request_gets_one_line(words, message, here, refusal):
+    assert message in refusal(command, *words.replace("RUN", str(run_of(here, "pooling"))).split())
+
+
+def test_other_data_and_other_models_are_refused(here, refusal, tmp_path):
+    """Of a run with another data set, and of one with a model of timm."""
+    run, other = here / run_of(here, "pooling"), tmp_path / "runs" / "other"
+    shutil.copytree(run, other)
+    result = json.loads((other / "result.json").read_text())
+    result["config"]["data"]["val"] = 10
+    (other / "result.json").write_text(json.dumps(result))
+    assert "of different data; expected runs on the same images" in refusal(command, str(run), str(other))
+    config = compose("model=timm", "model.name=test_resnet", "mixer=builtin", "data=digits")
+    result["config"] = plain(config)
+    (other / "result.json").write_text(json.dumps(result))
+    saved = torch.load(other / "weights.pt", weights_only=True)
+    net = build(config.model, config.mixer, config.seed, shape=(1, 8, 8), classes=10)
+    saved["state_dict"] = net.state_dict()
+    torch.save(saved, other / "weights.pt")
+    assert "its model is ResNet; expected a MetaFormer" in refusal(command, str(other))
+
+
+# ------------------------------------------------------------------ tables, with what is known
+
+
+def probed(seed: int, features: torch.Tensor, accuracy: float, lost: float) -> Probed:
+    keys = dict.fromkeys(tables.STAGE_COLUMNS, 0.25 + seed)
+    arrays = [np.eye(4)], [np.ones((4, 4))] * 2, [gram(features).numpy()]
+    return Probed([keys], [{"identity": accuracy - lost}], accuracy, *arrays)
+
+
+def test_sentences():
+    """Nothing is lost where a mixer takes its own place; what is lost most has the most negative change."""
+    other = {s: probed(s, features(s), 0.5, 0.2 + 0.1 * s) for s in (0, 1)}
+    cells = {"a": {s: probed(s, features(s), 0.5, 0.0) for s in (0, 1)}, "b": other}
+    *_, said = tables.sentences(cells, tables.similarities(cells))
+    assert said.startswith("Identity in the place of a stage's mixers costs b most (stage 1: -25.0 [")
+    assert "and b least" in said
+    assert not any("mixes no tokens" in line for line in tables.sentences(cells, tables.similarities(cells)))
+
+
+def features(seed: int) -> torch.Tensor:
+    return torch.randn(40, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_similarity_is_paired_by_seed_and_within_a_cell_across_seeds():
+    shared = {seed: features(seed) for seed in range(4)}
+    one = {seed: probed(seed, x, 0.5, 0.1) for seed, x in shared.items()}
+    same = {seed: probed(seed, 2 * x, 0.5, 0.1) for seed, x in shared.items()}
+    other = tables.similarity(one, same, 0)
+    assert (other.mean, other.n) == (pytest.approx(1), 4)
+    own = tables.similarity(one, one, 0)
+    pairs = [tables._cka(one[a], one[b], 0) for a in range(4) for b in range(a)]
+    assert own.mean == pytest.approx(np.mean(pairs))
+    assert own.low < own.mean < own.high
+    assert math.isnan(tables.similarity({0: one[0]}, {1: same[1]}, 0).mean)  # no seed in common
+
+
+def test_the_jackknife_of_a_mean_is_that_of_students_interval(monkeypatch):
+    """Pairs whose value is the mean of one number of each seed: the interval is that of the numbers."""
+    numbers = {0: 0.2, 1: 0.5, 2: 0.6, 3: 0.3}
+    monkeypatch.setattr(tables, "_cka", lambda one, other, stage: (one + other) / 2)
+    found = tables.similarity(numbers, numbers, 0)
+    expected = mean_interval(list(numbers.values()))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
+def test_changes_are_paired_by_seed():
+    cells = {"a": {s: probed(s, features(s), 0.5 + 0.1 * s, 0.1) for s in (0, 1, 2)}}
+    e = tables.losses(cells["a"], 0, "identity")
+    assert (e.mean, e.low, e.high) == (pytest.approx(-10), pytest.approx(-10), pytest.approx(-10))
+    assert tables.surgery_table(cells).lines == [["a", "1", "3", "60.00 ± 24.84", "-10.00 ± 0.00"]]
+    assert tables.stage_table(cells).lines[0][:4] == ["a", "1", "3", "1.25 ± 2.48"]
+    assert tables.stage_table(cells).lines[0][8] == "125.00 ± 248.41"  # in percent

@@ -1,0 +1,144 @@
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+from conftest import on_disk, result_of, runs_of, study
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from rich.console import Console
+
+from metaformer import plan
+from metaformer.analysis.stats import equivalence_power
+from metaformer.runs.folder import lock
+from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
+from metaformer.runs.result import write_result
+from metaformer.studies.cell_cost import cost_of
+from metaformer.studies.points import expand
+from metaformer.studies.power import power_table
+from metaformer.system.errors import ConfigError
+from metaformer.system.machine import cores
+
+YAML = """\
+# @package _global_
+hydra: { mode: MULTIRUN, sweeper: { params: { mixer: "pooling,identity", seed: "0,1,2" } } }
+data: { name: digits, val: 300 }
+recipe: { epochs: 1 }
+study: { name: mine, question: "Which <one>?", reference: pooling, analysis: { margin: 3.0 } }
+"""
+
+
+@pytest.fixture
+def said(tmp_path):
+    (tmp_path / "experiments").mkdir(exist_ok=True)
+    (tmp_path / "experiments" / "mine.yaml").write_text(YAML)
+
+    def call(*arguments: str) -> str:
+        console = Console(record=True, width=200)
+        plan.plan(arguments, console)
+        return console.export_text()
+
+    return call
+
+
+def test_power_of_a_stated_scatter(said):
+    text = said("experiments=mine", "sd=1.5")
+    assert "mine: 6 runs: 6 not started" in text
+    assert "3 seeds, 1 comparison with pooling in a setting, margin 3 points = 2.00 SD" in text
+    assert "1.50 points, as stated" in text
+    assert "3 (planned)                    56%" in text
+    assert "5                              95%" in text
+    assert "4 seeds show with 80%" in text
+
+
+def test_an_assumption_is_called_one(said):
+    assert "1.00 points, an assumption" in said("experiments=mine")
+
+
+def test_the_correction_counts():
+    first = power_table(5, 2.0, 0.05 / 5).lines
+    assert [line[1] for line in first[:3]] == ["14%", "57%", "97%"]
+    assert f"{equivalence_power(5, 2.0, 0.05):.0%}" == "95%"
+
+
+def test_the_scatter_of_another_study(said, tmp_path):
+    on = on_disk(runs_of(pooling=[0.7, 0.7, 0.7], identity=[0.6, 0.62, 0.64]), tmp_path / "runs")
+    save(Launch("other", [Stage("2026-01-01T00:00:00+00:00", analysis_of(study()), {})], runs=on))
+    assert "(2.00 points, from the finished runs of other, 1 comparison)" in said("experiments=mine", "from=other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sd=wide"], "sd=wide: expected points"),
+        (["sd=0"], "sd=0: expected points"),
+        (["from=nobody"], "from=nobody: no study of that name"),
+        (["sd=1", "from=other"], "expected one of them"),
+    ],
+)
+def test_bad_input(said, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        said("experiments=mine", *arguments)
+
+
+def test_nothing_to_compare(said):
+    assert "nothing is compared" in said("experiments=mine", "mixer=identity")
+
+
+def test_the_command_answers_without_torch(cli, said):
+    done = cli("plan", "-m", "mixer=pooling,identity", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert "sweep: 4 runs: 4 not started" in done.stdout
+
+
+def test_what_is_done_running_and_left(said, tmp_path):
+    runs = [Run(**asdict(point.entry), folder=None, result=None) for point in expand(["experiments=mine"])]
+    done = []
+    for run in runs[:3]:
+        told = {"name": f"x-{run.run_id}", "seconds": 1200.0, "macs": None}  # nothing of the speed of this machine
+        done.append(replace(run, result=result_of(run.seed, 0.5 + 0.01 * run.seed, run.run_id, **told)))
+    on_disk(done, tmp_path / "runs")
+    (tmp_path / "runs" / f"x-{runs[3].run_id}").mkdir()
+    (tmp_path / "runs" / f"x-{runs[3].run_id}" / "failed.json").write_text('{"reason": "diverged: loss is nan"}')
+    with lock(tmp_path / "runs" / f"x-{runs[4].run_id}"):
+        child = (
+            "import sys; from metaformer import plan; sys.argv[1:] = ['experiments=mine', 'runtime=cpu']; plan.main()"
+        )
+        text = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, cwd=tmp_path).stdout
+    assert "mine: 6 runs: 3 finished, 1 failed, 1 running, 1 not started" in text
+    assert "1.00 hours of training done" in text
+    left = "about 1.00 core-hours to do (by the finished runs of this study), "
+    assert f"{left}{60 / cores():.0f} minutes here with {cores()} at a time" in text
+
+
+def test_what_it_will_cost_before_anything_is_launched(said, tmp_path):
+    assert "6 to do: throughput=IMAGES_PER_S tells what they cost" in said("experiments=mine")
+    text = said("experiments=mine", "throughput=2", "logger.wandb=true", "logger.mode=offline")
+    images = 6 * 1197 * expand(["experiments=mine"])[0].config.recipe.epochs
+    assert f"about {images / 2 / 3600:.2f} core-hours to do (at 2 images a second)" in text
+    assert "6 runs on wandb" in text
+    with pytest.raises(ConfigError, match="throughput=fast: expected training images a second, above 0"):
+        said("experiments=mine", "throughput=fast")
+
+
+def test_what_it_will_cost_by_the_speed_of_other_studies(said, tmp_path):
+    """A finished run of half the work took 100 seconds: each of the six takes 200."""
+    points = expand(["experiments=mine"])
+    macs = {point.entry.mixer: cost_of(point.config).macs for point in points}
+    half = macs["pooling"] * 1197 * points[0].config.recipe.epochs // 2
+    other = expand(["mixer=pooling", "seed=77", "recipe.lr=0.5"])[0]
+    told = {"name": "x-deadbeef", "seconds": 100.0, "macs": half, "images": 1, "epochs": 1, "config": other.config}
+    path = tmp_path / "runs" / "x-deadbeef"
+    path.mkdir(parents=True)
+    write_result(path, result_of(77, 0.5, "deadbeef", **told))
+    seconds = sum(200 * macs[point.entry.mixer] / macs["pooling"] for point in points)
+    expected = f"about {seconds / 3600:.2f} core-hours to do (from MACs, at the speed of 1 finished run on cpu)"
+    assert expected in said("experiments=mine")
+
+
+def test_a_thousand_runs_are_composed_once_for_each_cell(monkeypatch):
+    calls = []
+    load = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda s, *a: (calls.append(1), load(s, *a))[1])
+    grid = ["mixer=pooling,identity", "recipe.lr=1e-3,2e-3,4e-3,8e-3,1.6e-2", "seed=range(100)"]
+    assert len({point.run.folder for point in expand(grid)}) == 1000
+    assert len(calls) == 10

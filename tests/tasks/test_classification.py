@@ -1,0 +1,81 @@
+"""The loss of a classifier: mixed images, and a teacher as in DeiT."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import compose
+from trained import go
+
+from metaformer.system.errors import ConfigError
+from metaformer.tasks import classification
+from metaformer.tasks.classification import Classifier, distillation_loss
+
+
+def test_mixup_is_timms_and_a_function_of_the_step(monkeypatch):
+    seen = []
+    step = Classifier._step
+
+    def watch(self, split, batch, smoothing=0.0):
+        if split == "train":
+            seen.append((batch[0].clone(), batch[1].clone(), smoothing))
+        return step(self, split, batch, smoothing)
+
+    monkeypatch.setattr(Classifier, "_step", watch)
+    go("recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.epochs=1")
+    first = list(seen)
+    _, targets, smoothing = first[0]
+    assert smoothing == 0.0  # it is in the targets
+    assert targets.shape == (64, 10)
+    assert targets.sum(1).tolist() == pytest.approx([1.0] * 64)
+    assert targets.min() == pytest.approx(0.1 / 10)
+    assert len({round(t[1].std().item(), 4) for t in first}) > 10  # another share in every step
+    seen.clear()
+    go("recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.epochs=1", "runtime.runs=b")
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, seen, strict=True))
+    seen.clear()
+    go("recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.epochs=1", "mixer=identity", "runtime.runs=c")
+    assert torch.equal(first[5][0], seen[5][0])  # the same images for every mixer
+
+
+@pytest.fixture
+def teacher(tmp_path) -> Path:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", in_chans=1, num_classes=10).state_dict(), tmp_path / "teacher.pth")
+    return tmp_path / "teacher.pth"
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_distillation_is_that_of_the_paper(teacher, mode):
+    options = ("teacher=test_resnet", f"weights={teacher}", f"mode={mode}", "tau=3", "alpha=0.3")
+    recipe = compose(*(f"recipe.distill.{option}" for option in options)).recipe
+    taught, student = torch.randn(8, 10), torch.randn(8, 10)
+    loss = distillation_loss(student, taught, recipe.distill)
+    if mode == "hard":
+        expected = -student.log_softmax(1)[torch.arange(8), taught.argmax(1)].mean()
+    else:
+        p, q = (taught / 3).softmax(1), (student / 3).softmax(1)
+        expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_student_with_and_without_a_distillation_token(teacher):
+    distill = ("recipe.distill.teacher=test_resnet", f"recipe.distill.weights={teacher}")
+    with_teacher, without = (go("recipe.epochs=1", *words).result for words in (distill, ()))
+    assert with_teacher.metrics["train_loss"] != without.metrics["train_loss"]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            classification, "distillation_loss", lambda z, *rest: (seen.append(z), distillation_loss(z, *rest))[1]
+        )
+        name = "model.name=deit_tiny_distilled_patch16_224"
+        words = ("recipe.epochs=1", "model=timm", name, "mixer=builtin", "data=fashion_small", "data.train=64")
+        result = go(*distill, *words).result
+    assert len(seen) == 1
+    assert result.metrics["test_accuracy"] >= 0
+
+
+def test_a_teacher_that_does_not_fit_is_named(teacher):
+    with pytest.raises(ConfigError, match=r"recipe.distill.teacher=resnet18: RuntimeError: .*state_dict"):
+        go("recipe.epochs=1", "recipe.distill.teacher=resnet18", f"recipe.distill.weights={teacher}")

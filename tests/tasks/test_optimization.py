@@ -1,0 +1,84 @@
+"""The optimizers and the schedules of the recipes are those of the papers."""
+
+import pytest
+import torch
+from conftest import compose
+
+from metaformer.config.schema import Recipe
+from metaformer.models.build import build
+from metaformer.tasks.classification import Classifier
+
+
+def rates(recipe: Recipe, epochs: int, steps: int = 1) -> list[float]:
+    """The rate of every step of a run that trains nothing."""
+    module = Classifier(torch.nn.Linear(2, 2), recipe, classes=2, seed=0)
+
+    class Loop:
+        estimated_stepping_batches, max_epochs, world_size = steps * epochs, epochs, 1
+
+    module._fabric = None
+    module.trainer = Loop()  # type: ignore[assignment]
+    scheduled = module.configure_optimizers()
+    optimizer = scheduled["optimizer"] if isinstance(scheduled, dict) else scheduled
+    seen = []
+    for epoch in range(epochs):
+        for step in range(steps):
+            seen.append(optimizer.param_groups[0]["lr"])
+            if isinstance(scheduled, dict) and recipe.lr_interval == "step":
+                scheduled["lr_scheduler"]["scheduler"].step_update(epoch * steps + step + 1)
+        if isinstance(scheduled, dict) and recipe.lr_interval == "epoch":
+            scheduled["lr_scheduler"]["scheduler"].step(epoch + 1)
+    return seen
+
+
+def test_poolformers_rate_at_every_epoch():
+    recipe = compose("recipe=poolformer").recipe
+    assert recipe.epochs + recipe.cooldown_epochs == 310
+    seen = rates(recipe, 310)
+    expected = {0: 1e-6, 1: 2.008e-4, 2: 4.006e-4, 3: 6.004e-4, 4: 8.002e-4, 5: 9.9932e-4, 150: 5.05e-4, 299: 1.0027e-5}
+    for epoch, rate in expected.items():
+        assert seen[epoch] == pytest.approx(rate, rel=1e-4), epoch
+    assert seen[300:] == [pytest.approx(1e-5)] * 10
+    assert max(rates(compose("recipe=poolformer", "recipe.batch=4096").recipe, 310)[5:]) == pytest.approx(
+        4e-3, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "lr", "batch", "warmup"),
+    [
+        ("poolformer", "adamw", 1e-3, 1024, 5),
+        ("metaformer_baselines", "adamw", 4e-3, 4096, 5),
+        ("convformer", "adamw", 4e-3, 4096, 20),
+        ("caformer", "lamb", 8e-3, 4096, 20),
+    ],
+)
+def test_recipes_of_the_papers(name, optimizer, lr, batch, warmup):
+    recipe = compose(f"recipe={name}").recipe
+    facts = {"optimizer": optimizer, "lr": lr, "batch": batch, "warmup_epochs": warmup, "lr_base_size": batch}
+    facts |= {"weight_decay": 0.05, "epochs": 300, "min_lr": 1e-5, "warmup_lr": 1e-6, "label_smoothing": 0.1}
+    facts |= {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "auto_augment": "rand-m9-mstd0.5-inc1", "ema": None}
+    facts |= {"scale": [0.08, 1.0], "clip_grad": None, "schedule": "cosine", "lr_interval": "epoch", "crop": 0}
+    assert {key: getattr(recipe, key) for key in facts} == facts
+    assert rates(recipe, 310)[warmup] == pytest.approx(lr, rel=2e-2)
+
+
+def test_finetuning_is_constant_and_averages(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.touch()
+    recipe = compose("recipe=finetune", f"recipe.initialize_from={file}").recipe
+    assert set(rates(recipe, 30)) == {5e-5}
+    assert (recipe.ema, recipe.mixup, recipe.cutmix, recipe.epochs) == (0.9999, 0, 0, 30)
+
+
+def test_decayed_and_undecayed_weights_of_s12():
+    config = compose("model=s12", "recipe=poolformer", "data=imagenet")
+    net = build(config.model, config.mixer, config.seed, shape=(3, 224, 224), classes=1000)
+    module = Classifier(net, config.recipe, classes=1000, seed=0)
+    module.trainer = type("T", (), {"estimated_stepping_batches": 310, "max_epochs": 310})()
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    counts = {g["weight_decay"]: (len(g["params"]), sum(p.numel() for p in g["params"])) for g in groups}
+    assert counts == {0.0: (103, 39_656), 0.05: (29, 11_875_520)}
+    assert {(g["betas"], g["eps"]) for g in groups} == {((0.9, 0.999), 1e-8)}
+    depth = [getattr(b.drop_path, "drop_prob", 0) for s in net.stages for b in s.blocks]
+    assert depth == pytest.approx([0.1 * i / 11 for i in range(12)])

@@ -1,0 +1,60 @@
+"""Runs that tests train in this process, what is left of them, and signals that stop them."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import torch
+from conftest import TINY, compose
+
+from metaformer.studies.points import resolve
+from metaformer.studies.worker import Outcome, run
+from metaformer.tasks.classification import Classifier
+
+CHOICES = {"mixer": "pooling", "model": "tiny"}
+
+
+def go(*overrides: str) -> Outcome:
+    """Train a small run."""
+    return run(resolve(compose(*TINY, *overrides), CHOICES)[0])
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the times."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.pt", weights_only=True)["state_dict"]
+
+
+def equal(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return metrics(a) == metrics(b) and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def steps_of(monkeypatch) -> list[int]:
+    """The steps that are trained from here on."""
+    seen: list[int] = []
+    step = Classifier.training_step
+
+    def watch(self, batch):
+        seen.append(self.global_step)
+        return step(self, batch)
+
+    monkeypatch.setattr(Classifier, "training_step", watch)
+    return seen
+
+
+def stop_at(monkeypatch, number: signal.Signals, at: int) -> None:
+    """Send a signal in the middle of a step."""
+    step = Classifier.training_step
+
+    def signalled(self, batch):
+        if self.global_step == at:
+            os.kill(os.getpid(), number)
+        return step(self, batch)
+
+    monkeypatch.setattr(Classifier, "training_step", signalled)

@@ -1,0 +1,86 @@
+"""One run on two processes is the run on one, up to rounding, whoever starts them."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, compose
+
+ONE = (*TINY, "runtime.accelerator=cpu")
+TWO = (*ONE, "runtime.devices=2", "runtime.runs=two")
+
+
+def the(root, name):
+    return next(root.glob(f"{name}/*"))
+
+
+def compare(tmp_path) -> None:
+    one, two = the(tmp_path, "runs"), the(tmp_path, "two")
+    assert one.name == two.name
+    a, b = (torch.load(folder / "weights.pt", weights_only=True)["state_dict"] for folder in (one, two))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 3e-3
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (one, two))
+    assert (first["devices"], second["devices"]) == (1, 2)
+    for name in ("train_loss", "val_loss", "test_loss"):
+        assert first["metrics"][name] == pytest.approx(second["metrics"][name], abs=2e-3)
+    kept = [np.load(folder / "predictions.npz") for folder in (one, two)]
+    assert (kept[0]["labels"] == kept[1]["labels"]).all()
+    assert (kept[0]["predictions"] == kept[1]["predictions"]).mean() > 0.99  # in the order of the images
+    for folder, result in ((one, first), (two, second)):
+        stored = np.load(folder / "predictions.npz")
+        accuracy = (stored["predictions"] == stored["labels"]).mean()
+        assert accuracy == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-6)
+    assert not list(two.glob("*.ckpt"))
+
+
+@pytest.mark.processes
+def test_two_processes_started_by_lightning_or_by_torchrun(cli, tmp_path):
+    assert cli("train", *ONE).returncode == 0
+    done = cli("train", *TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished") == 1
+    compare(tmp_path)
+    assert cli("train", *TWO).stdout.startswith("found")
+
+    shutil.rmtree(tmp_path / "two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*command, "-m", "metaformer.train", *TWO], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished") == 1
+    compare(tmp_path)
+
+
+@pytest.mark.processes
+def test_two_devices_with_two_parts_draw_what_four_parts_draw(cli, tmp_path):
+    """Each part of a batch has its own draws, wherever it is trained."""
+    drawn = ("model.drop_path=0.3", "recipe.mixup=0.5", "recipe.epochs=1")
+    done = cli("train", *ONE, *drawn, "runtime.accumulate=4")
+    assert done.returncode == 0, done.stderr
+    done = cli("train", *TWO, *drawn, "runtime.accumulate=2")
+    assert done.returncode == 0, done.stderr
+    compare(tmp_path)
+
+
+def test_a_sweep_on_several_devices_is_refused_with_what_works(cli):
+    done = cli("train", *TWO, "-m", "mixer=identity,pooling")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "runtime.devices=2: a sweep trains each run on one device, but with hydra/launcher=slurm" in done.stderr
+    assert "one run at a time: python -m metaformer.train" in done.stderr
+    assert "mixer=identity" in done.stderr
+
+
+def test_more_gpus_than_there_are(cli):
+    if torch.cuda.device_count() >= 99:
+        pytest.skip("there are")
+    done = cli("train", *TINY, "runtime=gpu", "runtime.compile=false", "runtime.devices=99", "recipe.batch=99")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "error: runtime.accelerator=gpu, runtime.devices=99: " in done.stderr
+
+
+def test_a_batch_that_the_devices_do_not_divide():
+    with pytest.raises(ValueError, match=r"recipe.batch=65: is for all devices, and 2 devices x 1 accumulated part"):
+        compose("recipe.batch=65", "runtime.devices=2")
