@@ -1,8 +1,7 @@
-"""What was measured of a trained run, kept in its folder. Imports torch only to measure."""
+"""What was measured of a trained run, kept in its folder. Imports no torch."""
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ import numpy as np
 
 from metaformer.config.validate import plain
 from metaformer.runs.finished import Finished
-from metaformer.system import machine
-from metaformer.system.files import file_hash, output_to
+from metaformer.system.files import file_hash
 
 VERSION = 1  # raise it when a measure changes: what was kept is then measured again
 CKA_IMAGES = 256  # at most
@@ -33,39 +31,29 @@ class Probed:
     grams: list[np.ndarray]  # of the features
 
 
-def probe(run: Finished, jobs: int) -> Probed:
-    """What was measured of a run: read from its folder, or measured and written there.
-
-    Args:
-        jobs: how many runs are probed at once on this machine.
-    """
-    path, runtime = run.folder / FILE, run.config.runtime
+def key_of(run: Finished) -> str:
+    """A hash of what the measures of a run depend on: their version, the weights, the images."""
     images = {key: value for key, value in plain(run.config.data).items() if key != "root"}
     made_of = json.dumps([VERSION, file_hash(run.folder / "weights.pt"), images], sort_keys=True)
-    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    if path.exists() and (kept := _read(path, key)) is not None:
-        return kept
-    if jobs > 1 and runtime.accelerator != "cpu":
-        machine.take(runtime.per_gpu)  # before torch is imported
-    with output_to(Path(os.devnull)):
-        from metaformer.probing.one_run import measure
+    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
-        probed = measure(run, jobs)
+
+def write(folder: Path, key: str, probed: Probed) -> None:
+    """Keep what was measured in a run's folder."""
     arrays = {
         f"{name}{i}": array for name in ("matrices", "fields", "grams") for i, array in enumerate(getattr(probed, name))
     }
     told = {"key": key, "numbers": probed.numbers, "surgery": probed.surgery, "accuracy": probed.accuracy}
-    part = path.with_suffix(".part")
+    part = (folder / FILE).with_suffix(".part")
     with part.open("wb") as file:
         np.savez_compressed(file, told=json.dumps(told), **arrays)
-    part.replace(path)
-    return probed
+    part.replace(folder / FILE)
 
 
-def _read(path: Path, key: str) -> Probed | None:
-    """None where it cannot be read, or was measured by another version or of other images."""
+def read(folder: Path, key: str) -> Probed | None:
+    """What was kept, or None where there is nothing to be read, or it is of another version or of other images."""
     try:
-        with np.load(path) as file:
+        with np.load(folder / FILE) as file:
             told = json.loads(str(file["told"]))
             if told.pop("key") != key:
                 return None

@@ -1,5 +1,6 @@
-"""Which runs are probed, and the page on which each stands."""
+"""Which runs are probed, the page on which each stands, and what is measured of them. Imports torch only to measure."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from rich.console import Console
 
 from metaformer.config.compose import compose
 from metaformer.config.schema import Data
-from metaformer.probing.kept import Probed, probe
+from metaformer.probing.kept import Probed, key_of, read, write
 from metaformer.runs.finished import Finished, finished
 from metaformer.runs.launch import collect, read_launch, setting_of
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.files import output_to
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,22 @@ def all_of(asked: Sequence[Asked], console: Console) -> dict[str, dict[str, dict
     for a, probed in shown if console.is_terminal else zip(asked, results, strict=True):
         found.setdefault(a.setting, {}).setdefault(a.cell, {})[a.run.result.seed] = probed
     return found
+
+
+def probe(run: Finished, jobs: int) -> Probed:
+    """What was measured of a run: read from its folder, or measured and written there.
+
+    Args:
+        jobs: how many runs are probed at once on this machine.
+    """
+    key, runtime = key_of(run), run.config.runtime
+    if (kept := read(run.folder, key)) is not None:
+        return kept
+    if jobs > 1 and runtime.accelerator != "cpu":
+        machine.take(runtime.per_gpu)  # before torch is imported
+    with output_to(Path(os.devnull)):
+        from metaformer.probing.one_run import measure
+
+        probed = measure(run, jobs)
+    write(run.folder, key, probed)
+    return probed

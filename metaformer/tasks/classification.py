@@ -6,7 +6,6 @@ import lightning as L
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup
 from torch import Tensor, nn
 
 from metaformer.config.schema import Distill, Recipe
@@ -16,6 +15,7 @@ from metaformer.data.lightning_progress import done_batches
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
 from metaformer.tasks.metrics import Metrics
+from metaformer.tasks.mixup import mixup_of
 from metaformer.tasks.optimization import make_optimizer, make_scheduler
 
 
@@ -123,18 +123,6 @@ class Classifier(L.LightningModule):
             scheduler.step(self.current_epoch + 1)
         else:
             scheduler.step_update(self.global_step)
-
-
-def mixup_of(recipe: Recipe, classes: int) -> Mixup | None:
-    """timm's Mixup and CutMix, one of them for each batch, with label smoothing in their targets; None without."""
-    if not recipe.mixes:
-        return None
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        label_smoothing=recipe.label_smoothing,
-        num_classes=classes,
-    )
 
 
 @torch.no_grad()

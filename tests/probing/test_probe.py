@@ -17,7 +17,7 @@ from metaformer.analysis import page
 from metaformer.analysis.stats import mean_interval
 from metaformer.config.validate import plain
 from metaformer.models.build import build
-from metaformer.probing import kept, one_run, tables
+from metaformer.probing import kept, one_run, selection, tables
 from metaformer.probing.kept import Probed
 from metaformer.probing.measures import gram
 from metaformer.runs.finished import finished
@@ -57,7 +57,7 @@ def run_of(folder: Path, mixer: str, seed: int = 0, norm: str = "group") -> Path
 
 
 def probe(folder: Path, *words: str) -> Probed:
-    return kept.probe(finished(folder, ["runtime.threads=1", *words]), 1)
+    return selection.probe(finished(folder, ["runtime.threads=1", *words]), 1)
 
 
 def test_what_is_measured_of_a_run(here, monkeypatch):
