@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaformer.cli import answer, words
-from metaformer.studies.points import expand
+from metaformer.studies.points import expand, unread
 from metaformer.system.errors import ConfigError
 
 
 def command(arguments: Sequence[str]) -> None:
     """Show what the cells cost that the command line describes."""
-    points = expand(words(arguments).overrides)
+    points = expand(words(arguments).overrides, unread)
     out = points[0].config.cost.out
     if out is not None and Path(out).suffix not in (".csv", ".json"):
         raise ConfigError(f"cost.out={out}: expected a file that ends in .csv or .json")

@@ -1,20 +1,21 @@
-"""Evaluate a finished run again, or weights from a file on a folder of images.
+"""Evaluate a finished run again, or weights from a file.
 
     python -m metaformer.evaluate run=runs/RUN [data=...] [runtime=...]
-    python -m metaformer.evaluate weights=FILE model=s12 [mixer=pooling] data=image_folder data.root=FOLDER
+    python -m metaformer.evaluate weights=FILE [model=s12] [mixer=pooling] data=image_folder data.root=FOLDER
 
-FOLDER holds one folder for each class, or those in its `test` or `val`. Folders named by ImageNet's synsets (n01440764)
-are matched with the 1,000 classes of ImageNet; others are taken in alphabetical order.
+The weights.pt of a run knows its model, its classes and how it sees images. Classes are compared by their names; those
+of other files are ImageNet's where the images are in folders named by its synsets (n01440764). FOLDER is like that of
+training, or it has one folder for each class, and all images are tested.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metaformer.cli import answer, words
 from metaformer.config.compose import compose
-from metaformer.config.metrics import METRICS, metrics_of
-from metaformer.runs.finished import CHANGEABLE, finished
+from metaformer.config.metrics import METRICS
+from metaformer.runs.finished import CHANGEABLE, changed, finished
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import output_to
 
@@ -36,20 +37,33 @@ def _run(folder: Path, overrides: Sequence[str]) -> None:
     with output_to(Path(os.devnull)):
         from metaformer.training.evaluation import evaluate
 
-        measured = evaluate(run)
-    recorded, same = run.result, run.config.data == run.result.config.data
-    for split in ("val", "test"):
-        told = [f"{METRICS[name.removeprefix(f'{split}_')].words} {measured[name]:.2%}" for name in metrics_of(split)]
-        line = f"{split}: {', '.join(told)}, loss {measured[f'{split}_loss']:.4f}, {measured[f'{split}_n']:,} images"
-        print(line + (f" (recorded: {recorded.metrics[f'{split}_accuracy']:.2%})" if same else ""))
+        measured = evaluate(run.config, folder / "weights.pt")
+    same = run.config.data == run.result.config.data
+    _tell(measured.metrics, measured.images, run.result.metrics if same else {})
 
 
 def _weights(file: str, overrides: Sequence[str]) -> None:
-    config = compose(overrides)
-    from metaformer.training.evaluation import evaluate_weights
+    now = compose(overrides)
+    from metaformer.training.evaluation import evaluate, evaluate_weights, kept_config
 
-    top = evaluate_weights(file, config)
-    print(f"top-1 {top.top1:.2%}, top-5 {top.top5:.2%}, {top.images:,} images, crop {top.crop_pct}")
+    kept = kept_config(file)
+    if kept is not None:
+        measured = evaluate(changed(kept, overrides, file), Path(file))
+        _tell(measured.metrics, measured.images)
+        return
+    measured = evaluate_weights(file, now)
+    _tell(measured.metrics, measured.images)
+    print(f"crop {measured.crop_pct}, {measured.interpolation}")
+
+
+def _tell(metrics: Mapping[str, float], images: Mapping[str, int], recorded: Mapping[str, float] | None = None) -> None:
+    """A line for each split: every metric, and what was recorded where the images are the same."""
+    for split, count in images.items():
+        of_split = {name: metrics[f"{split}_{name}"] for name in METRICS if f"{split}_{name}" in metrics}
+        told = [f"{METRICS[name].words} {METRICS[name].told(value)}" for name, value in of_split.items()]
+        told.insert(1, f"top-5 {metrics[f'{split}_top5']:.2%}")
+        line = f"{split}: {', '.join(told)}, {count:,} images"
+        print(line + (f" (recorded: {recorded[f'{split}_accuracy']:.2%})" if recorded else ""))
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from metaformer.analysis.page import effective
 from metaformer.analysis.stats import seeds_needed
 from metaformer.analysis.verdict import first_step
 from metaformer.cli import answer, positive, words
+from metaformer.config.metrics import metric_of
 from metaformer.runs.launch import check_study, collect
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
@@ -50,7 +51,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     if not comparisons:
         console.print("nothing is compared with a reference: there is no power to speak of")
         return
-    sd = positive("sd", given.own.get("sd"), "points of accuracy", below=100)
+    unit = metric_of(study.analysis.metric).unit
+    sd = positive("sd", given.own.get("sd"), unit, below=100)
     source = "as stated"
     if sd is None:
         other = given.own.get("from")
@@ -58,7 +60,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     alpha, margin = first_step(study.analysis, comparisons), study.analysis.margin / sd
     console.print(
         f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} in a setting, margin "
-        f"{study.analysis.margin:g} points = {margin:.2f} SD of the paired difference ({sd:.2f} points, {source})",
+        f"{study.analysis.margin:g} {unit} = {margin:.2f} SD of the paired difference ({sd:.2f} {unit}, {source})",
         highlight=False,
     )
     console.print(power_table(seeds, margin, alpha).rich())

@@ -92,7 +92,8 @@ def result_of(seed: int, accuracy: float, identity: str = "", **changes: Any) ->
     model, recipe = (kind(**changes.pop(name, {})) for name, kind in (("model", Model), ("recipe", Recipe)))
     config = Config(mixer=mixer, model=model, recipe=recipe, seed=seed)
     result = Result(
-        metrics=dict.fromkeys(REPORTED, accuracy), params=1000, trainable=1000, macs=2_000_000, uncounted_ops=[],
+        metrics=dict.fromkeys(REPORTED, accuracy), recall={"cat": accuracy, "dog": 0.5}, confusion=[[3, 1], [2, 2]],
+        tested_epoch=1, params=1000, trainable=1000, macs=2_000_000, uncounted_ops=[],
         epochs=1, images=100, seconds=10.0, threads=1, devices=1, accumulate=1, device="cpu", versions={"torch": "2"},
         name=f"run-{identity}", choices={"mixer": "pooling", "model": "tiny"}, run_id=identity, cell_id="c", seed=seed,
         host="here", python="3.11", training_version=1, git=None, finished="2026-01-02T00:00:00+00:00",

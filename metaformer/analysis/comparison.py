@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaformer.analysis.stats import Estimate, mean_interval, paired_difference
-from metaformer.config.identity import flat
+from metaformer.config.identity import differences
+from metaformer.config.metrics import metric_of
 from metaformer.config.schema import GROUPS, Analysis, Study
 from metaformer.runs.launch import Run, setting_of
 from metaformer.runs.result import Result
@@ -17,7 +18,7 @@ MATCHED = 0.1  # share by which parameters or MACs may differ where cells are ca
 
 @dataclass(frozen=True)
 class Cell:
-    """The finished runs of one cell; accuracies in points (percent)."""
+    """The finished runs of one cell; metrics in their units, fractions in points (percent)."""
 
     name: str
     levels: Mapping[str, str]
@@ -37,12 +38,12 @@ class Cell:
         return setting_of(self.levels, factor)
 
     def mean(self, metric: str) -> Estimate:
-        return mean_interval([100 * run.metrics[metric] for run in self.runs.values()])
+        return mean_interval([metric_of(metric).scale * run.metrics[metric] for run in self.runs.values()])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`cell` minus `reference` over their common seeds, in points."""
+    """`cell` minus `reference` over their common seeds, in the unit of the metric."""
 
     cell: Cell
     reference: Cell
@@ -88,7 +89,7 @@ def cells_of(runs: Sequence[Run], metric: str) -> list[Cell]:
     for name in dict.fromkeys(run.cell for run in runs):
         own = [run for run in runs if run.cell == name]
         results = {run.seed: run.result for run in own if run.result is not None}
-        values = {seed: 100 * result.metrics[metric] for seed, result in results.items()}
+        values = {seed: metric_of(metric).scale * result.metrics[metric] for seed, result in results.items()}
         cells.append(Cell(name, own[0].levels, results, values))
     return cells
 
@@ -126,10 +127,11 @@ def _seed_notes(a: Cell, b: Cell, common: Collection[int]) -> list[str]:
 def confounds(a: Cell, b: Cell, factor: str, study: Study) -> list[str]:
     """What two cells differ in beside the factor: configuration, images, cost beyond the tolerance, code, libraries."""
     analysis = study.analysis
-    mine, other = ({k: v for k, v in flat(cell.first.config).items() if k != "seed"} for cell in (a, b))
-    keys = [key for key in {**mine, **other} if mine.get(key) != other.get(key) and key not in analysis.tuned]
+    same_images = a.first.fingerprint is not None and a.first.fingerprint == b.first.fingerprint
+    unlike = differences(a.first.config, b.first.config, same_images=same_images)
+    keys = [key for key in unlike if key != "seed" and key not in analysis.tuned]
     odd = [key for key in keys if not _belongs(key, factor, keys, study.name)]
-    found = [f"{key} ({mine.get(key)} against {other.get(key)})" for key in odd]
+    found = [f"{key} ({unlike[key][0]} against {unlike[key][1]})" for key in odd]
     if a.first.fingerprint != b.first.fingerprint:
         found.append("other images")
     if analysis.tolerance is not None:
@@ -174,15 +176,15 @@ def matched(c: Comparison, key: str, analysis: Analysis) -> bool:
     return ratio is not None and abs(ratio - 1) <= tolerance(analysis)
 
 
-def by_rate(cells: Sequence[Cell]) -> dict[str, dict[float, float]]:
-    """Mean validation accuracy by learning rate, for each point of the other factors."""
+def by_rate(cells: Sequence[Cell], metric: str) -> dict[str, dict[float, float]]:
+    """Mean of a validation metric by learning rate, for each point of the other factors."""
     found: dict[str, dict[float, float]] = {}
     for cell in cells:
-        found.setdefault(cell.setting("lr") or "all", {})[float(cell.levels["lr"])] = cell.mean("val_accuracy").mean
+        found.setdefault(cell.setting("lr") or "all", {})[float(cell.levels["lr"])] = cell.mean(metric).mean
     return {name: dict(sorted(rates.items())) for name, rates in found.items()}
 
 
-def best_rate(found: Mapping[float, float]) -> tuple[float, bool]:
-    """The rate with the best accuracy, and whether it is at the edge of the grid: a better one may lie outside."""
-    best = max(found, key=lambda rate: found[rate])
+def best_rate(found: Mapping[float, float], metric: str) -> tuple[float, bool]:
+    """The rate with the best metric, and whether it is at the edge of the grid: a better one may lie outside."""
+    best = (max if metric_of(metric).higher else min)(found, key=lambda rate: found[rate])
     return best, best in (min(found), max(found))

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from metaformer.analysis.comparison import Cell, Comparison, best_rate, by_rate
 from metaformer.analysis.stats import Component, Estimate, mean_interval
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
-from metaformer.config.metrics import in_words
+from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Analysis
 from metaformer.runs.launch import Run
 from metaformer.runs.result import read_curve
@@ -66,7 +66,7 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) ->
         axes.plot([estimate.mean], [place], "D", color=colour, markersize=5)
     _label_rows(axes, [cell.name for cell in cells], places)
     n = span(len(cell.values) for cell in cells)
-    axes.set_xlabel(f"{in_words(metric)} in %: mean and 95% t interval over n = {n} seeds; dots are seeds")
+    axes.set_xlabel(f"{with_unit(metric)}: mean and 95% t interval over n = {n} seeds; dots are seeds")
     return figure
 
 
@@ -93,11 +93,12 @@ def differences(comparisons: Sequence[Comparison], analysis: Analysis, reference
     ]
     figure.legend(handles=handles, ncol=4, loc="outside upper center", frameon=False)
     n, tost = span(c.difference.n for c in comparisons), 1 - 2 * analysis.alpha
-    axes.set_xlabel(f"minus {reference}, in points, n = {n} pairs; band: ±{margin:g}; thick {tost:.0%}, thin 95%")
+    unit = metric_of(analysis.metric).unit
+    axes.set_xlabel(f"minus {reference}, in {unit}, n = {n} pairs; band: ±{margin:g}; thick {tost:.0%}, thin 95%")
     return figure
 
 
-def variance(everything: Sequence[Component], without_identity: Sequence[Component]) -> Figure:
+def variance(everything: Sequence[Component], without_identity: Sequence[Component], metric: str) -> Figure:
     """Shares of the variance with the intervals over seeds, with and without identity."""
     sets = [("all cells", everything, PALETTE[0])]
     if without_identity:
@@ -118,12 +119,13 @@ def variance(everything: Sequence[Component], without_identity: Sequence[Compone
         figure.legend(ncol=2, loc="outside upper center", frameon=False)
     _label_rows(axes, names, range(len(names) - 1, -1, -1))
     axes.set_xlim(0, 108)
-    axes.set_xlabel("share of the variance in accuracy, in %; lines: 95% interval over resampled seeds")
+    words = metric_of(metric).words
+    axes.set_xlabel(f"share of the variance in {words}, in %; lines: 95% interval over resampled seeds")
     return figure
 
 
 def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
-    """Accuracy against parameters, MACs and measured time; the line joins the cells that none beats in both.
+    """The metric against parameters, MACs and measured time; the line joins the cells that none beats in both.
 
     On ImageNet the figures of the paper stand beside them, in grey.
     """
@@ -144,21 +146,25 @@ def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
             marker = MARKERS[settings.index(cell.setting(factor)) % len(MARKERS)]
             axes.plot(*points[-1], marker, color=colour, markersize=6, alpha=0.85, markeredgewidth=0)
             published = cell.first.config.reference
-            if _on_imagenet(cell) and published.top1 is not None and getattr(published, key, None) is not None:
+            on_imagenet = metric.endswith("_accuracy") and _on_imagenet(cell)
+            if on_imagenet and published.top1 is not None and getattr(published, key, None) is not None:
                 scale = {"params": 1e3, "macs": 1e3}[key]
                 axes.plot(getattr(published, key) * scale, published.top1, marker, color="#aaaaaa", markersize=6)
-        front = [p for p in sorted(points) if not any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)]
+        sign = 1 if metric_of(metric).higher else -1
+        front = [
+            p for p in sorted(points) if not any(q != p and q[0] <= p[0] and sign * (q[1] - p[1]) >= 0 for q in points)
+        ]
         axes.plot(*zip(*front, strict=True), color="#bbbbbb", linewidth=1, zorder=0)
         axes.set_xlabel(label)
-    panels[0].set_ylabel(f"{in_words(metric)} in %")
+    panels[0].set_ylabel(with_unit(metric))
     figure.legend(handles=_legend(levels, settings), ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure
 
 
-def curves(runs: Sequence[Run], cells: Sequence[Cell], factor: str) -> Figure | None:
-    """Validation accuracy by epoch: the mean over seeds and its 95% t band, a panel for each setting."""
+def curves(runs: Sequence[Run], cells: Sequence[Cell], metric: str, factor: str) -> Figure | None:
+    """A validation metric by epoch: the mean over seeds and its 95% t band, a panel for each setting."""
     levels, settings = _levels(cells, factor)
-    traces = {cell.name: [t for r in runs if r.cell == cell.name and (t := _trace(r))] for cell in cells}
+    traces = {cell.name: [t for r in runs if r.cell == cell.name and (t := _trace(r, metric))] for cell in cells}
     if not any(traces.values()):
         return None
     columns = 2 if len(settings) == 4 else min(3, len(settings))
@@ -185,20 +191,20 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], factor: str) -> Figure | 
         axes.set_title(setting, fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("validation accuracy in %", fontsize=9)
+    figure.supylabel(with_unit(metric), fontsize=9)
     figure.legend(handles=_legend(levels, [""]), ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure
 
 
-def rates(cells: Sequence[Cell]) -> Figure | None:
-    """Validation accuracy against the learning rate, where it was swept; open markers: the best is at the edge."""
+def rates(cells: Sequence[Cell], metric: str) -> Figure | None:
+    """A validation metric against the learning rate, where it was swept; open markers: the best is at the edge."""
     if not cells or "lr" not in cells[0].levels:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
-    for i, (name, found) in enumerate(by_rate(cells).items()):
+    for i, (name, found) in enumerate(by_rate(cells, metric).items()):
         colour = PALETTE[i % len(PALETTE)]
         axes.plot(list(found), list(found.values()), color=colour, marker=".", label=name)
-        best, at_edge = best_rate(found)
+        best, at_edge = best_rate(found, metric)
         face = "white" if at_edge else colour
         axes.plot([best], [found[best]], "o", markersize=8, markerfacecolor=face, markeredgecolor=colour)
     axes.set_xscale("log")
@@ -206,7 +212,7 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.set_xlabel("learning rate; circle: best, open where it is at the edge of the grid")
-    axes.set_ylabel("validation accuracy in %")
+    axes.set_ylabel(with_unit(metric))
     figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure
 
@@ -256,12 +262,18 @@ def _legend(levels: Sequence[str], settings: Sequence[str]) -> list[Any]:
     return handles
 
 
-def _trace(run: Run) -> list[float]:
-    """Validation accuracy in % by epoch, from metrics.csv; empty where it cannot be read."""
+def with_unit(metric: str) -> str:
+    """`val_accuracy` -> `validation accuracy in %`."""
+    unit = metric_of(metric).unit
+    return f"{in_words(metric)} in {'%' if unit == 'points' else unit}"
+
+
+def _trace(run: Run, metric: str) -> list[float]:
+    """A metric by epoch in its unit, from metrics.csv; empty where it cannot be read."""
     if run.result is None or run.folder is None:
         return []
     try:
-        return [100 * float(row["val_accuracy"]) for row in read_curve(run.folder)]
+        return [metric_of(metric).scale * float(row[metric]) for row in read_curve(run.folder)]
     except (OSError, ValueError, LookupError):
         return []
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from metaformer.analysis.sentences import analysis_words, headline, history, left_out
 from metaformer.analysis.tables import Table, accuracy_table, all_tables, provenance_table, run_table
 from metaformer.analysis.verdict import Verdicts, judge
+from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.schema import Study
 from metaformer.runs.launch import Launch, Run, read_launch, row, save, study_folder
 from metaformer.system.files import now
@@ -67,13 +68,16 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
     edited = _edited(folder / "results.csv", launched)
     for warning in edited:
         console.print(warning, style="yellow", markup=False)
-    tables = all_tables(study, verdicts)
+    from metaformer.analysis.per_class import recall_table
+
+    tables = {**all_tables(study, verdicts), "recall": recall_table(verdicts.cells)}
     _write_tables(tables, folder / "tables")
     rows = _write_results(runs, folder / "results.csv", launched)
     told, caution = history(study, launched, runs)
     content = template("report.html").render(
         title=name,
         question=study.question,
+        metric=metric_of(study.analysis.metric).words,
         counts=f"{rows} of {len(runs)} runs",
         written=now()[:10],
         headline=headline(verdicts, study),
@@ -118,15 +122,18 @@ def _write_results(runs: Sequence[Run], path: Path, launched: Launch | None) -> 
 def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) -> dict[str, str]:
     """Every figure as SVG by name, empty where the study has nothing for it."""
     from metaformer.analysis import figures
+    from metaformer.analysis.per_class import confusion
 
     metric, factor, shares = study.analysis.metric, study.analysis.factor, verdicts.shares
+    validated = selecting(metric)
     drawn = {
         "accuracy": figures.accuracy(verdicts.cells, metric, factor, study.reference),
         "differences": figures.differences(verdicts.confirmatory, study.analysis, study.reference),
-        "variance": figures.variance(shares.everything, shares.without_identity) if shares.everything else None,
+        "variance": figures.variance(shares.everything, shares.without_identity, metric) if shares.everything else None,
         "cost": figures.cost(verdicts, metric, factor),
-        "curves": figures.curves(runs, verdicts.cells, factor),
-        "rates": figures.rates(verdicts.cells),
+        "curves": figures.curves(runs, verdicts.cells, validated, factor),
+        "rates": figures.rates(verdicts.cells, validated),
+        "confusion": confusion(verdicts.cells),
     }
     for name, figure in drawn.items():
         if figure is None:

@@ -8,29 +8,29 @@ from itertools import pairwise
 from metaformer.analysis.comparison import Comparison
 from metaformer.analysis.stats import Component
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
-from metaformer.config.metrics import in_words
+from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Study
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of
 
 
 def headline(verdicts: Verdicts, study: Study) -> list[str]:
     """The verdicts in plain words, a sentence for each setting, then the shares of the variance."""
-    sentences = []
+    sentences, metric = [], metric_of(study.analysis.metric)
     for setting in dict.fromkeys(c.setting for c in verdicts.confirmatory):
         family = [c for c in verdicts.confirmatory if c.setting == setting]
         said = [
-            f"{verdict}: " + ", ".join(_level(c) for c in family if c.verdict == verdict)
+            f"{verdict}: " + ", ".join(_level(c, metric.digits - 1) for c in family if c.verdict == verdict)
             for verdict in (DIFFERENT, EQUIVALENT, BOTH, INCONCLUSIVE, NONE)
             if any(c.verdict == verdict for c in family)
         ]
         place = f"{setting}, against" if setting else "Against"
         n = min((c.difference.n for c in family if c.difference.n), default=0)
-        sentences.append(f"{place} {study.reference} (points, n = {n}): {'; '.join(said)}.")
+        sentences.append(f"{place} {study.reference} ({metric.unit}, n = {n}): {'; '.join(said)}.")
     return [*sentences, claim(verdicts, study)]
 
 
-def _level(c: Comparison) -> str:
-    return f"{c.level} {c.difference.mean:+.1f}" if c.difference.n else c.level
+def _level(c: Comparison, places: int) -> str:
+    return f"{c.level} {c.difference.mean:+.{places}f}" if c.difference.n else c.level
 
 
 def claim(verdicts: Verdicts, study: Study) -> str:
@@ -68,11 +68,12 @@ def left_out(runs: Sequence[Run]) -> list[str]:
 
 def analysis_words(study: Study) -> str:
     """The analysis block as sentences."""
-    a = study.analysis
+    a, metric = study.analysis, metric_of(study.analysis.metric)
     correction = "Holm's correction within each setting" if a.correction == "holm" else "no correction"
+    better = "" if metric.higher else " (lower is better)"
     words = [
-        f"Metric: {a.metric}. Factor: {a.factor}, reference: {study.reference}.",
-        f"Differences within ±{a.margin:g} points count as negligible. Alpha: {a.alpha:g}, {correction}.",
+        f"Metric: {a.metric}{better}. Factor: {a.factor}, reference: {study.reference}.",
+        f"Differences within ±{a.margin:g} {metric.unit} count as negligible. Alpha: {a.alpha:g}, {correction}.",
         "Equivalent: two one-sided paired t tests reject a difference of the margin. Different: the paired t test "
         "rejects zero, however small the difference. Alpha holds for each of the two kinds of verdict.",
         "Compared whatever the two cost."

@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -16,11 +16,10 @@ from rich.table import Table as RichTable
 from metaformer.analysis.comparison import Comparison, best_rate, by_rate, matched, tolerance
 from metaformer.analysis.stats import Component, Estimate
 from metaformer.analysis.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, Verdicts, uneven
+from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.schema import Analysis, Study
 from metaformer.runs.launch import Run
 from metaformer.runs.result import REPORTED
-
-CAPTION = "accuracy in %: mean over n seeds ± half of the 95% t interval; differences paired by seed"
 
 
 @dataclass(frozen=True)
@@ -58,27 +57,31 @@ def all_tables(study: Study, verdicts: Verdicts) -> dict[str, Table]:
         "verdicts": verdict_table(verdicts, study.analysis),
         "variance": _variance_table(verdicts),
         "fairness": _fairness_table(verdicts, study.analysis),
-        "exploratory": _exploratory_table(verdicts),
-        "rates": rate_table(verdicts),
+        "exploratory": _exploratory_table(verdicts, metric_of(study.analysis.metric).digits),
+        "rates": rate_table(verdicts, study.analysis),
     }
 
 
 def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
-    """A line for each cell: accuracies, the difference to its reference and the verdict, and what it costs."""
+    """A line for each cell: its metric, the difference to its reference and the verdict, and what it costs."""
+    name, selected = study.analysis.metric, selecting(study.analysis.metric)
+    metric, tested = metric_of(name), f"test_{name.partition('_')[2]}"
     compared = {c.cell.name: c for c in verdicts.confirmatory}
     header = ["cell", "n", "val", "test", f"minus {study.reference}", "verdict", "params", "MACs", "s/run"]
     lines = []
     for cell in verdicts.cells:
         c = compared.get(cell.name)
-        difference = plus_minus(c.difference, "+") if c and c.difference.n else ""
+        difference = plus_minus(c.difference, "+", metric.digits) if c and c.difference.n else ""
         if c and c.difference.n != len(cell.values):
             difference += f" (n = {c.difference.n})"
         macs = "uncounted" if cell.first.macs is None else f"{cell.first.macs / 1e6:,.2f}M"
-        accuracies = [plus_minus(cell.mean(metric)) for metric in ("val_accuracy", "test_accuracy")]
+        means = [plus_minus(cell.mean(m), digits=metric.digits) for m in (selected, tested)]
         verdict = _short(c) if c else ""
         costs = [f"{cell.first.params:,}", macs, f"{cell.seconds:.0f}"]
-        lines.append([cell.name, str(len(cell.values)), *accuracies, difference, verdict, *costs])
-    caption = CAPTION if study.analysis.metric == "test_accuracy" else f"{CAPTION}, of validation accuracy"
+        lines.append([cell.name, str(len(cell.values)), *means, difference, verdict, *costs])
+    unit = "%" if metric.unit == "points" else metric.unit
+    caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% t interval; differences paired by seed"
+    caption += ", of validation images" if name == selected else ""
     return Table(header, lines, caption)
 
 
@@ -86,13 +89,14 @@ def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     """A line for each confirmatory comparison: verdict, difference, intervals, adjusted p values."""
     tost = f"{1 - 2 * analysis.alpha:.0%} interval"
     header = ["comparison", "verdict", "difference", "95% interval", tost, "p different", "p equivalent", "n"]
+    places = metric_of(analysis.metric).digits
     lines = [
         [
             c.name,
             _verdict(c),
-            _points(c),
-            _interval(c.difference),
-            _interval(c.tost_interval),
+            _difference(c, places),
+            _interval(c.difference, places),
+            _interval(c.tost_interval, places),
             _p(c.p_difference),
             _p(c.p_equivalence),
             str(c.difference.n),
@@ -100,7 +104,9 @@ def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
         ]
         for c in verdicts.confirmatory
     ]
-    caption = "Points of accuracy, paired by seed. p values are adjusted within a setting; the intervals are not."
+    metric = metric_of(analysis.metric)
+    caption = f"{metric.unit.capitalize()} of {metric.words}, paired by seed. p values are adjusted within a setting; "
+    caption += "the intervals are not."
     if any(c.verdict == INCONCLUSIVE for c in verdicts.confirmatory):
         caption += " Seeds that would tell: in all, with 80% power, if difference and scatter are as they look now; a"
         caption += " verdict after adding seeds is a second look, and less sure than its p value."
@@ -109,12 +115,12 @@ def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     return Table(header, [line[: len(header)] for line in lines], caption, ("verdict", "notes"))
 
 
-def _points(c: Comparison) -> str:
-    return f"{c.difference.mean:+.2f}" if c.difference.n else ""
+def _difference(c: Comparison, places: int) -> str:
+    return f"{c.difference.mean:+.{places}f}" if c.difference.n else ""
 
 
-def _interval(e: Estimate) -> str:
-    return "" if math.isnan(e.low) else f"[{e.low:+.2f}, {e.high:+.2f}]"
+def _interval(e: Estimate, places: int) -> str:
+    return "" if math.isnan(e.low) else f"[{e.low:+.{places}f}, {e.high:+.{places}f}]"
 
 
 def _variance_table(verdicts: Verdicts) -> Table:
@@ -144,7 +150,9 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
             _short(c) if matched(c, key, analysis) else f"not matched ({_percent(c.ratio(key))})"
             for key in ("params", "macs")
         ]
-        lines.append([c.name, _points(c), _short(c), *views, _percent(c.ratio("seconds"))])
+        lines.append(
+            [c.name, _difference(c, metric_of(analysis.metric).digits), _short(c), *views, _percent(c.ratio("seconds"))]
+        )
     shape = "same shape" if analysis.factor == "mixer" else "as they are"
     header = ["comparison", "difference", shape, "same parameters", "same MACs", "training time"]
     caption = (
@@ -153,14 +161,14 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     return Table(header, lines, caption, (shape, "same parameters", "same MACs"))
 
 
-def _exploratory_table(verdicts: Verdicts) -> Table:
+def _exploratory_table(verdicts: Verdicts, places: int) -> Table:
     lines = [
         [
             c.name,
             c.factor,
             str(c.difference.n),
-            f"{c.difference.mean:+.2f}",
-            _interval(c.difference),
+            _difference(c, places),
+            _interval(c.difference, places),
             _p(c.p_difference),
             "; ".join([*c.confounds, *c.notes]),
         ]
@@ -170,17 +178,19 @@ def _exploratory_table(verdicts: Verdicts) -> Table:
     return Table(header, lines, "Exploratory: not adjusted for their number.", ("also differs in",))
 
 
-def rate_table(verdicts: Verdicts) -> Table:
+def rate_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     """The best learning rate of each point of the other factors, where rates were swept."""
     if not verdicts.cells or "lr" not in verdicts.cells[0].levels:
         return Table([], [])
-    lines = []
-    for name, found in by_rate(verdicts.cells).items():
-        best, at_edge = best_rate(found)
+    metric = selecting(analysis.metric)
+    places, lines = metric_of(metric).digits, []
+    for name, found in by_rate(verdicts.cells, metric).items():
+        best, at_edge = best_rate(found, metric)
         edge = "at the edge of the grid: it may lie outside" if at_edge else ""
-        lines.append([name, f"{best:g}", f"{found[best]:.2f}", f"{found[best] - min(found.values()):.2f}", edge])
-    header = ["cell", "best rate", "validation accuracy", "best minus worst", "note"]
-    return Table(header, lines, "Chosen on validation accuracy.", ("note",))
+        spread = max(found.values()) - min(found.values())
+        lines.append([name, f"{best:g}", f"{found[best]:.{places}f}", f"{spread:.{places}f}", edge])
+    header = ["cell", "best rate", in_words(metric), "best to worst", "note"]
+    return Table(header, lines, f"Chosen on {in_words(metric)}.", ("note",))
 
 
 def provenance_table(runs: Sequence[Run]) -> Table:
@@ -214,21 +224,21 @@ def run_table(runs: Sequence[Run], folder: Path) -> Table:
     lines = []
     for run in runs:
         if run.result is not None and run.folder is not None:
-            metrics = [f"{100 * run.result.metrics[name]:.2f}" for name in REPORTED]
+            metrics = [_number(run.result.metrics, name) for name in REPORTED]
             link = Path(os.path.relpath(run.folder, folder)).as_posix() + "/"
             lines.append([link, run.cell, str(run.seed), *metrics, f"{run.result.seconds:.0f}"])
-    return Table(["run", "cell", "seed", *map(_column, REPORTED), "s"], lines)
+    names = [name.replace("_", " ") for name in REPORTED]
+    return Table(["run", "cell", "seed", *names, "s"], lines)
 
 
-def _column(metric: str) -> str:
-    """`val_accuracy` -> `val`, as accuracy is what is meant where nothing is said."""
-    return metric.removesuffix("_accuracy")
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metric_of(name).scale * metrics[name]:.{metric_of(name).digits}f}" if name in metrics else ""
 
 
-def plus_minus(estimate: Estimate, sign: str = "") -> str:
+def plus_minus(estimate: Estimate, sign: str = "", digits: int = 2) -> str:
     """`76.80 ± 0.41`: a mean and half its interval, which a single seed has not."""
-    mean = f"{estimate.mean:{sign}.2f}"
-    return mean if math.isnan(estimate.low) else f"{mean} ± {estimate.high - estimate.mean:.2f}"
+    mean = f"{estimate.mean:{sign}.{digits}f}"
+    return mean if math.isnan(estimate.low) else f"{mean} ± {estimate.high - estimate.mean:.{digits}f}"
 
 
 def _p(value: float | None) -> str:

@@ -12,7 +12,7 @@ from metaformer.config.schema import Logger, Study
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run, study_folder
 from metaformer.runs.result import Result, read_curve, read_result
-from metaformer.runs.wandb_run import final, mark, marked, start, wandb_identity
+from metaformer.runs.wandb_run import confusion, final, mark, marked, start, wandb_identity
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
@@ -47,6 +47,7 @@ def sync(folders: Sequence[Path], study: str | None, logger: Logger) -> tuple[in
 def _log(run: Any, folder: Path, result: Result) -> None:
     for row in read_curve(folder):
         run.log({key: float(value) for key, value in row.items() if value}, step=int(row["epoch"]))
+    run.log({"confusion": confusion(result)})
     run.summary.update(final(result))
 
 

@@ -22,8 +22,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         return _no_such_choice(str(error.missing_cfg_file), list(error.options))
     if isinstance(error, OverrideParseException):
-        reason = str(error).splitlines()[0]
-        return f"{error.override}: cannot be read ({reason}); quote a value with special characters: 'key=\"value\"'"
+        return _not_readable(str(error.override))
     causes = _chain(error)
     if unknown := re.search(r"Could not override '([^']+)'", str(error)):
         return _no_such_key(unknown[1], causes)
@@ -41,6 +40,15 @@ def _chain(error: Exception) -> list[Exception]:
     while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
         causes.append(cause)
     return causes
+
+
+def _not_readable(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word}: expected key=value"
+    if value.startswith(("[", "{", "'", '"')):
+        return f"{word}: cannot be read; expected brackets and quotes in pairs"
+    return f"{word}: cannot be read; quote a value with special characters, twice: '{key}=\"{value}\"'"
 
 
 def _no_such_choice(file: str, options: list[str]) -> str:

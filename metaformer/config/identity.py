@@ -13,7 +13,9 @@ from metaformer.system.files import file_hash
 from metaformer.system.version import TRAINING_VERSION
 
 HASHED = ("mixer", "model", "data", "recipe", "seed")  # the other nodes change no result beyond rounding
-PLACES = ("data.root", "recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
+FILES = ("recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
+# How images are found. Where they have a fingerprint, that tells which they are, and in what order of classes
+WHERE = ("root", "dataset", "classes", "overlap", "image_column", "label_column", "split_column", "_target_", "options")
 
 
 def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
@@ -23,11 +25,13 @@ def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
         fingerprint: a hash of the images, for data sets that are not known by their name.
     """
     nodes = {key: value for key, value in plain(config).items() if key in HASHED}
-    del nodes["data"]["root"]
+    nodes["recipe"]["select"] = _selected(config)
+    code = hashes_of_code({"mixer": config.mixer, "data": [config.data._target_, config.data.options]})
+    for key in ("name", *WHERE) if fingerprint else ("root",):
+        del nodes["data"][key]
     for node, key in ((nodes["recipe"], "initialize_from"), (nodes["recipe"]["distill"], "weights")):
         if node[key] is not None and Path(node[key]).is_file():
             node[key] = file_hash(node[key])
-    code = hashes_of_code({"mixer": config.mixer, "data": nodes["data"]})
     return nodes | {"images": fingerprint, "code": code, "training": TRAINING_VERSION}
 
 
@@ -50,17 +54,27 @@ def _canonical(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys that count for the result and differ between two configurations, as `recipe.lr`: (0.1, 0.2)."""
+def _selected(config: Config) -> str:
+    """Which epoch is tested: by which metric is a matter of the study."""
+    return config.selected_by or "last"
+
+
+def differences(a: Config, b: Config, *, same_images: bool) -> dict[str, tuple[Any, Any]]:
+    """The keys that count for the result and differ between two configurations, as `recipe.lr`: (0.1, 0.2).
+
+    Args:
+        same_images: both have the same fingerprint of images, so that the name of the data set does not count.
+    """
     mine, other = flat(a), flat(b)
-    keys = [key for key in {**mine, **other} if key not in PLACES and mine.get(key) != other.get(key)]
-    return {key: (mine.get(key), other.get(key)) for key in keys}
+    keys = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
+    return {key: (mine.get(key), other.get(key)) for key in keys if key != "data.name" or not same_images}
 
 
 def flat(config: Config) -> dict[str, Any]:
     """What counts for the result of a configuration, as `recipe.lr`: value; the options of the mixer one by one."""
-    found = {key: value for key, _, value in leaves(config) if key.split(".")[0] in HASHED and key != "data.root"}
-    return {**_flat(found.pop("mixer"), "mixer"), **found}
+    where = {f"data.{key}" for key in WHERE}
+    found = {key: value for key, _, value in leaves(config) if key.split(".")[0] in HASHED and key not in where}
+    return {**_flat(found.pop("mixer"), "mixer"), **found, "recipe.select": _selected(config)}
 
 
 def _flat(node: Any, path: str) -> dict[str, Any]:

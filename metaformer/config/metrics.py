@@ -1,28 +1,58 @@
-"""Every metric in one place: its name in results, its words, and who computes it. Imports no torch.
+"""Every metric in one place: its name in results, its words and unit, and who computes it. Imports no torch.
 
-A metric is a number from 0 to 1, more is better, and is reported in points (percent). Its name in results, in
-`study.analysis.metric` and on wandb is that of a split and its own: `val_accuracy`.
+Its name in results, in `study.analysis.metric` and on wandb is that of a split and its own: `val_accuracy`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+TM = "torchmetrics.classification"
+
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of torchmetrics, made with the number of classes and `options`, updated with logits and labels."""
+    """A metric, computed by torchmetrics from the probabilities [N, classes] and the labels of a whole split.
+
+    What `path` returns for each class is averaged over the classes that have an image, or is that of `of_class`.
+    """
 
     words: str
-    path: str  # of a class of torchmetrics
+    path: str  # of a class of torchmetrics, made with the number of classes and `options`
     options: Mapping[str, Any] = field(default_factory=dict)
     training: bool = False  # also of the training batches; it costs time at every step
+    scale: float = 100.0  # reports multiply by it: fractions are in points (percent)
+    unit: str = "points"
+    higher: bool = True  # is better
+    worst: float = 0.0  # what a run that failed counts as in a search
+    of_class: int | None = None  # for two classes only, of which the second is the positive one
+
+    @property
+    def digits(self) -> int:
+        """How many are worth showing behind the point, in its unit."""
+        return 2 if self.unit == "points" else 4
+
+    def told(self, value: float) -> str:
+        """A value in words: `76.80%`, or `0.7021` where it is no fraction."""
+        return f"{value:.2%}" if self.unit == "points" else f"{value:.4f}"
 
 
 METRICS = {
-    "accuracy": Metric(
-        "accuracy", "torchmetrics.classification.MulticlassAccuracy", {"average": "micro"}, training=True
-    )
+    "accuracy": Metric("accuracy", f"{TM}.MulticlassAccuracy", {"average": "micro"}, training=True),
+    "balanced_accuracy": Metric("balanced accuracy", f"{TM}.MulticlassRecall", {"average": None}),
+    "macro_f1": Metric("macro F1", f"{TM}.MulticlassF1Score", {"average": "macro"}),
+    "macro_auroc": Metric("macro AUROC", f"{TM}.MulticlassAUROC", {"average": None}),
+    # without label smoothing
+    "loss": Metric("log loss", "torchmetrics.MeanMetric", training=True, scale=1, unit="nats", higher=False, worst=100),
+    "calibration_error": Metric(
+        "expected calibration error (15 bins)",
+        f"{TM}.MulticlassCalibrationError",
+        {"n_bins": 15, "norm": "l1"},
+        higher=False,
+        worst=1,
+    ),
+    "sensitivity": Metric("sensitivity", f"{TM}.MulticlassRecall", {"average": None}, of_class=1),
+    "specificity": Metric("specificity", f"{TM}.MulticlassRecall", {"average": None}, of_class=0),
 }
 SPLITS = {"train": "training", "val": "validation", "test": "test"}  # with their words
 
@@ -32,7 +62,16 @@ def metrics_of(split: str) -> list[str]:
     return [f"{split}_{name}" for name, metric in METRICS.items() if split != "train" or metric.training]
 
 
-def in_words(metric: str) -> str:
+def metric_of(name: str) -> Metric:
+    """`val_accuracy` -> what is known of accuracy."""
+    return METRICS[name.partition("_")[2]]
+
+
+def selecting(name: str) -> str:
+    """The metric of the validation images that goes with one of the test images: nothing is chosen on those."""
+    return f"val_{name.partition('_')[2]}"
+
+
+def in_words(name: str) -> str:
     """`val_accuracy` -> `validation accuracy`."""
-    split, _, name = metric.partition("_")
-    return f"{SPLITS[split]} {METRICS[name].words}"
+    return f"{SPLITS[name.partition('_')[0]]} {metric_of(name).words}"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from metaformer.config.metrics import metrics_of
+from metaformer.config.metrics import metrics_of, selecting
 
 BUILTIN = {"_target_": "builtin"}  # mixer=builtin
 BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # of the model, by budget.by
@@ -102,14 +102,21 @@ class Data:
     """The `data` node. Which of the keys a data set reads is said in `metaformer.data.registry`."""
 
     name: str = "fashion_small"
-    root: str | None = None  # a path of this machine: never hashed
-    dataset: str | None = None  # timm: which one, like hfds/imagenet-1k or torch/imagenette
+    root: str | None = None  # a folder or file of this machine: its contents count and its place does not
+    dataset: str | None = None  # hub, timm: which one
     train: int | None = number(None, at_least=1)  # images kept for training, as many of each class; None keeps all
-    val: int = number(5000, at_least=1)  # images carved out of the training set where there is no validation split
-    size: int = number(224, at_least=1)  # of photographs: side in pixels of the square images that the model sees
-    classes: int | None = number(None, at_least=2)  # of photographs: how many are expected
+    val: int | None = number(None, at_least=1)  # taken out of the training images; None: a tenth, or the split there is
+    test: int | None = number(None, at_least=1)  # the same, where there is no test split
+    size: Any = 224  # side in pixels of the images that the model sees, or [height, width]
+    classes: int | None = number(None, at_least=2)  # how many are expected
+    channels: int | None = number(None, "1 or 3", at_least=1, at_most=3)  # 1 for grey; None: 3
     decode: str = choice("once", "always")  # into a memory-mapped file that all runs share, or at every access
-    decoded_size: int | None = number(None, at_least=1)  # decode=once: side of the squares that are kept; None: `size`
+    decoded_size: Any = None  # decode=once: side of what is kept, or [height, width]; None: `size`
+    range: list[float] | None = None  # what is black and what is white in images of 32 bits or floating point
+    overlap: str = choice("refuse", "allow")  # an image that is in two splits
+    image_column: str | None = None  # table, hub: None: the first of image, path, file, ...
+    label_column: str | None = None
+    split_column: str | None = None
     _target_: str | None = None  # custom: the function that returns the data set
     options: dict[str, Any] = field(default_factory=dict)  # custom: its arguments
 
@@ -153,6 +160,8 @@ class Recipe:
     erasing: float = share(0.0)  # probability that a rectangle of an image is replaced by noise
     mixup: float = number(0.0, at_least=0)  # alpha
     cutmix: float = number(0.0, at_least=0)  # alpha; with mixup each batch has one of them
+    class_weights: str = choice("none", "balanced")  # balanced: in the loss, by how rare the classes are
+    select: str = choice("last", "best")  # the epoch that is tested; best: by the study's metric on validation images
     initialize_from: str | None = None  # a file of weights to fine-tune
     distill: Distill = field(default_factory=Distill)
 
@@ -222,7 +231,7 @@ class Analysis:
 
     metric: str = choice(*metrics_of("test"), *metrics_of("val"))
     factor: str = "mixer"  # what is compared, everything else equal: the last word of a key of the grid
-    margin: float = number(1.0, "points of accuracy, above 0", above=0, below=100)  # smaller differences count as none
+    margin: float = number(1.0, "a number above 0", above=0, below=100)  # smaller differences count as none
     alpha: float = number(0.05, "a small probability, like 0.05", above=0, below=0.5)
     correction: str = choice("holm", "none")  # over the comparisons within one setting of the other factors
     # Share by which parameters and MACs may differ in a comparison; None: same shape
@@ -272,3 +281,8 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     cost: Cost = field(default_factory=Cost)
     seed: int = number(0, at_least=0, at_most=2**63 - 1)
+
+    @property
+    def selected_by(self) -> str:
+        """The metric by which the tested epoch is chosen, on validation images; empty where it is the last one."""
+        return selecting(self.study.analysis.metric) if self.recipe.select == "best" else ""

@@ -1,9 +1,9 @@
 """A data set: fixed splits of images, held as one uint8 tensor or read one at a time."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image as pil
@@ -86,11 +86,14 @@ class Images:
     val: Split | Photos
     test: Split | Photos
     classes: list[str]
-    side: int | None = None  # of the images that a model sees, where they are cut out of larger ones
+    seen: tuple[int, int] | None = None  # height and width that a model sees, where they are cut out of larger ones
+    channels: int = 0  # of images that are read one at a time; 0: those of the pixels
+    only_test: bool = False  # there are no images to train on
 
     def __post_init__(self) -> None:
         if not isinstance(self.train, Split):
-            self.mean, self.std = (255 * torch.tensor(v) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+            colours = (255 * torch.tensor(v) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+            self.mean, self.std = (v.mean(0, keepdim=True) if self.channels == 1 else v for v in colours)
             return
         every = -(-len(self.train) * self.train.pixels[0, :, :, 0].numel() // MEASURED_PIXELS)
         pixels = self.train.pixels[self.train.places(torch.arange(0, len(self.train), every))].flatten(0, 2)
@@ -99,18 +102,14 @@ class Images:
         values = torch.arange(256).double()
         mean = counts @ values / counts.sum(1)
         std = (counts @ values**2 / counts.sum(1) - mean**2).sqrt().clamp_min(1.0)
-        self.mean, self.std = mean.float(), std.float()
+        self.mean, self.std, self.channels = mean.float(), std.float(), len(mean)
 
     @property
     def size(self) -> tuple[int, int]:
-        if self.side is not None:
-            return self.side, self.side
+        if self.seen is not None:
+            return self.seen
         assert isinstance(self.train, Split)
         return self.train.pixels.shape[1], self.train.pixels.shape[2]
-
-    @property
-    def channels(self) -> int:
-        return len(self.mean)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,6 +119,31 @@ class Images:
     def normalise(self, images: Tensor) -> Tensor:
         """[B, H, W, C] uint8 -> [B, C, H, W] fp32 in channels_last, zero mean and unit variance per channel."""
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def named(self, classes: Sequence[str], source: str) -> "Images":
+        """The same images with labels by the order of `classes`, which are those of trained weights.
+
+        Raises:
+            ConfigError: a class is none of them; it shows the first difference.
+        """
+        if list(classes) == self.classes:
+            return self
+        places = {name: i for i, name in enumerate(classes)}
+        for i, name in enumerate(self.classes):
+            if name not in places:
+                other = f"'{classes[i]}'" if i < len(classes) else "none"
+                raise ConfigError(
+                    f"data: its class {i} of {len(self.classes)} is '{name}', that of {source} is {other} "
+                    f"of {len(classes)}; expected the same names"
+                )
+        index = torch.tensor([places[name] for name in self.classes])
+        train, val, test = (replace(part, labels=index[part.labels]) for part in self.splits().values())
+        named = replace(self, train=train, val=val, test=test, classes=list(classes))
+        named.mean, named.std = self.mean, self.std
+        return named
+
+    def splits(self) -> dict[str, Split | Photos]:
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     def sample(self) -> Tensor:
         """Two images of noise [2, C, H, W], to try a model on."""
@@ -143,39 +167,88 @@ def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
     return chosen[:count].sort().values, chosen[count:].sort().values
 
 
+def stratified(labels: Tensor, count: int, key: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Rows of `count` images, of each class in proportion, and the other rows, which keep one of each class at least.
+
+    Raises:
+        ConfigError: there are not so many; it names a class that would be left without an image.
+    """
+    sizes = labels.bincount(minlength=len(classes))
+    most = (sizes - 1).clamp_min(0)
+    if not 0 < count <= int(most.sum()):
+        scarce = int(torch.where(sizes > 0, sizes, len(labels) + 1).argmin())
+        raise ConfigError(
+            f"{key}={count}: would leave no training image of some class, like '{classes[scarce]}' with "
+            f"{int(sizes[scarce])}; at most {int(most.sum())} of the {len(labels)} images can be taken out"
+        )
+    exact = sizes.double() * count / len(labels)
+    quota = exact.floor().long().minimum(most)
+    while (left := count - int(quota.sum())) > 0:  # to those that are furthest behind, as far as they have any
+        behind = torch.where(quota < most, exact - quota, -torch.inf)
+        quota[behind.argsort(descending=True, stable=True)[: min(left, int((quota < most).sum()))]] += 1
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    rows = [shuffled[labels[shuffled] == label][: int(n)] for label, n in enumerate(quota)]
+    chosen = torch.cat(rows).sort().values
+    return chosen, _others(chosen, len(labels))
+
+
+def _others(rows: Tensor, count: int) -> Tensor:
+    left = torch.ones(count, dtype=torch.bool)
+    left[rows] = False
+    return left.nonzero().flatten()
+
+
 def carved(
-    train: Split | Photos, test: Split | Photos, classes: list[str], val: int, side: int | None = None
+    splits: Mapping[str, Split | Photos],
+    classes: list[str],
+    data: Data,
+    seen: tuple[int, int] | None = None,
+    channels: int = 0,
 ) -> Images:
-    """A data set whose validation split of `val` images is taken out of its training images."""
-    chosen, rest = balanced(train.labels, val, "data.val")
-    return Images(train[rest], train[chosen], test, classes, side)
+    """A data set whose missing splits are taken out of its training images, always the same ones.
+
+    Raises:
+        ConfigError: a split is asked for that is there already, or there is none to test on.
+    """
+    parts = dict(splits)
+    if parts.keys() == {"test"}:
+        return Images(parts["test"], parts["test"], parts["test"], classes, seen, channels, only_test=True)
+    if "test" not in parts and "val" in parts and data.test is None:
+        parts["test"] = parts.pop("val")  # as ImageNet is
+    for name, asked in (("test", data.test), ("val", data.val)):
+        if name in parts:
+            if asked is not None:
+                raise ConfigError(
+                    f"data.{name}={asked}: there is a {name} split of {len(parts[name])} images; leave it out"
+                )
+            continue
+        if asked is None and name == "test":
+            raise ConfigError(
+                "data.test: there is no test split; set how many images are taken out of the training images"
+            )
+        train = parts["train"]
+        count = asked if asked is not None else max(len(train) // 10, 1)
+        chosen, rest = stratified(train.labels, count, f"data.{name}", classes)
+        parts[name], parts["train"] = train[chosen], train[rest]
+    return Images(parts["train"], parts["val"], parts["test"], classes, seen, channels)
 
 
-def open_image(file: Any, name: str) -> Image:
-    try:
-        with pil.open(file) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
-        raise ConfigError(f"{name}: cannot be read as an image ({error})") from error
-
-
-def photos_of(source: Source, labels: Sequence[int]) -> Photos:
-    """A split of all images of a source."""
-    return Photos(source, torch.tensor(labels), torch.arange(len(labels)))
-
-
-def load(data: Data, cache: str | None = None) -> Images:
+def load(data: Data, cache: str | None = None, *, training: bool = True) -> Images:
     """Read a data set.
 
     Args:
         cache: the folder of decoded images; None for the user's own.
+        training: otherwise a set of photographs need not have any to train on.
 
     Raises:
         ConfigError: it is not there, or not as it should be; it names the file or the key.
     """
-    reader = import_object(find(data.name).reader, "data.name")
-    images: Images = reader(data, Path(cache) if cache else cache_dir())
-    if data.train is None:
+    known, place = find(data.name), Path(cache).expanduser() if cache else cache_dir()
+    options = {"training": training} if known.find else {}
+    images: Images = import_object(known.reader, "data.name")(data, place, **options)
+    if images.only_test:
+        return images
+    if data.train is None or data.train == len(images.train):
         return images
     part = images.train[balanced(images.train.labels, data.train, "data.train")[0]]
-    return Images(part, images.val, images.test, images.classes, images.side)
+    return replace(images, train=part)

@@ -48,30 +48,41 @@ def training_transform(recipe: Recipe, shape: tuple[int, int, int], pixels: Mapp
         ) from error
 
 
-def evaluation_transform(crop_pct: float, shape: tuple[int, int, int], pixels: Mapping[str, Any]) -> Any:
+def evaluation_transform(
+    crop_pct: float, shape: tuple[int, int, int], pixels: Mapping[str, Any], interpolation: str
+) -> Any:
     """timm's: resize and centre crop."""
-    return create_transform(shape, is_training=False, interpolation="bicubic", crop_pct=crop_pct, **pixels)
+    return create_transform(shape, is_training=False, interpolation=interpolation, crop_pct=crop_pct, **pixels)
 
 
 class ImageData(L.LightningDataModule):
     """What the Trainer asks for. It has to ask at every epoch: the training batches are those of that epoch.
 
     Args:
-        crop_pct: of the evaluation of photographs, where `recipe.scale` says that they are read one at a time.
+        crop_pct, interpolation: of the evaluation of photographs, where `recipe.scale` says that they are read one at
+            a time.
         workers: the number of processes that read them.
     """
 
     def __init__(
-        self, data: Images, recipe: Recipe, seed: int, *, augment: bool = True, crop_pct: float = 1.0, workers: int = 0
+        self,
+        data: Images,
+        recipe: Recipe,
+        seed: int,
+        *,
+        augment: bool = True,
+        crop_pct: float = 1.0,
+        interpolation: str = "bicubic",
+        workers: int = 0,
     ) -> None:
         super().__init__()
         self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
         self.streams: dict[str, Stream] = {}
         if recipe.scale is not None:
             pixels = {"mean": (data.mean / 255).tolist(), "std": (data.std / 255).tolist()}
-            evaluation = evaluation_transform(crop_pct, data.shape, pixels)
+            evaluation = evaluation_transform(crop_pct, data.shape, pixels, interpolation)
             training = training_transform(recipe, data.shape, pixels) if augment else evaluation
-            for name, split in {"train": data.train, "val": data.val, "test": data.test}.items():
+            for name, split in data.splits().items():
                 dataset = Transformed(split, training if name == "train" else evaluation, seed)
                 self.streams[name] = Stream(dataset, workers)
 

@@ -2,32 +2,60 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data, Recipe
+from metaformer.data.listing import Listing, arrange, tell
 from metaformer.system.errors import ConfigError, by_closeness
 
-PHOTOGRAPHS = ("root", "val", "size", "classes", "decode", "decoded_size")
+READERS = "metaformer.data.readers"
+SPLITS = ("root", "train", "val", "test", "classes")
+PHOTOGRAPHS = (*SPLITS, "size", "channels", "decode", "decoded_size", "range", "overlap")
+COLUMNS = ("image_column", "label_column", "split_column")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set without reading it, and who reads it."""
+    """What is known of a data set without reading it, and who reads it, by the dotted paths of functions."""
 
-    reader: str  # the dotted path of a function (data: Data, cache: Path) -> metaformer.data.images.Images
-    reads: tuple[str, ...] = ()  # keys of the data node that it looks at, beside `name` and `train`
-    shape: tuple[int, int, int] | None = None  # channels, side, classes; None: the data node says it
+    reads: tuple[str, ...] = ("train",)  # keys of the data node that it looks at, beside `name`
+    reader: str = "metaformer.data.photographs.photographs"  # (Data, cache: Path) -> Images
+    find: str = ""  # (Data) -> Findings: the encoded images for that reader; without torch
+    contents: str = ""  # (Data) -> str: a hash of the images of a reader, where its name does not tell; without torch
+    shape: tuple[int, int, int] | None = None  # channels, height, width; None: the data node says it
+    classes: int | None = None
     images: int | None = None  # of the training set, those of a carved validation split included
 
 
+def _known(reader: str, shape: tuple[int, int, int], classes: int, images: int, *reads: str) -> DataSet:
+    return DataSet(
+        ("train", *reads), reader=f"{READERS}.in_memory.{reader}", shape=shape, classes=classes, images=images
+    )
+
+
 DATASETS = {
-    "fashion_small": DataSet("metaformer.data.readers.in_memory.fashion_small", (), (1, 28, 10), 8000),
-    "fashion_mnist": DataSet("metaformer.data.readers.in_memory.torchvision_set", ("root", "val"), (1, 28, 10), 60000),
-    "cifar10": DataSet("metaformer.data.readers.in_memory.torchvision_set", ("root", "val"), (3, 32, 10), 50000),
-    "cifar100": DataSet("metaformer.data.readers.in_memory.torchvision_set", ("root", "val"), (3, 32, 100), 50000),
-    "digits": DataSet("metaformer.data.readers.in_memory.digits", ("val",), (1, 8, 10), 1497),
-    "image_folder": DataSet("metaformer.data.readers.folder.image_folder", PHOTOGRAPHS),
-    "timm": DataSet("metaformer.data.readers.timm_sets.timm_set", ("dataset", *PHOTOGRAPHS)),
-    "custom": DataSet("metaformer.data.readers.in_memory.custom", ("_target_", "options", "val", "size", "classes")),
+    "fashion_small": _known("fashion_small", (1, 28, 28), 10, 8000),
+    "fashion_mnist": _known("torchvision_set", (1, 28, 28), 10, 60000, "root", "val"),
+    "cifar10": _known("torchvision_set", (3, 32, 32), 10, 50000, "root", "val"),
+    "cifar100": _known("torchvision_set", (3, 32, 32), 100, 50000, "root", "val"),
+    "digits": _known("digits", (1, 8, 8), 10, 1497, "val"),
+    "image_folder": DataSet(PHOTOGRAPHS, find=f"{READERS}.folder.find"),
+    "table": DataSet((*PHOTOGRAPHS, *COLUMNS), find=f"{READERS}.columns.find"),
+    "hub": DataSet(("dataset", *PHOTOGRAPHS, *COLUMNS[:2]), find=f"{READERS}.columns.find_on_hub"),
+    "npz": DataSet(
+        (*SPLITS, "size", "channels", "range"),
+        reader=f"{READERS}.in_memory.npz",
+        contents=f"{READERS}.arrays.contents_of_file",
+    ),
+    "timm": DataSet(
+        ("dataset", *PHOTOGRAPHS), reader=f"{READERS}.timm_sets.timm_set", contents=f"{READERS}.folder.contents"
+    ),
+    "custom": DataSet(
+        (*SPLITS, "size", "channels", "_target_", "options"),
+        reader=f"{READERS}.in_memory.custom",
+        contents=f"{READERS}.arrays.contents_of_custom",
+    ),
 }
 
 
@@ -38,38 +66,77 @@ def find(name: str) -> DataSet:
     return DATASETS[name]
 
 
+def listing_of(data: Data, *, training: bool = True) -> Listing:
+    """The encoded images of a data set, of those that have a `find`; `training` as in `arrange`."""
+    return arrange(import_object(find(data.name).find, "data.name")(data), data, training=training)
+
+
+def fingerprint(data: Data) -> str | None:
+    """The hash of the images of a data set; None where its name says which they are, or nothing says where.
+
+    What the user should know of the images is told.
+    """
+    known = find(data.name)
+    if data.root is data.dataset is data._target_ is None:
+        return None
+    if known.find:
+        listing = listing_of(data)
+        for note in listing.notes:
+            tell(note)
+        return listing.fingerprint
+    return import_object(known.contents, "data.name")(data) if known.contents else None
+
+
 def check(data: Data, recipe: Recipe) -> None:
     """Raise a ConfigError for a key that the data set would not read, or that does not fit the recipe."""
-    found, default = find(data.name), Data()
+    known, default = find(data.name), Data()
     for key in Data.__dataclass_fields__:
         value = getattr(data, key)
-        if key not in ("name", "train", *found.reads) and value != getattr(default, key):
+        if key not in ("name", *known.reads) and value != getattr(default, key):
             raise ConfigError(f"data.{key}={value}: data={data.name} does not read it")
-    if data.name == "timm" and data.dataset is None:
-        raise ConfigError("data.dataset: expected one that timm reads, like hfds/imagenet-1k, since data=timm")
+    if "dataset" in known.reads and data.dataset is None:
+        expected = "torch/NAME" if data.name == "timm" else "a folder, or a name on the hub"
+        raise ConfigError(f"data.dataset: expected {expected}, since data={data.name}")
     if data.name == "custom" and data._target_ is None:
         raise ConfigError("data._target_: expected the dotted path of a function that returns the images")
-    if data.root is not None and not Path(data.root).is_dir():
-        raise ConfigError(f"data.root={data.root}: no such folder")
-    if found.shape and recipe.crop >= found.shape[1]:
-        raise ConfigError(f"recipe.crop={recipe.crop}: expected less than the {found.shape[1]} pixels of an image")
+    if data.root is not None and not Path(data.root).expanduser().exists():
+        raise ConfigError(f"data.root={data.root}: no such file or folder")
+    if data.channels == 2:
+        raise ConfigError("data.channels=2: expected 1 for grey or 3 for colour")
+    if data.range is not None and (len(data.range) != 2 or not data.range[0] < data.range[1]):
+        raise ConfigError(f"data.range={data.range}: expected what is black and what is white, like [0, 4095]")
+    _, height, width = known.shape or (0, *size_of(data.size))
+    if recipe.crop >= min(height, width):
+        raise ConfigError(f"recipe.crop={recipe.crop}: expected less than the {min(height, width)} pixels of an image")
     _check_decoding(data, recipe)
 
 
 def _check_decoding(data: Data, recipe: Recipe) -> None:
     """Photographs are kept at the size at which they are seen, or cut out of larger ones with recipe.scale."""
-    size, kept = data.size, data.decoded_size
-    if recipe.scale is None:
-        if kept not in (None, size):
-            raise ConfigError(f"data.decoded_size={kept}: needs a random resized crop (recipe.scale), of size {size}")
-    elif kept is not None and (kept < size or data.decode == "always"):
-        raise ConfigError(f"data.decoded_size={kept}: expected at least data.size={size}, with data.decode=once")
+    if data.decoded_size is None:
+        return
+    size, kept = size_of(data.size), size_of(data.decoded_size, "decoded_size")
+    if recipe.scale is None and kept != size:
+        raise ConfigError(f"data.decoded_size={data.decoded_size}: needs a random resized crop (recipe.scale)")
+    if recipe.scale is not None and (kept[0] < size[0] or kept[1] < size[1] or data.decode == "always"):
+        raise ConfigError(
+            f"data.decoded_size={data.decoded_size}: expected at least data.size={data.size}, with data.decode=once"
+        )
 
 
-def shape(data: Data) -> tuple[int, int, int]:
-    """Channels, side in pixels and number of classes of a data set, without reading it."""
-    if (known := find(data.name).shape) is not None:
-        return known
+def size_of(size: Any, key: str = "size") -> tuple[int, int]:
+    """Height and width of `data.size`, a side or [height, width]."""
+    sides = [size, size] if isinstance(size, int) and not isinstance(size, bool) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+        raise ConfigError(f"data.{key}={size}: expected a number of pixels, or [height, width]")
+    return sides[0], sides[1]
+
+
+def shape(data: Data) -> tuple[tuple[int, int, int], int]:
+    """Channels, height and width of the images of a data set, and its number of classes, without reading it."""
+    known = find(data.name)
+    if known.shape is not None and known.classes is not None:
+        return known.shape, known.classes
     if data.classes is None:
         raise ConfigError("data.classes: expected the number of classes, since the images are not read here")
-    return 3, data.size, data.classes
+    return (data.channels or 3, *size_of(data.size)), data.classes

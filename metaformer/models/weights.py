@@ -2,13 +2,14 @@
 
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed_nhwc
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from metaformer.models.metaformer import MetaFormer
@@ -238,29 +239,46 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> MetaFor
 
 
 def load_into(net: nn.Module, weights: Weights, source: str) -> None:
-    """`weights.load_strictly`, whose error also names the published models that would fit."""
+    """`load_strictly`, with the stem for other channels; its error also names the published models that would fit."""
     try:
-        load_strictly(net, weights, source)
+        load_strictly(net, _adapt_stem(weights, net), source)
     except ConfigError as error:
         fitting = ", ".join(names_that_fit(weights)) or "no published model"
         raise ConfigError(f"{error}; the weights are those of {fitting}") from error
 
 
+def _adapt_stem(weights: Weights, net: nn.Module) -> Weights:
+    """Weights for images in colour, for grey ones or for more channels, by timm's rule."""
+    first = "stem.conv" if isinstance(net, MetaFormer) else getattr(net, "pretrained_cfg", {}).get("first_conv")
+    key, own = f"{first}.weight", net.state_dict()
+    if key not in own or key not in weights or own[key].ndim != 4 or weights[key].shape[1] != 3:
+        return weights
+    return weights | {key: adapt_input_conv(own[key].shape[1], weights[key])}
+
+
 def initialize(net: nn.Module, source: str) -> None:
     """Load weights for fine-tuning: another number of classes keeps the new head, another image size new positions."""
     own = net.state_dict()
-    ours = isinstance(net, MetaFormer)
-    weights = to_ours(read(source)) if ours else read(source)
-    heads = "head" if ours else net.pretrained_cfg["classifier"]  # type: ignore[index]
-    for head in (heads,) if isinstance(heads, str) else heads:
+    weights = to_ours(read(source)) if isinstance(net, MetaFormer) else read(source)
+    for head in classifiers(net):
         kept = {key: value for key, value in own.items() if key.startswith(f"{head}.")}
         if any(key in weights and weights[key].shape != value.shape for key, value in kept.items()):
             weights |= kept
     load_into(net, resize(weights, net, source), source)
 
 
-def classes_of(weights: Weights) -> int:
-    return next((len(weights[k]) for k in ("head.weight", "head.fc2.weight") if k in weights), 0)
+def classifiers(net: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that give the logits."""
+    if isinstance(net, MetaFormer):
+        return ("head",)
+    names = net.pretrained_cfg["classifier"]  # type: ignore[index]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def classes_of(weights: Weights, heads: Sequence[str] = ("head",)) -> int:
+    """How many classes the classifier in a state dict tells apart; 0 where there is none."""
+    keys = [f"{head}{inner}.weight" for head in heads for inner in ("", ".fc2")]
+    return next((len(weights[key]) for key in keys if key in weights), 0)
 
 
 def names_that_fit(weights: Weights) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.config.schema import Runtime
-from metaformer.data.images import Images, balanced
+from metaformer.data.images import balanced
 from metaformer.mixers import Identity, Pooling
 from metaformer.models.metaformer import MetaFormer
 from metaformer.probing import measures
@@ -27,7 +28,7 @@ def measure(run: Finished, jobs: int) -> Probed:
     """Every probe of a finished run, on its validation images; a ConfigError where its model is no MetaFormer."""
     config = run.config
     torch.set_num_threads(threads(config.runtime, jobs))
-    net, images = restore(run)
+    net, images = restore(run.config, run.folder / "weights.pt")
     if not isinstance(net, MetaFormer):
         kind = type(net).__name__
         raise ConfigError(f"{run.folder}: its model is {kind}; expected a MetaFormer, whose blocks are known")
@@ -37,7 +38,7 @@ def measure(run: Finished, jobs: int) -> Probed:
     net = net.to(device).requires_grad_(False)
 
     def batches(val: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        these = Images(images.train, val, images.test, images.classes, images.side)
+        these = replace(images, val=val)
         these.mean, these.std = images.mean, images.std
         for x, labels in image_data(config, these, jobs).val_dataloader():
             yield x.to(device, memory_format=torch.channels_last), labels.to(device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaformer.config.compose import compose
+from metaformer.config.identity import flat
 from metaformer.config.schema import Config
 from metaformer.runs.result import Result, read_result
 from metaformer.system.errors import ConfigError
@@ -37,8 +38,25 @@ def finished(folder: Path, overrides: Sequence[str] = ()) -> Finished:
     result = read_result(folder)
     if result is None:
         raise ConfigError(f"run={folder}: it has no result.json, so it is not finished")
+    return Finished(folder, changed(result.config, overrides, f"run={folder}"), result)
+
+
+def changed(kept: Config, overrides: Sequence[str], source: str) -> Config:
+    """The configuration of a run with the data and the runtime of a command line.
+
+    Args:
+        source: whose configuration it is, for messages.
+
+    Raises:
+        ConfigError: the command line names another model or mixer.
+    """
     now, keys = compose(overrides), [override.lstrip("+").partition("=")[0] for override in overrides]
-    changed = {key.split(".")[1] for key in keys if key.startswith("data.")}
-    kept = now.data if "data" in keys else result.config.data
-    data = replace(kept, **{key: getattr(now.data, key) for key in changed})
-    return Finished(folder, replace(result.config, data=data, runtime=now.runtime), result)
+    for group in ("model", "mixer"):
+        if any(key.partition(".")[0] == group for key in keys):
+            for key, mine in flat(kept).items():
+                if key.split(".")[0] == group and mine != (asked := flat(now).get(key)):
+                    raise ConfigError(f"{key}={asked}: {source} was trained with {mine}")
+    mine = now.data if "data" in keys else kept.data
+    names = {key.split(".")[1] for key in keys if key.startswith("data.")}
+    data = replace(mine, **{name: getattr(now.data, name) for name in names})
+    return replace(kept, data=data, runtime=now.runtime)

@@ -5,12 +5,14 @@ A report reads them there instead of composing hundreds of configurations.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from metaformer.config.compose import group_dir
+from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Study
 from metaformer.config.validate import plain
 from metaformer.runs.folder import folders_by_id, is_held
@@ -191,8 +193,10 @@ def _wrong(result: Result, entry: Entry) -> str:
     if (result.run_id, result.seed) != (entry.run_id, entry.seed):
         return f"its result.json is that of another run ({result.run_id}, seed {result.seed})"
     for name in REPORTED:
-        value = result.metrics.get(name)
-        if not (isinstance(value, int | float) and 0 <= value <= 1):
+        value, metric = result.metrics.get(name), metric_of(name)
+        if name not in result.metrics and metric.of_class is not None:
+            continue  # of two classes only
+        if not isinstance(value, int | float) or not 0 <= value <= (1 if metric.unit == "points" else math.inf):
             return f"{name} is {value}"
     return ""
 
@@ -211,7 +215,7 @@ def row(run: Run) -> dict[str, Any]:
         "cell": run.cell,
         "mixer": run.mixer,
         "seed": run.seed,
-        **{name: round(result.metrics[name], 6) for name in REPORTED},
+        **{name: round(result.metrics[name], 6) if name in result.metrics else "" for name in REPORTED},
         "params": result.params,
         "trainable": result.trainable,
         "macs": result.macs,

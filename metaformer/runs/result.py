@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -18,16 +19,21 @@ from metaformer.system.files import write
 REPORTED = tuple(name for split in SPLITS for name in metrics_of(split))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What training measures of a run. The metrics are fractions, but for losses."""
+    """What training and test measure of a run. The metrics are fractions, but for losses."""
 
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # training and validation: of the tested epoch
+    # Of the test images: the share of each class that was found, None where there is none of it; and how many of each
+    # class (row) were taken for each (column)
+    recall: dict[str, float | None] = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)
     params: int
     trainable: int
     macs: int | None  # for one image; None where `uncounted_ops` names an op
     uncounted_ops: list[str]
     epochs: int
+    tested_epoch: int = 0  # 0: the last one, in results of older versions
     images: int  # of the training set
     seconds: float  # of training
     threads: int
@@ -37,7 +43,7 @@ class Measured:
     versions: dict[str, str]  # of the libraries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result(Measured):
     """result.json: what was measured, of which run, by which code."""
 
@@ -78,8 +84,10 @@ def read_result(folder: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write result.json whole. A metric that is no number raises a ValueError."""
-    write(folder / "result.json", json.dumps(asdict(result), indent=2, allow_nan=False))
+    """Write result.json whole, rows of numbers on a line. A metric that is no number raises a ValueError."""
+    text = json.dumps(asdict(result), indent=2, allow_nan=False)
+    rows = re.sub(r"\[([^\[\]{}\"]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write(folder / "result.json", rows)
 
 
 def parse(raw: Any) -> Result:
@@ -87,9 +95,9 @@ def parse(raw: Any) -> Result:
     if not isinstance(raw, Mapping):
         raise ValueError("it is no result")
     for name, kinds in KINDS.items():
-        if not isinstance(raw.get(name, ...), kinds):
+        if name in NEEDED | raw.keys() and not isinstance(raw.get(name, ...), kinds):
             raise ValueError(f"it has no usable '{name}'")
-    values: dict[str, Any] = {name: raw[name] for name in KINDS}
+    values: dict[str, Any] = {name: raw[name] for name in KINDS if name in raw}
     for node in ("model", "data", "recipe", "reference"):  # what is missing would silently be a default
         if not isinstance(raw["config"].get(node), dict):
             raise ValueError("it has no usable 'config'")
@@ -109,7 +117,8 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     return tuple(kind for option in options for kind in in_json.get(option, (get_origin(option) or option,)))
 
 
-KINDS = {field.name: _kinds(field.type) for field in fields(Result)}
+KINDS = {own.name: _kinds(own.type) for own in fields(Result)}
+NEEDED = {own.name for own in fields(Result) if own.default is own.default_factory is MISSING}
 
 
 def failure_of(folder: Path) -> str:
@@ -122,7 +131,7 @@ def failure_of(folder: Path) -> str:
         return f"its failed.json cannot be read ({error})"
 
 
-COLUMNS = ("epoch", "step", "lr", "train_loss", *metrics_of("train"), "val_loss", *metrics_of("val"), "seconds")
+COLUMNS = ("epoch", "step", "lr", *metrics_of("train"), *metrics_of("val"), "seconds")
 
 
 def read_curve(folder: Path) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from metaformer.runs.result import Measured, Result
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
+MOST_CLASSES = 200  # whose recalls stand in the summary one by one
 MARK = "wandb.json"  # in the folder of a run that is on a server, with its tags
 
 
@@ -28,6 +29,7 @@ class Mirror:
 
     def summarise(self, measured: Measured) -> None:
         self.attempt(lambda: self.run.summary.update(final(measured)))
+        self.attempt(lambda: self.run.log({"confusion": confusion(measured)}))
 
     def attempt(self, action: Callable[[], Any]) -> None:
         try:
@@ -57,7 +59,21 @@ def wandb_identity(run: Planned | Result, name: str) -> dict[str, Any]:
 def final(measured: Measured) -> dict[str, Any]:
     """What the summary of a run holds beside its last epoch."""
     values: dict[str, Any] = {f"final/{name}": value for name, value in measured.metrics.items()}
+    if len(measured.recall) <= MOST_CLASSES:
+        values |= {f"recall/{name}": value for name, value in measured.recall.items()}
     return values | {"params": measured.params, "macs": measured.macs, "seconds": measured.seconds}
+
+
+def confusion(measured: Measured) -> Any:
+    """wandb's own chart of a confusion matrix, from the counts."""
+    import wandb
+
+    names, columns = list(measured.recall), ("Actual", "Predicted", "nPredictions")
+    counts = [
+        [names[i], names[j], n] for i, row in enumerate(measured.confusion) for j, n in enumerate(row) if n or i == j
+    ]
+    table = wandb.Table(columns=[*columns], data=counts)
+    return wandb.plot_table("wandb/confusion_matrix/v1", table, {name: name for name in columns})
 
 
 def mark(folder: Path, logger: Logger, tags: list[str]) -> None:

@@ -21,8 +21,7 @@ from metaformer.system.errors import ConfigError
 
 def _on_meta(config: Config) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """The network of a cell without any memory, and the shape of its images."""
-    channels, side, classes = shape(config.data)
-    image = (channels, side, side)
+    image, classes = shape(config.data)
     return on_meta(config.model, config.mixer, shape=image, classes=classes), image
 
 
@@ -53,12 +52,12 @@ def memory(config: Config) -> int:
 
 def throughput(config: Config) -> tuple[float, float]:
     """Images per second of this machine: forward, and a training step."""
-    channels, side, classes = shape(config.data)
+    image, classes = shape(config.data)
     gpu = torch.cuda.is_available() and config.runtime.accelerator != "cpu"
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    net = build(config.model, config.mixer, config.seed, shape=(channels, side, side), classes=classes)
-    images = torch.randn(config.cost.batch, channels, side, side, device="cuda" if gpu else "cpu")
+    net = build(config.model, config.mixer, config.seed, shape=image, classes=classes)
+    images = torch.randn(config.cost.batch, *image, device="cuda" if gpu else "cpu")
     return speed_of(net, images, bf16=config.recipe.precision == "bf16")
 
 

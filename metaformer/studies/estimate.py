@@ -140,5 +140,6 @@ def _images(config: Config, sizes: Mapping[str, int], fingerprint: str | None = 
     if data.train is not None:
         return data.train
     if known.images is not None:
-        return known.images - (data.val if "val" in known.reads else 0)
+        carved = data.val if data.val is not None else known.images // 10
+        return known.images - (carved if "val" in known.reads else 0)
     return sizes.get(_data_key(config, fingerprint))

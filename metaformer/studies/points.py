@@ -1,7 +1,7 @@
 """The points of a grid: every run that a command line describes, composed, validated and resolved, none launched."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,16 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from metaformer.config.compose import Choices, choices_of, config_of, loader, without_hydra
 from metaformer.config.hydra_internals import load, points_of
-from metaformer.config.schema import GROUPS, Config
+from metaformer.config.schema import GROUPS, Config, Data
 from metaformer.config.validate import judged, validate
-from metaformer.data.fingerprint import fingerprint
-from metaformer.data.registry import check
+from metaformer.data.registry import check, fingerprint
 from metaformer.runs.folder import Planned, folders_by_id, planned
 from metaformer.runs.launch import Entry
 from metaformer.studies.budget import Match, matched
 from metaformer.system.errors import ConfigError
 
 FIRST_SEED = 1000  # of searches; studies have smaller ones
+
+
+Identify = Callable[[Data], str | None]  # a data set -> the fingerprint of its images
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,33 @@ class Point:
 
 
 def resolve(
-    config: Config, choices: Choices, known: Mapping[str, list[Path]] | None = None
+    config: Config, choices: Choices, known: Mapping[str, list[Path]] | None = None, identify: Identify = fingerprint
 ) -> tuple[Planned, Match | None]:
     """From a validated configuration to the run that it is: it meets its budget, its images are known, it has ids.
 
     Args:
         known: `folders_by_id`, where it is asked for many runs.
+        identify: the fingerprint of the images of a data set.
     """
     check(config.data, config.recipe)
     config, match = matched(config)
     config = replace(config, study=judged(config))
-    return planned(config, choices, fingerprint(config.data), known), match
+    return planned(config, choices, identify(config.data), known), match
 
 
-def expand(arguments: Sequence[str]) -> list[Point]:
+def unread(data: Data) -> None:
+    """An `identify` for those who want no ids: the images need not even be there."""
+
+
+def expand(arguments: Sequence[str], identify: Identify = fingerprint) -> list[Point]:
     """The runs that a command line describes: what `train -m` with it would go through."""
     cfg = load(loader(), arguments, multirun=True)
-    return points(loader(), cfg, list(cfg.hydra.overrides.task))
+    return points(loader(), cfg, list(cfg.hydra.overrides.task), identify)
 
 
-def points(config_loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str]) -> list[Point]:
+def points(
+    config_loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str], identify: Identify = fingerprint
+) -> list[Point]:
     """Every run of the grid of a composed study; a run that two points of the grid describe is listed once."""
     grid = [f"{key!s}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
     found = points_of(config_loader, [*grid, *arguments])
@@ -71,6 +80,13 @@ def points(config_loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str
     varied = {i: values[0] for i, values in enumerate(zip(*found, strict=True)) if len(set(values)) > 1}
     factors = _factors({i: override.lstrip("+").partition("=")[0] for i, override in varied.items()})
     known, cells = folders_by_id(Path(cfg.runtime.runs)), Cells(config_loader, cfg)
+    images: dict[str, str | None] = {}
+
+    def identified(data: Data) -> str | None:
+        if (key := repr(data)) not in images:
+            images[key] = identify(data)
+        return images[key]
+
     made: dict[Path, Point] = {}
     for point in found:
         choices, config = cells.compose(point)
@@ -78,7 +94,7 @@ def points(config_loader: ConfigLoader, cfg: DictConfig, arguments: Sequence[str
             raise ConfigError(f"seed={config.seed}: seeds from {FIRST_SEED} on are those of searches")
         if config.debug.mode != "none":
             raise ConfigError(f"debug={config.debug.mode}: is for one run, not for a sweep")
-        run, match = resolve(config, choices, known)
+        run, match = resolve(config, choices, known, identified)
         levels = {factor: point[i].partition("=")[2] for i, factor in factors.items()} or {"mixer": choices["mixer"]}
         cell = " ".join(_word(point[i]) for i in factors) or choices["mixer"]
         made.setdefault(run.folder, Point(cell, levels, [*point, *(match.overrides if match else [])], run, match))

@@ -9,13 +9,14 @@ import numpy as np
 from metaformer.analysis.stats import difference_power, equivalence_power
 from metaformer.analysis.tables import Table
 from metaformer.analysis.verdict import judge
+from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Analysis, Study
 from metaformer.config.validate import structure
 from metaformer.runs.launch import Run, collect, read_launch, setting_of
 from metaformer.system.errors import ConfigError
 
 SEEDS = (3, 5, 8, 10, 15, 20, 30)
-ASSUMED_SD = 1.0  # points
+ASSUMED_SD = 1.0  # points; of other units the margin
 
 
 def size(study: Study, runs: Sequence[Run]) -> tuple[int, int]:
@@ -29,10 +30,12 @@ def size(study: Study, runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def scatter(study: Study, runs: Sequence[Run]) -> tuple[float, str]:
-    """SD of the paired difference in points from the finished runs of a study, and where it comes from."""
+    """SD of the paired difference in the metric's unit from the finished runs of a study, and where it comes from."""
     found = _scatter(study, runs)
     if found is None:
-        return ASSUMED_SD, "an assumption: sd=POINTS or from=STUDY replaces it"
+        in_points = metric_of(study.analysis.metric).unit == "points"
+        assumed = ASSUMED_SD if in_points else study.analysis.margin
+        return assumed, "an assumption: sd=NUMBER or from=STUDY replaces it"
     return found[0], f"from the finished runs of this study, {found[1]}"
 
 

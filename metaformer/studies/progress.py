@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.runs.result import read_curve
 from metaformer.studies.points import Point
 
@@ -61,10 +62,16 @@ def _lines(points: Sequence[Point], pending: Sequence[Point], console: Console, 
             if status is not None and point.run.folder not in told:
                 told.add(point.run.folder)
                 seen = last_row(point.run.folder) if status == "result" else None
-                words = f"val {float(seen['val_accuracy']):.1%}" if seen else "failed"
+                words = _told(point, seen) if seen else "failed"
                 count = len(points) - len(pending) + len(told)
                 line = f"[{count}/{len(points)}] {point.cell} seed {point.config.seed}: {words}"
                 console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)
+
+
+def _told(point: Point, row: Mapping[str, str]) -> str:
+    """The study's metric of a run on validation images, in its last epoch."""
+    selected = selecting(point.config.study.analysis.metric)
+    return f"{in_words(selected)} {metric_of(selected).told(float(row[selected]))}"
 
 
 def _live(points: Sequence[Point], pending: Sequence[Point], console: Console, stop: threading.Event) -> None:
@@ -99,7 +106,8 @@ def _epochs(points: Sequence[Point]) -> int:
 
 def _so_far(points: Sequence[Point]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("cell", "finished", "training", "val accuracy so far"):
+    selected = selecting(points[0].config.study.analysis.metric)
+    for name in ("cell", "finished", "training", f"{in_words(selected)} so far"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     for cell in dict.fromkeys(p.cell for p in points):
         runs = [p for p in points if p.cell == cell]
@@ -110,7 +118,7 @@ def _so_far(points: Sequence[Point]) -> Table:
             for p in runs
             if p.run.folder in rows and not _ended(p)
         ]
-        accuracies = [float(row["val_accuracy"]) for row in rows.values() if row["val_accuracy"]]
-        mean = f"{sum(accuracies) / len(accuracies):.1%}" if accuracies else ""
+        values = [float(row[selected]) for row in rows.values() if row[selected]]
+        mean = metric_of(selected).told(sum(values) / len(values)) if values else ""
         table.add_row(escape(cell), f"{finished}/{len(runs)}", ", ".join(training), mean)
     return table

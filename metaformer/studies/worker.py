@@ -21,7 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metaformer.config.compose import choices_of, config_of
-from metaformer.config.identity import differences
+from metaformer.config.identity import FILES, differences
+from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.result import Measured, Result, read_result, write_result
@@ -57,7 +58,8 @@ def job(cfg: DictConfig) -> Outcome:
     choices = choices_of(hydra)
     outcome = Outcome(f"{choices['mixer']}-{choices['model']}", "refused")
     try:
-        planned = _planned(cfg)
+        with output_to(Path(os.devnull)):  # the sweep has told what there is to tell of the images
+            planned = _planned(cfg)
         outcome = Outcome(planned.folder.name, "failed", planned.folder)
         jobs = int(hydra.launcher.get("n_jobs", 1))
         if jobs != 1 and planned.config.runtime.accelerator != "cpu":
@@ -115,7 +117,11 @@ def found(planned: Planned) -> Result | None:
         ConfigError: there is one that cannot be read, or that is of another configuration.
     """
     result = read_result(planned.folder)
-    if result is not None and (other := differences(result.config, planned.config)):
+    if result is None:
+        return None
+    images = planned.fingerprint is not None and planned.fingerprint == result.fingerprint
+    other = differences(result.config, planned.config, same_images=images)
+    if other := {key: values for key, values in other.items() if key not in FILES}:
         key, (there, here) = next(iter(other.items()))
         path = planned.folder / "result.json"
         raise ConfigError(f"{path}: is of another configuration ({key} {there}, not {here}); remove it to train again")
@@ -191,7 +197,9 @@ def recorded(folder: Path) -> Iterator[None]:
 
 
 def trial(cfg: DictConfig) -> float:
-    """Train or find one run; its validation accuracy, and 0 where it failed: a rate at which it diverges is a bad one.
+    """Train or find one run; the study's metric on validation images, larger is better, and its worst where it failed.
+
+    A rate at which a run diverges is a bad one.
 
     Raises:
         ConfigError: it cannot be run at all, or it has the seed of a study.
@@ -200,11 +208,16 @@ def trial(cfg: DictConfig) -> float:
         raise ConfigError(f"seed={cfg.seed}: a search has seeds from {FIRST_SEED} on, which no study reports")
     sweeper = HydraConfig.get().sweeper
     if not str(sweeper.get("direction", "maximize")).endswith("maximize"):  # Optuna's own default is the opposite
-        raise ConfigError("hydra.sweeper.direction: expected maximize, an accuracy; hydra/sweeper=search has it")
+        raise ConfigError(
+            "hydra.sweeper.direction: expected maximize, a metric that falls is negated; hydra/sweeper=search has it"
+        )
     outcome = job(cfg)
     if outcome.status == "refused":
         raise ConfigError(outcome.reason)
-    accuracy = outcome.result.metrics["val_accuracy"] if outcome.result else 0.0
+    name = selecting(cfg.study.analysis.metric)
+    metric = metric_of(name)
+    value = outcome.result.metrics[name] if outcome.result else metric.worst
     rates = f"lr {cfg.recipe.lr:.3g}, weight decay {cfg.recipe.weight_decay:.3g}"
-    print(f"{outcome.name}: {rates}: {outcome.reason or f'val {accuracy:.2%}'}", file=sys.stderr)
-    return accuracy
+    words = outcome.reason or f"{in_words(name)} {metric.told(value)}"
+    print(f"{outcome.name}: {rates}: {words}", file=sys.stderr)
+    return value if metric.higher else -value

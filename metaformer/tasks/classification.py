@@ -14,7 +14,7 @@ from metaformer.data.images import Images
 from metaformer.data.lightning_progress import done_batches
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
-from metaformer.tasks.metrics import Metrics
+from metaformer.tasks.metrics import Running, Scores, in_order, padded
 from metaformer.tasks.mixup import mixup_of
 from metaformer.tasks.optimization import make_optimizer, make_scheduler
 
@@ -22,18 +22,28 @@ from metaformer.tasks.optimization import make_optimizer, make_scheduler
 class Classifier(L.LightningModule):
     """A network under a recipe. Metrics are fractions.
 
+    Validation and test keep the logits of their images, from which every metric is computed once, at the end.
     With a teacher, the loss is that of DeiT. A student with a distillation token (of timm, `deit_*_distilled_*`) learns
     from the teacher through that token, any other through its only output.
     """
 
     def __init__(
-        self, net: nn.Module, recipe: Recipe, *, classes: int, seed: int, teacher: nn.Module | None = None
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        *,
+        classes: int,
+        seed: int,
+        teacher: nn.Module | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.net, self.recipe, self.seed = net, recipe, seed
-        self.metrics = Metrics(classes)
+        self.running = Running(classes)
         self.mixup = mixup_of(recipe, classes)
-        self.predictions: list[Tensor] = []
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.kept: list[tuple[Tensor, Tensor]] = []  # logits and labels of the split that is evaluated
+        self.scores: Scores | None = None  # of the last one
         self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
         if self.teacher and hasattr(net, "set_distilled_training"):
             net.set_distilled_training(True)  # type: ignore[operator]
@@ -44,8 +54,7 @@ class Classifier(L.LightningModule):
 
     def on_train_start(self) -> None:
         if done_batches(self.trainer) == 0:  # a checkpoint of an epoch's end still has the sums of that epoch
-            for metric in self.metrics.of("train").values():
-                metric.reset()
+            self.running.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
@@ -64,50 +73,74 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         if self.mixup is not None:
             batch = self.mixup(*batch)
-        loss = self._step("train", batch, smoothing=0.0 if self.mixup else self.recipe.label_smoothing)[0]
-        if not torch.isfinite(loss):
-            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise FloatingPointError(
-                f"diverged: loss is {loss.item()} at step {self.global_step + 1} (epoch {self.current_epoch + 1}), "
-                f"lr {lr:.3g}; first not finite: {first_not_finite(self.net, batch[0])}"
-            )
-        return loss
-
-    def validation_step(self, batch: Batch) -> None:
-        self._step("val", batch)
-
-    def on_test_epoch_start(self) -> None:
-        self.predictions = []
-
-    def test_step(self, batch: Batch) -> None:
-        self.predictions.append(self._step("test", batch)[1].argmax(1))
-
-    def on_test_epoch_end(self) -> None:
-        """Predictions of all devices, which read every n-th image each."""
-        own = torch.cat(self.predictions)
-        devices, images = self.trainer.world_size, len(self.trainer.datamodule.data.test)  # type: ignore[attr-defined]
-        if devices > 1:
-            padded = F.pad(own, (0, -(-images // devices) - len(own)))
-            gathered = self.all_gather(padded)
-            assert isinstance(gathered, Tensor)  # [devices, images of one]
-            own = gathered.T.flatten()[:images]
-        self.predictions = [own.cpu()]
-
-    def _step(self, split: str, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Loss and logits [B, classes] of a batch, which go into the metrics of its split."""
         images, labels = batch
         output = self.net(images)
         logits, distilled = (o.float() for o in (output if isinstance(output, tuple) else (output, output)))
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if split == "train" and self.teacher:
+        loss = self._loss(logits, labels)
+        if self.teacher:
             with torch.no_grad():
                 taught = self.teacher[0](images).float()
             alpha = self.recipe.distill.alpha
             loss = (1 - alpha) * loss + alpha * distillation_loss(distilled, taught, self.recipe.distill)
         hard = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the class that has most of them
-        for name, metric in self.metrics.update(split, loss.detach(), logits, hard).items():
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name.endswith("_accuracy"))
-        return loss, logits
+        self.running.update(loss.detach(), logits, hard)
+        for name, metric in self.running.items():
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "train_accuracy")
+        if not torch.isfinite(loss):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"diverged: loss is {loss.item()} at step {self.global_step + 1} (epoch {self.current_epoch + 1}), "
+                f"lr {lr:.3g}; first not finite: {first_not_finite(self.net, images)}"
+            )
+        return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with the recipe's smoothing; Mixup has it in its labels [B, classes].
+
+        Class weights are those of each image, over the number of images: the parts of a split batch add up.
+        """
+        smoothing = 0.0 if self.mixup else self.recipe.label_smoothing
+        weights = self.class_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        assert isinstance(weights, Tensor)
+        summed = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum")
+        return summed / len(labels)
+
+    def on_validation_epoch_start(self) -> None:
+        self.kept = []
+
+    def on_test_epoch_start(self) -> None:
+        self.kept = []
+
+    def validation_step(self, batch: Batch) -> None:
+        self._keep(batch)
+
+    def test_step(self, batch: Batch) -> None:
+        self._keep(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._score("test")
+
+    def _keep(self, batch: Batch) -> None:
+        self.kept.append((self.net(batch[0]).float(), batch[1]))
+
+    def _score(self, split: str) -> None:
+        """The metrics of a split from the logits of all devices, which read every n-th image each."""
+        logits, labels = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        self.kept = []
+        if (devices := self.trainer.world_size) > 1:
+            images = len(getattr(self.trainer.datamodule.data, split))  # type: ignore[attr-defined]
+            most = -(-images // devices)
+            gathered = self.all_gather((padded(logits, most, 0.0), padded(labels, most, -1)))
+            logits, labels = (in_order(parts) for parts in gathered)
+            logits, labels = logits[labels >= 0], labels[labels >= 0]
+        self.scores = Scores(logits.cpu(), labels.cpu())
+        for name, value in self.scores.measured().items():
+            self.log(f"{split}_{name}", value, prog_bar=name == "accuracy", sync_dist=devices > 1)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.net, self.recipe, on_gpu=self.device.type == "cuda")
@@ -174,3 +207,9 @@ def distillation_loss(logits: Tensor, taught: Tensor, distill: Distill) -> Tenso
         return F.cross_entropy(logits, taught.argmax(1))
     student, teacher = ((z / distill.tau).log_softmax(1) for z in (logits, taught))
     return distill.tau**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights [classes] that are larger for rare classes, with a mean of 1 over the images: N / (classes x own)."""
+    own = labels.bincount(minlength=classes)
+    return len(labels) / ((own > 0).sum() * own.clamp_min(1))

@@ -1,40 +1,108 @@
-"""The metrics of a classifier, as torchmetrics has them."""
+"""The metrics of a classifier, as torchmetrics has them: of batches in training, of whole splits in evaluation."""
 
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_recall
 
-from metaformer.config.metrics import METRICS, SPLITS, metrics_of
+from metaformer.config.metrics import METRICS, Metric
 from metaformer.config.named_code import import_object
 
-ByName = dict[str, torchmetrics.Metric]
 
-
-class Metrics(nn.Module):
-    """Loss and metrics of the splits by their names in results, like `val_loss` and `val_accuracy`."""
+class Running(nn.Module):
+    """Loss and accuracy of the training batches of an epoch, which have one size, by their names in results."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.by_name = nn.ModuleDict()
-        for split in SPLITS:
-            self.by_name[f"{split}_loss"] = MeanMetric(nan_strategy="disable")
-            for name in metrics_of(split):
-                metric = METRICS[name.removeprefix(f"{split}_")]
-                self.by_name[name] = import_object(metric.path, name)(num_classes=classes, **metric.options)
-        for own in self.of("train").values():
-            own.persistent(True)  # in checkpoints: a run may go on in the middle of an epoch
+        for name, metric in METRICS.items():
+            if metric.training:
+                own = MeanMetric(nan_strategy="disable") if name == "loss" else made(metric, classes)
+                own.persistent(True)  # in checkpoints: a run may go on in the middle of an epoch
+                self.by_name[f"train_{name}"] = own
 
-    def of(self, split: str) -> ByName:
-        """The metrics of one split by their names."""
-        found = ((name, m) for name, m in self.by_name.items() if name.startswith(f"{split}_"))
-        return {name: m for name, m in found if isinstance(m, torchmetrics.Metric)}
+    def items(self) -> list[tuple[str, torchmetrics.Metric]]:
+        return [(name, own) for name, own in self.by_name.items() if isinstance(own, torchmetrics.Metric)]
 
-    def update(self, split: str, loss: Tensor, logits: Tensor, labels: Tensor) -> ByName:
-        """Take in a batch: its mean loss, logits [B, classes], labels [B]. The metrics of the split, to be logged."""
-        metrics = self.of(split)
-        for name, metric in metrics.items():
-            if name.endswith("_loss"):
-                metric.update(loss, weight=len(labels))
+    def reset(self) -> None:
+        for _, own in self.items():
+            own.reset()
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in a batch: its mean loss, logits [B, classes], labels [B]."""
+        for name, own in self.items():
+            if name == "train_loss":
+                own.update(loss)
             else:
-                metric.update(logits, labels)
-        return metrics
+                own.update(logits, labels)
+
+
+def made(metric: Metric, classes: int) -> torchmetrics.Metric:
+    """A metric of torchmetrics for so many classes."""
+    found: torchmetrics.Metric = import_object(metric.path, "metric")(num_classes=classes, **metric.options)
+    return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The logits [N, classes] of a whole split, in fp32 and in the order of its images, and its labels [N]."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def classes(self) -> int:
+        return self.logits.shape[1]
+
+    @property
+    def predictions(self) -> Tensor:
+        return self.logits.argmax(1)
+
+    def measured(self) -> dict[str, float]:
+        """Every metric by its own name; NaN where a logit is not finite, but for those of two classes."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(No positive samples|No negative samples|had nan)")
+            names = [name for name, metric in METRICS.items() if metric.of_class is None or self.classes == 2]
+            return {name: self._measured(name) for name in names}
+
+    def _measured(self, name: str) -> float:
+        metric = METRICS[name]
+        if name == "loss":
+            return F.cross_entropy(self.logits, self.labels).item()
+        if not self.logits.isfinite().all():
+            return float("nan")
+        value: Tensor = made(metric, self.classes)(self.logits.softmax(1), self.labels)
+        if value.ndim:
+            value = value[self.labels.unique()].mean() if metric.of_class is None else value[metric.of_class]
+        return value.item()
+
+    def confusion(self) -> Tensor:
+        """Images [classes, classes] of each class (row) that were taken for each (column)."""
+        return multiclass_confusion_matrix(self.predictions, self.labels, self.classes)
+
+    def recall(self) -> list[float | None]:
+        """The share of the images of each class that were found; None where there is no image of it."""
+        found = multiclass_recall(self.predictions, self.labels, self.classes, average=None)
+        there = self.labels.bincount(minlength=self.classes)
+        return [r if n else None for r, n in zip(found.tolist(), there.tolist(), strict=True)]
+
+    def top(self, k: int) -> float:
+        """The share of the images whose label is among the k classes of the largest logits."""
+        best = self.logits.topk(min(k, self.classes)).indices
+        return (best == self.labels[:, None]).any(1).float().mean().item()
+
+
+def in_order(parts: Tensor) -> Tensor:
+    """[devices, images of one, ...], of devices that read every n-th image -> [images, ...] in their order."""
+    return parts.transpose(0, 1).flatten(0, 1)
+
+
+def padded(own: Tensor, length: int, value: float) -> Tensor:
+    """The same with `value` behind it, so that all devices have as many."""
+    filler = torch.full((length - len(own), *own.shape[1:]), value, dtype=own.dtype, device=own.device)
+    return torch.cat([own, filler])

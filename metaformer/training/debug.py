@@ -30,7 +30,7 @@ def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:
     changed = replace(
         recipe, epochs=200, cooldown_epochs=0, batch=batch, label_smoothing=0.0, warmup_epochs=0, mixup=0.0, cutmix=0.0
     )
-    return Images(part, images.val, images.test, images.classes, images.side), changed
+    return replace(images, train=part), changed
 
 
 def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int = 64) -> Path:

@@ -1,40 +1,67 @@
-"""Trained networks again: restored with their images, and evaluated; weights from a file on a folder of images."""
+"""Trained networks again: restored with their images and evaluated, and weights of other people on images."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from timm.models import get_pretrained_cfg
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
-from torchvision.datasets import ImageFolder
 
-from metaformer.config.schema import Config
+from metaformer.config.schema import Config, Model
+from metaformer.config.validate import structure
 from metaformer.data.images import Images, load
+from metaformer.data.listing import tell
 from metaformer.data.module import ImageData
 from metaformer.data.registry import check
-from metaformer.models.build import build, crop_of, try_on
-from metaformer.models.weights import classes_of, load_into, read, to_ours
-from metaformer.runs.finished import Finished
+from metaformer.models.build import build, crop_of, on_meta, try_on
+from metaformer.models.weights import classes_of, classifiers, load_into, read, to_ours
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
-from metaformer.training.trainer import make_trainer, workers
+from metaformer.training.trainer import QUIET, make_trainer, workers
+
+KEPT = ("state_dict", "config", "classes", "mean", "std")  # of the weights.pt of a run
 
 
-def restore(run: Finished) -> tuple[nn.Module, Images]:
-    """The trained network of a run, and the images that its configuration names, normalised as for that run."""
-    config, path = run.config, run.folder / "weights.pt"
+@dataclass(frozen=True)
+class Evaluated:
+    """Metrics by split and name, like `test_accuracy`, and the number of images of each split."""
+
+    metrics: dict[str, float]
+    images: dict[str, int]
+    crop_pct: float
+    interpolation: str = "bicubic"
+
+
+def kept_config(path: str | Path) -> Config | None:
+    """The configuration in a file of weights, where a run of this package wrote it."""
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:  # whatever it is, it is not ours: who reads it for good will say what is wrong
+        return None
+    ours = isinstance(saved, Mapping) and all(key in saved for key in KEPT)
+    return structure(Config, saved["config"]) if ours else None
+
+
+def restore(config: Config, path: Path) -> tuple[nn.Module, Images]:
+    """The trained network of a run, and the images that a configuration names, as that network sees them.
+
+    Args:
+        config: that of the run, with the data and the runtime of today.
+        path: its weights.pt.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
     check(config.data, config.recipe)
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever torch raises of half a file
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from error
-    images = load(config.data, config.runtime.cache)
-    if len(saved["classes"]) != len(images.classes):
-        here, there = len(images.classes), len(saved["classes"])
-        raise ConfigError(f"data={config.data.name}: it has {here} classes, the run {there}")
+    images = load(config.data, config.runtime.cache, training=False).named(saved["classes"], str(path))
     images.mean, images.std = saved["mean"], saved["std"]  # of the images that it was trained on
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     net = net.to(memory_format=torch.channels_last)
@@ -43,7 +70,7 @@ def restore(run: Finished) -> tuple[nn.Module, Images]:
         net.load_state_dict(saved["state_dict"])
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise ConfigError(f"run={run.folder}: its weights do not fit the model for these images: {first}") from error
+        raise ConfigError(f"{path}: its weights do not fit the model for these images: {first}") from error
     return net.eval(), images
 
 
@@ -53,70 +80,77 @@ def image_data(config: Config, images: Images, jobs: int = 1) -> ImageData:
     return ImageData(images, config.recipe, config.seed, crop_pct=crop, workers=processes)
 
 
-def evaluate(run: Finished) -> dict[str, float]:
-    """Loss and metrics on the validation and test splits, with the number of images of each as `val_n`, `test_n`."""
-    net, images = restore(run)
-    config = run.config
+def evaluate(config: Config, path: Path) -> Evaluated:
+    """Loss and metrics of a run's weights on the validation and test splits; arguments as of `restore`."""
+    net, images = restore(config, path)
+    return _evaluated(net, images, config, image_data(config, images))
+
+
+def evaluate_weights(file: str, config: Config) -> Evaluated:
+    """The same of weights from a file of anybody's, seen as their model sees images: its size, crop, mean, deviation.
+
+    Classes go by their names where there are names: a file of ours holds them, and 1,000 classes are ImageNet's where
+    the images are in folders named by its synsets. Others are taken in the order of the images' own, and that is said.
+    """
+    config = replace(config, data=replace(config.data, decode="always"))
+    config = replace(config, recipe=replace(config.recipe, scale=[0.08, 1.0], crop=0, auto_augment=None))
+    check(config.data, config.recipe)
+    images = load(config.data, config.runtime.cache, training=False)
+    channels = config.data.channels or 3
+    heads = classifiers(on_meta(config.model, config.mixer, shape=images.shape, classes=len(images.classes)))
+    weights = read(file) if config.model.source == "timm" else to_ours(read(file))
+    classes = classes_of(weights, heads)
+    if not classes:
+        expected = " or ".join(f"{head}.weight" for head in heads)
+        raise ConfigError(f"weights={file}: no classifier in it (expected {expected})")
+    images = images.named(_names(images.classes, classes), file)
+    seen = _preprocessing(config.model)
+    for key in ("mean", "std"):
+        values = 255 * torch.tensor(seen[key])
+        setattr(images, key, values if channels == 3 else values.mean(0, keepdim=True))
+    net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=classes)
+    load_into(net.eval().to(memory_format=torch.channels_last), weights, file)
+    crop, interpolation = crop_of(config.model), str(seen["interpolation"])
+    processes = workers(config.runtime, 1)
+    data = ImageData(images, config.recipe, config.seed, crop_pct=crop, interpolation=interpolation, workers=processes)
+    return _evaluated(net, images, config, data, interpolation)
+
+
+def _evaluated(
+    net: nn.Module, images: Images, config: Config, data: ImageData, interpolation: str = "bicubic"
+) -> Evaluated:
     module = Classifier(net, config.recipe, classes=len(images.classes), seed=config.seed)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     trainer = make_trainer(config.runtime, config.recipe, enable_checkpointing=False, enable_progress_bar=False)
-    source = image_data(config, images)
     found: dict[str, float] = {}
-    for measured in (trainer.validate(module, source, verbose=False), trainer.test(module, source, verbose=False)):
-        found |= measured[0]
-    return found | {"val_n": len(images.val), "test_n": len(images.test)}
+    counts = {}
+    for split in ("test",) if images.only_test else ("val", "test"):
+        measure = trainer.validate if split == "val" else trainer.test
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=QUIET)
+            found |= measure(module, data, verbose=False)[0]
+        assert module.scores is not None
+        found[f"{split}_top5"] = module.scores.top(5)
+        counts[split] = len(module.scores.labels)
+    return Evaluated(found, counts, crop_of(config.model), interpolation)
 
 
-@dataclass(frozen=True)
-class Top:
-    """Accuracies of weights on a folder of images."""
-
-    top1: float
-    top5: float
-    images: int
-    crop_pct: float
-
-
-def evaluate_weights(file: str, config: Config) -> Top:
-    """Top-1 and top-5 of a model with weights from a file, with the model's own resize and centre crop."""
-    if config.data.name != "image_folder" or config.data.root is None:
-        raise ConfigError("data: expected data=image_folder data.root=FOLDER, the images that the weights are tried on")
-    check(config.data, config.recipe)
-    loaded = read(file) if config.model.source == "timm" else to_ours(read(file))
-    classes = classes_of(loaded)
-    if not classes:
-        raise ConfigError(f"weights={file}: no classifier in it (head.weight or head.fc2.weight)")
-    side, crop = config.data.size, crop_of(config.model)
-    net = build(config.model, config.mixer, config.seed, shape=(3, side, side), classes=classes)
-    net = net.eval().to(memory_format=torch.channels_last)
-    load_into(net, loaded, file)
-    images = _folder(Path(config.data.root), side, crop)
-    labels = torch.tensor(class_indices(images.classes, classes))
-    top = [MulticlassAccuracy(classes, top_k=k, average="micro") for k in (1, min(5, classes))]
-    with torch.no_grad():
-        for batch, target in torch.utils.data.DataLoader(images, batch_size=32):
-            logits = net(batch.to(memory_format=torch.channels_last))
-            for metric in top:
-                metric.update(logits, labels[target])
-    return Top(top[0].compute().item(), top[1].compute().item(), len(images), crop)
+def _preprocessing(model: Model) -> dict[str, Any]:
+    """Mean and deviation of the pixels (from 0 to 1) and the interpolation that a published model is meant for."""
+    usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
+    if model.source != "timm":
+        return usual
+    config = get_pretrained_cfg(str(model.name))
+    return {key: getattr(config, key, value) for key, value in usual.items()}
 
 
-def _folder(root: Path, side: int, crop: float) -> ImageFolder:
-    """The images under `root`, or in its `test` or `val`, as timm evaluates them."""
-    root = next((root / split for split in ("test", "val") if (root / split).is_dir()), root)
-    transform: Any = create_transform((3, side, side), is_training=False, interpolation="bicubic", crop_pct=crop)
-    try:
-        return ImageFolder(str(root), transform)
-    except FileNotFoundError as error:
-        raise ConfigError(f"data.root={root}: {error}") from error
-
-
-def class_indices(folders: Sequence[str], classes: int) -> list[int]:
-    """The class of each folder: by its synset where the classes are ImageNet's, or else by its place."""
-    synsets = {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    if classes == len(synsets) and all(folder in synsets for folder in folders):
-        return [synsets[folder] for folder in folders]
-    if len(folders) != classes:
-        raise ConfigError(f"data.root: it has {len(folders)} class folders, the weights {classes} classes")
-    return list(range(classes))
+def _names(there: list[str], classes: int) -> list[str]:
+    """The names of the classes of weights that come without names."""
+    synsets: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    if classes == len(synsets) and set(there) <= set(synsets):
+        return synsets
+    if len(there) != classes:
+        raise ConfigError(f"data: it has {len(there)} classes, the weights {classes}")
+    tell("the file of weights has no names of classes: those of the images are taken, in natural order")
+    return there

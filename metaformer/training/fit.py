@@ -13,8 +13,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, RichProgressBar
-from torch import Tensor, nn
+from torch import nn
 
+from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config, Recipe
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, Split, load
@@ -27,9 +28,11 @@ from metaformer.runs.wandb_run import wandb_run
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import rank
 from metaformer.system.version import library_versions
-from metaformer.tasks.classification import Classifier, build_teacher
+from metaformer.tasks.classification import Classifier, balanced_weights, build_teacher
+from metaformer.tasks.metrics import Scores
 from metaformer.tasks.optimization import check_optimizer
 from metaformer.training import checkpoints
+from metaformer.training.best import Best
 from metaformer.training.checkpoints import Checkpoints, Saved
 from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import LIMITS, one_batch
@@ -43,6 +46,15 @@ class Prepared:
     images: Images
     net: nn.Module
     teacher: nn.Module | None
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test found, and the epoch whose weights were tested; None for the last one."""
+
+    metrics: dict[str, float]
+    scores: Scores
+    epoch: int | None
 
 
 def prepare(config: Config) -> Prepared:
@@ -60,6 +72,9 @@ def prepare(config: Config) -> Prepared:
         )
     if recipe.batch > len(images.train):
         raise ConfigError(f"recipe.batch={recipe.batch}: there are {len(images.train)} training images")
+    metric = config.study.analysis.metric
+    if metric_of(metric).of_class is not None and len(images.classes) != 2:
+        raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     net = ready(net, images.sample(), recipe.initialize_from)
     return Prepared(images, net, build_teacher(recipe.distill, images))
@@ -116,7 +131,15 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     if debug == "overfit":
         images, recipe = one_batch(images, recipe)
     cost = count(net, images.shape)
-    module = Classifier(net, recipe, classes=len(images.classes), seed=config.seed, teacher=prepared.teacher)
+    classes, balanced = len(images.classes), recipe.class_weights == "balanced"
+    module = Classifier(
+        net,
+        recipe,
+        classes=classes,
+        seed=config.seed,
+        teacher=prepared.teacher,
+        class_weights=balanced_weights(images.train.labels, classes) if balanced else None,
+    )
     data = ImageData(
         images,
         recipe,
@@ -130,23 +153,26 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     main = rank() == 0
     with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
         curve = CurveFile(planned.folder, mirror)
-        average = [EMAWeightAveraging(decay=recipe.ema)] if recipe.ema is not None else []
         kept = {"threads": own_threads, "accumulate": parts}
-        callbacks = [curve, *average, *_callbacks(planned.folder, config, kept, show=show and main)]
+        callbacks = [curve, *_callbacks(planned.folder, config, kept, show=show and main)]
         trainer = _trainer(config, recipe, callbacks, parts=parts, folder=planned.folder, show=show and main)
-        tested = _train_and_test(trainer, module, data, saved, average)
+        tested = _train_and_test(trainer, module, data, saved)
         if not main:
             return None
-        measured = _measured(curve.rows(), tested, cost, trainer, len(images.train), **kept)
+        measured = _measured(curve.rows(), tested, cost, trainer, images, **kept)
         if mirror is not None:
             mirror.summarise(measured)
     if debug == "none":
-        keep(planned.folder, config, net, torch.cat(module.predictions), images)
+        keep(planned.folder, config, net, tested.scores, images)
     return measured
 
 
 def _callbacks(folder: Path, config: Config, kept: Mapping[str, int], *, show: bool) -> list[L.Callback]:
     callbacks: list[L.Callback] = [RichProgressBar()] if show else []
+    if config.selected_by:
+        callbacks.append(Best(config.selected_by))
+    if config.recipe.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.recipe.ema))
     if config.debug.mode == "none":
         callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))
     if config.debug.mode == "overfit":
@@ -175,42 +201,50 @@ def _trainer(
     )
 
 
-def _train_and_test(
-    trainer: L.Trainer, module: Classifier, data: ImageData, saved: Saved | None, average: list[EMAWeightAveraging]
-) -> dict[str, float]:
-    """Fit and test; the metrics of the test split."""
+def _train_and_test(trainer: L.Trainer, module: Classifier, data: ImageData, saved: Saved | None) -> Tested:
+    """Fit, put the weights in place that are to be tested, and test them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
         try:
             trainer.fit(module, data, ckpt_path=saved.path if saved else None, weights_only=True)
-            for averaged in average:  # also where nothing was left to train
-                averaged.on_train_end(trainer, module)
-            return dict(trainer.test(module, data, verbose=False)[0])
+            for average in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(average, EMAWeightAveraging):  # also where nothing was left to train
+                    average.on_train_end(trainer, module)
+            best = next((c for c in trainer.callbacks if isinstance(c, Best) and c.weights), None)  # type: ignore[attr-defined]
+            if best is not None:
+                best.restore(module.net)
+            metrics = dict(trainer.test(module, data, verbose=False)[0])
         except SystemExit as stopped:
             if stopped.code == 1:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped
             raise
+    assert module.scores is not None
+    return Tested(metrics, module.scores, best.epoch if best else None)
 
 
 def _measured(
     rows: list[dict[str, str]],
-    tested: dict[str, float],
+    tested: Tested,
     cost: Cost,
     trainer: L.Trainer,
-    images: int,
+    images: Images,
     *,
     threads: int,
     accumulate: int,
 ) -> Measured:
-    trained = {k: float(v) for k, v in rows[-1].items() if k.startswith(("train_", "val_")) and v}
+    epoch = tested.epoch or len(rows)
+    trained = {k: float(v) for k, v in rows[epoch - 1].items() if k.startswith(("train_", "val_")) and v}
     return Measured(
-        metrics=trained | tested,
+        metrics=trained | tested.metrics,
+        recall=dict(zip(images.classes, tested.scores.recall(), strict=True)),
+        confusion=tested.scores.confusion().tolist(),
         params=cost.params,
         trainable=cost.trainable,
         macs=cost.macs,
         uncounted_ops=cost.uncounted,
         epochs=len(rows),
-        images=images,
+        tested_epoch=epoch,
+        images=len(images.train),
         seconds=round(sum(float(row["seconds"]) for row in rows), 3),
         threads=threads,
         devices=trainer.world_size,
@@ -220,10 +254,15 @@ def _measured(
     )
 
 
-def keep(folder: Path, config: Config, net: nn.Module, predictions: Tensor, images: Images) -> None:
-    """Write the weights (a state_dict and plain data) and what was predicted for each test image."""
-    labels = images.test.labels.short().numpy()
-    np.savez_compressed(folder / "predictions.npz", predictions=predictions.short().numpy(), labels=labels)
+def keep(folder: Path, config: Config, net: nn.Module, scores: Scores, images: Images) -> None:
+    """Write the weights (a state_dict and plain data), and the predictions and logits of the test images."""
+    largest = torch.finfo(torch.float16).max
+    np.savez_compressed(
+        folder / "predictions.npz",
+        predictions=scores.predictions.short().numpy(),
+        labels=scores.labels.short().numpy(),
+        logits=scores.logits.clamp(-largest, largest).half().numpy(),
+    )
     pixels = {"mean": images.mean, "std": images.std}
     content = {"state_dict": net.state_dict(), "config": plain(config), "classes": images.classes, **pixels}
     torch.save(content, folder / "weights.pt")

@@ -79,7 +79,12 @@ def test_sync_uploads_every_run_once(server, launched, capsys):
     assert (first["id"], first["tags"]) == ("pooling0", ["mixer:pooling", "mine"])
     assert first["group"].startswith("pooling-tiny-digits-")
     assert server.started[1]["group"] == first["group"] != server.started[3]["group"]
-    assert [(step, row["epoch"]) for name, step, row in server.logged if name == "pooling0"] == [(1, 1), (2, 2), (3, 3)]
+    *curve, (_, step, last) = [logged for logged in server.logged if logged[0] == "pooling0"]
+    assert [(step, row["epoch"]) for _, step, row in curve] == [(1, 1), (2, 2), (3, 3)]
+    assert step is None
+    counts = last["confusion"].table.data
+    assert counts == [["cat", "cat", 3], ["cat", "dog", 1], ["dog", "cat", 2], ["dog", "dog", 2]]
+    assert server.summaries["pooling0"]["recall/cat"] == 0.7
     assert server.summaries["pooling0"]["final/test_accuracy"] == 0.7
     dashboard.command(["--sync", "experiments=mine"])
     assert capsys.readouterr().out == "0 runs uploaded, 6 were there\n"

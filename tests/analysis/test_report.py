@@ -60,12 +60,12 @@ def test_files_of_a_study(tmp_path, finished):
         assert [row["test_accuracy"] for row in csv.DictReader(file)][:4] == ["0.7", "0.74", "0.72", "0.6"]
     assert {p.name for p in (folder / "figures").iterdir()} == {
         f"{name}.{kind}"
-        for name in ("accuracy", "differences", "variance", "cost", "curves")
+        for name in ("accuracy", "differences", "variance", "cost", "curves", "confusion")
         for kind in ("png", "svg")
     }
     assert {p.name for p in (folder / "tables").iterdir()} == {
         f"{name}.{kind}"
-        for name in ("accuracy", "verdicts", "variance", "fairness", "exploratory")
+        for name in ("accuracy", "verdicts", "variance", "fairness", "exploratory", "recall")
         for kind in ("csv", "md")
     }
     assert (folder / "tables" / "accuracy.md").read_text().startswith("| cell | n | val | test | minus pooling |")
@@ -81,7 +81,7 @@ def test_the_page_is_self_contained_and_says_it_all(tmp_path, finished):
     urls = set(re.findall(r'(?:href|src|url)[=(]"?([^")>\s]+)', page))
     assert {u for u in urls if not u.startswith(("#", "../../runs/"))} == set()
     assert "<script" not in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     ids = re.findall(r'<clipPath id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     for words in (
@@ -165,11 +165,12 @@ def test_a_sweep_of_anything_has_a_table():
 def test_a_best_rate_at_the_edge_is_flagged(tmp_path):
     runs = runs_of(**{f"{rate}_{mixer}": [0.5 + 0.1 * rate] for rate in (1, 2, 3) for mixer in ("x", "pooling")})
     runs = [replace(r, levels={"lr": r.levels["architecture"], "mixer": r.mixer}) for r in runs]
-    table = tables.rate_table(judge(study(), runs))
+    table = tables.rate_table(judge(study(), runs), study().analysis)
     assert table.lines[0][0:2] == ["x", "3"]
     assert "edge" in table.lines[0][-1]
     alone = [replace(r, cell=r.levels["lr"], levels={"lr": r.levels["lr"]}) for r in runs if r.mixer == "x"]
-    assert [line[:2] for line in tables.rate_table(judge(study(factor="lr"), alone)).lines] == [["all", "3"]]
+    by_rate = tables.rate_table(judge(study(factor="lr"), alone), study().analysis)
+    assert [line[:2] for line in by_rate.lines] == [["all", "3"]]
     summarised(runs)
     assert (tmp_path / "experiments" / "mine" / "figures" / "rates.svg").exists()
 

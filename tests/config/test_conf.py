@@ -30,15 +30,18 @@ def test_every_file_of_conf_composes_and_builds(file):
         "model/timm": ["mixer=builtin", "model.name=resnet18"],
         "data/image_folder": ["data.classes=7"],
         "data/custom": ["data._target_=my_data.load", "data.classes=7"],
-        "data/timm": ["data.dataset=hfds/pets", "data.classes=7"],
+        "data/timm": ["data.dataset=torch/pets", "data.classes=7"],
+        "data/hub": ["data.dataset=pets", "data.classes=7"],
+        "data/table": ["data.classes=7"],
+        "data/npz": ["data.classes=7"],
         "recipe/finetune": [f"recipe.initialize_from={__file__}"],
     }
     config = compose(f"{group}={name}", *needed.get(file, []))
     check(config.data, config.recipe)
-    channels, side, classes = shape(config.data)
-    side = max(side, 32) if "iso_s" in name else side
-    net = on_meta(config.model, config.mixer, shape=(channels, side, side), classes=classes).eval()
-    assert net(torch.zeros(2, channels, side, side, device="meta")).shape == (2, classes)
+    (channels, *sides), classes = shape(config.data)
+    height, width = (max(side, 32) if "iso_s" in name else side for side in sides)
+    net = on_meta(config.model, config.mixer, shape=(channels, height, width), classes=classes).eval()
+    assert net(torch.zeros(2, channels, height, width, device="meta")).shape == (2, classes)
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -1,7 +1,6 @@
-"""Photographs from folders, tar files and timm's data sets; augmentation that is a function of (seed, epoch, place)."""
+"""Photographs, decoded once or at every access; augmentation that is a function of (seed, epoch, place)."""
 
 import io
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, compose
+from kept import write_raw
 from PIL import Image
 from trained import equal, go, steps_of, stop_at
 
 from metaformer.config.schema import Config
-from metaformer.data import decoded, fingerprint, registry
+from metaformer.data import photographs, registry
 from metaformer.data.batches import Share
-from metaformer.data.images import Images, Photos, Split
+from metaformer.data.images import Images, Split
 from metaformer.data.images import load as read
 from metaformer.data.module import ImageData, evaluation_transform, training_transform
-from metaformer.system import files
 from metaformer.system.errors import ConfigError
 
 CLASSES = ("cat", "dog", "emu")
@@ -41,26 +40,6 @@ def write_folder(root: Path, splits: dict[str, int]) -> Path:
     return root
 
 
-def pack(root: Path, out: Path, webdataset: bool = False) -> Path:
-    """The images of a folder as tar files, with folders inside, or as two shards of a webdataset for each split."""
-    out.mkdir()
-    for split in root.iterdir():
-        files = sorted(split.rglob("*.jpg"))
-        shards = (files[::2], files[1::2]) if webdataset else (files,)
-        for number, shard in enumerate(shards):
-            with tarfile.open(out / f"{split.name}-{number:06}.tar", "w") as tar:
-                for i, path in enumerate(shard):
-                    if not webdataset:
-                        tar.add(path, path.relative_to(split))
-                        continue
-                    tar.add(path, f"{number}{i:05}.seg.jpg")
-                    label = str(CLASSES.index(path.parent.name)).encode()
-                    info = tarfile.TarInfo(f"{number}{i:05}.cls")
-                    info.size = len(label)
-                    tar.addfile(info, io.BytesIO(label))
-    return out
-
-
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data") / "pets", {"train": 12, "test": 4})
@@ -77,7 +56,7 @@ def load(root: Path, *overrides: str) -> Images:
 def test_images_are_decoded_once_and_shared(pets, monkeypatch, capfd):
     first = load(pets)
     assert "decoding 36 images once, to " in capfd.readouterr().err
-    monkeypatch.setattr(decoded, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(photographs, "_decode", lambda *_: pytest.fail("decoded again"))
     again = load(pets)
     assert isinstance(again.train, Split)
     assert torch.equal(first.train.images, again.train.images)
@@ -86,60 +65,27 @@ def test_images_are_decoded_once_and_shared(pets, monkeypatch, capfd):
     assert again.shape == (3, 16, 16)
 
 
-def test_another_size_and_another_content_are_decoded_anew(pets, tmp_path):
-    load(pets)
+def test_another_size_is_decoded_anew_and_what_does_not_fit_again(pets, capfd):
+    first = load(pets)
     assert load(pets, "data.size=8").train.images.shape[1] == 8
-    (tmp_path / "copy").mkdir()
-    other = write_folder(tmp_path / "copy" / "pets", {"train": 12, "test": 4})
-    same = fingerprint.fingerprint(config_of(pets).data)
-    assert fingerprint.fingerprint(config_of(other).data) == same  # wherever it lies
-    (other / "train" / "cat" / "0.jpg").write_bytes(jpeg(7, (50, 50)))
-    fingerprint.folder_fingerprint.cache_clear()
-    assert fingerprint.fingerprint(config_of(other).data) != fingerprint.fingerprint(config_of(pets).data)
-    assert not torch.equal(load(other).train.images, load(pets).train.images)
+    (kept,) = Path(f"{Path.cwd()}-cache").rglob("*-train-16x16x3-v2.npy")
+    assert registry.fingerprint(config_of(pets).data) in kept.name  # whatever is in it is of these images
+    for spoil in (b"half a file", kept.read_bytes()[:-100]):
+        kept.unlink()  # it is mapped
+        kept.write_bytes(spoil)
+        capfd.readouterr()
+        assert torch.equal(load(pets).train.images, first.train.images)
+        said = capfd.readouterr().err
+        assert f"note: {kept} does not fit (" in said
+        assert "and is written again" in said
 
 
 def test_no_room_for_decoded_images(pets, monkeypatch, tmp_path):
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(photographs.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ConfigError, match=r"runtime.cache: .* has 0.0 GB free and 36 decoded images take 0.0; set"):
         load(pets)
     with pytest.raises(ConfigError, match=r"runtime.cache: /proc/nowhere/.* cannot be written or read"):
         read(config_of(pets).data, "/proc/nowhere")
-
-
-@pytest.mark.parametrize("webdataset", [False, True])
-def test_tar_files_hold_the_same_images(pets, tmp_path, webdataset):
-    packed = pack(pets, tmp_path / "tars", webdataset)
-    plain, tarred = load(pets, "data.decode=always"), load(packed, "data.decode=always")
-    assert tarred.classes == (["0", "1", "2"] if webdataset else list(CLASSES))
-    assert sorted(tarred.test.labels.tolist()) == sorted(plain.test.labels.tolist())
-
-    def seen(split: Photos) -> set[tuple[int, bytes]]:
-        return {(int(split.labels[i]), split.read(i).tobytes()) for i in range(len(split))}
-
-    assert seen(tarred.test) == seen(plain.test)
-    assert len(tarred.train) == 30
-
-
-def test_a_val_folder_alone_is_the_test_set(tmp_path):
-    root = write_folder(tmp_path / "imagenet", {"train": 6, "val": 2})
-    images = load(root)
-    assert [len(images.train), len(images.val), len(images.test)] == [12, 6, 6]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda tars: (tars / "train-000000.tar").write_bytes(b"no tar"), "train-000000.tar: cannot be read as a tar"),
-        (lambda tars: [p.unlink() for p in tars.glob("train*")], "expected a folder 'train' in it"),
-        (lambda tars: tarfile.open(tars / "train-000000.tar", "w").close(), "train-000000.tar: no image in it"),
-    ],
-)
-def test_a_bad_tar_is_named(pets, tmp_path, spoil, message):
-    packed = pack(pets, tmp_path / "tars")
-    spoil(packed)
-    with pytest.raises(ConfigError, match=message):
-        load(packed)
 
 
 def test_an_image_that_cannot_be_read_is_named_from_a_worker_too(tmp_path):
@@ -166,7 +112,7 @@ def test_the_transform_of_the_paper():
     assert not any("Jitter" in name for name in names)
     assert train.transforms[0].scale == (0.08, 1.0)
     assert (train.transforms[-1].probability, train.transforms[-1].min_count) == (0.25, 1)
-    evaluation = evaluation_transform(0.9, shape, pixels)
+    evaluation = evaluation_transform(0.9, shape, pixels, "bicubic")
     assert "248" in str(evaluation.transforms[0])
     assert "224" in str(evaluation.transforms[1])
     with pytest.raises(ConfigError, match=r"recipe.auto_augment=nonsense: timm does not know it"):
@@ -246,30 +192,42 @@ def test_photos_read_at_every_access_need_a_crop(cli, pets):
     )
 
 
-def test_a_folder_of_many_files_keeps_its_fingerprint(pets, monkeypatch):
-    whole = fingerprint.folder_fingerprint.__wrapped__(str(pets))
-    monkeypatch.setattr(fingerprint, "MANY", 10)
-    assert fingerprint.folder_fingerprint.__wrapped__(str(pets)) == whole
-    (kept,) = files.cache_dir().glob("*.fingerprint")
-    assert kept.read_text() == whole
-    kept.write_text("kept")
-    assert fingerprint.folder_fingerprint.__wrapped__(str(pets)) == "kept"  # the images are not read again
+def test_data_sets_of_timm(tmp_path):
+    """timm gives the test images of torchvision's sets for validation too: here it is carved out of the others."""
+    fashion = read(compose().data)
+    write_raw(tmp_path / "FashionMNIST" / "raw", fashion)
+    words = ("data=timm", "data.dataset=torch/fashion_mnist", f"data.root={tmp_path}", "data.size=28")
+    images = read(compose(*words, "data.val=500", "data.channels=1").data)
+    assert images.classes == fashion.classes
+    assert [len(images.train), len(images.val), len(images.test)] == [9500, 500, 3000]
+    assert torch.equal(images.test.images, fashion.test.images)
+    seen = [{bytes(image.numpy()) for image in part.images} for part in images.splits().values()]
+    assert not seen[0] & seen[1]
 
 
-def test_data_sets_of_timm(tmp_path, pets):
-    pytest.importorskip("datasets", reason="hfds/ needs the package datasets")
-    images = read(compose("data=timm", f"data.dataset=hfds/{pets}", "data.size=16", "data.val=6").data)
-    assert images.classes == list(CLASSES)
-    assert [len(images.train), len(images.val), len(images.test)] == [30, 6, 12]
-    assert torch.equal(images.test.images, load(pets).test.images)
+def test_what_timm_reads_is_known_by_its_contents(pets, tmp_path):
+    other = write_folder(tmp_path / "pets", {"train": 12, "test": 4})
+    marks = []
+    for change in (None, "train/cat/0.jpg"):
+        if change:
+            (other / change).write_bytes(jpeg(7))
+        data = compose("data=timm", "data.dataset=torch/x", f"data.root={other}").data
+        marks.append(registry.fingerprint(data))
+    same = registry.fingerprint(compose("data=timm", "data.dataset=torch/x", f"data.root={pets}").data)
+    assert marks[0] == same != marks[1]
+    named = registry.fingerprint(compose("data=timm", "data.dataset=torch/y", f"data.root={pets}").data)
+    assert named != same
 
 
-def test_what_timm_does_not_have_is_one_line(tmp_path):
+def test_what_timm_does_not_have_is_one_line(pets):
     for dataset, message in {
-        "wds/imagenet": "data.dataset=wds/imagenet: a stream has no order that a run could go on in",
+        "hfds/imagenet-1k": "data.dataset=hfds/imagenet-1k: expected torch/NAME; data=hub reads",
+        "torch/image_folder": "data.dataset=torch/image_folder: expected torch/NAME",
         "torch/nothing": "data.dataset=torch/nothing: AssertionError: Unknown torchvision dataset nothing",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            read(compose("data=timm", f"data.dataset={dataset}").data)
-    with pytest.raises(ConfigError, match=r"data.dataset: expected one that timm reads"):
+            read(compose("data=timm", f"data.dataset={dataset}", f"data.root={pets}").data)
+    with pytest.raises(ConfigError, match=r"data.dataset: expected torch/NAME, since data=timm"):
         registry.check(compose("data=timm").data, compose().recipe)
+    with pytest.raises(ConfigError, match=r"data.root: expected the folder of the data set"):
+        registry.fingerprint(compose("data=timm", "data.dataset=torch/mnist").data)

@@ -7,6 +7,7 @@ from conftest import compose, on_disk, runs_of, study
 from metaformer.runs import launch
 from metaformer.runs.folder import planned
 from metaformer.runs.launch import Entry
+from metaformer.runs.result import REPORTED
 from metaformer.studies.points import Point
 from metaformer.system.errors import ConfigError
 
@@ -83,6 +84,9 @@ def test_missing_failed_duplicate_and_corrupt_runs_have_a_reason(listed, tmp_pat
     assert problems(listed, runs)["pooling0"] == "failed: diverged"
 
 
+METRICS = dict.fromkeys(REPORTED, 0.5)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -93,8 +97,10 @@ def test_missing_failed_duplicate_and_corrupt_runs_have_a_reason(listed, tmp_pat
         ({"seconds": NAN}, "seconds is nan"),
         ({"seed": 7}, "its result.json is that of another run"),
         ({"run_id": "other"}, "its result.json is that of another run"),
-        ({"metrics": {"train_accuracy": 0.5, "val_accuracy": 0.5, "test_accuracy": NAN}}, "test_accuracy is nan"),
-        ({"metrics": {"train_accuracy": 0.5, "val_accuracy": 80, "test_accuracy": 0.5}}, "val_accuracy is 80"),
+        ({"metrics": METRICS | {"test_accuracy": NAN}}, "test_accuracy is nan"),
+        ({"metrics": METRICS | {"val_accuracy": 80}}, "val_accuracy is 80"),
+        ({"metrics": METRICS | {"test_loss": -1}}, "test_loss is -1"),
+        ({"metrics": METRICS | {"test_loss": 80, "val_sensitivity": 2}}, "val_sensitivity is 2"),
     ],
 )
 def test_a_result_that_cannot_be_counted_has_a_reason(listed, tmp_path, change, reason):

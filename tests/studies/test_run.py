@@ -246,7 +246,7 @@ def test_debug_profile_is_a_table():
         (["mixer=custom", "mixer._target_=torch.nn.Bilinear"], "Bilinear needs in1_features"),
         (["recipe.batch=5000"], "recipe.batch=5000: there are 1197 training images"),
         (["model.stem=[16,16,0]"], "8x8 is too small for a patch of 16"),
-        (["data.val=2000"], "data.val=2000: expected between 1 and 1496"),
+        (["data.val=2000"], "data.val=2000: would leave no training image of some class"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_and_leaves_no_folder(overrides, message):
@@ -286,7 +286,7 @@ def test_wandb_gets_a_group_a_tag_an_id_and_every_epoch(monkeypatch):
     class Fake:
         summary: dict = {}  # noqa: RUF012
 
-        def log(self, row, step):
+        def log(self, row, step=None):
             calls["log"].append((step, row))
 
         def finish(self, exit_code):
@@ -302,7 +302,11 @@ def test_wandb_gets_a_group_a_tag_an_id_and_every_epoch(monkeypatch):
     )
     assert (calls["tags"], calls["mode"], calls["exit"]) == (["mine", "mixer:pooling"], "online", 0)
     assert type(calls["config"]) is dict
-    assert [(step, row["epoch"]) for step, row in calls["log"]] == [(1, 1), (2, 2)]
+    *curve, (_, last) = calls["log"]
+    assert [(step, row["epoch"]) for step, row in curve] == [(1, 1), (2, 2)]
+    assert {"val_accuracy", "val_macro_auroc", "val_calibration_error"} <= curve[0][1].keys()
+    assert sum(n for _, _, n in last["confusion"].table.data) == 300
+    assert Fake.summary["recall/7"] > 0
     assert json.loads((folder / "wandb.json").read_text())["tags"] == ["mine", "mixer:pooling"]
     assert Fake.summary["final/test_accuracy"] > 0
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -66,6 +67,16 @@ def test_the_traceback_is_there_when_it_is_wanted(cli, monkeypatch):
     assert "Traceback" in cli("train", "recipe.lrr=1").stderr
 
 
+def grey(folder: Path) -> Path:
+    """Ten classes of grey images of 28x28, called by their numbers as those of digits are."""
+    random, arrays = np.random.default_rng(0), {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = random.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(40) % 10
+    np.savez(folder / "grey.npz", **arrays)
+    return folder / "grey.npz"
+
+
 def test_one_run_then_evaluate(cli, tmp_path):
     done = cli("train", *TINY, "mixer=depthwise")
     assert done.returncode == 0, done.stderr
@@ -81,9 +92,12 @@ def test_one_run_then_evaluate(cli, tmp_path):
     assert f"test: accuracy {accuracy}" in again.stdout
     assert f"300 images (recorded: {accuracy})" in again.stdout
 
-    other = cli("evaluate", f"run={folder}", "data=fashion_small")
-    assert "2,000 images" in other.stdout
+    other = cli("evaluate", f"run={folder}", "data=npz", f"data.root={grey(tmp_path)}")
+    assert "40 images" in other.stdout, other.stderr
     assert "recorded" not in other.stdout
+    wrong = cli("evaluate", f"run={folder}", "data=fashion_small")
+    assert "data: its class 0 of 10 is 'T-shirt/top', that of " in wrong.stderr
+    assert "is '0' of 10; expected the same names" in wrong.stderr
     for bad, message in {
         "run=runs/nothing": f"no finished run there (weights.pt); finished beside it: {Path(folder).name}",
         "data=digits": "expected run=FOLDER",
@@ -311,7 +325,7 @@ def test_two_launches_of_one_run_train_it_once(tmp_path):
 def test_weights_bound_to_a_resolution_are_not_evaluated_at_another(cli, tmp_path):
     assert cli("train", *TINY, "mixer=spatial_mlp").returncode == 0
     run = next(tmp_path.glob("runs/*"))
-    done = cli("evaluate", f"run={run}", "data=fashion_small")
+    done = cli("evaluate", f"run={run}", "data=npz", f"data.root={grey(tmp_path)}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "do not fit the model for these images: size mismatch for stages.0.blocks.0.mixer.mlp.weight" in done.stderr
 

@@ -1,127 +1,210 @@
-"""Photographs from folders and tar files: train/<class>/, train*.tar, webdataset's shards."""
+"""Images in folders and tar files: train/<class>/..., train*.tar with the same inside, webdataset's shards."""
 
-import io
+import hashlib
+import os
+import posixpath
+import re
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL.Image import Image
-
 from metaformer.config.schema import Data
-from metaformer.data.decoded import photographs
-from metaformer.data.fingerprint import IMAGES, SPLITS
-from metaformer.data.images import Images, Photos, open_image, photos_of
+from metaformer.data.decoding import SUFFIXES
+from metaformer.data.digests import digests_of
+from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, once, root_of, split_of
 from metaformer.system.errors import ConfigError
 
-
-def image_folder(data: Data, cache: Path) -> Images:
-    """The splits under `data.root`. A set that has `val` and no `test` is tested on `val`, as ImageNet is."""
-    splits, classes = local_splits(data.root)
-    return photographs(splits, classes, data, cache)
+EXPECTED = "a folder with train/<class>/ and test/<class>/, or train*.tar and test*.tar"
+SHARD = re.compile(rf"({'|'.join(WORDS)})([-_.]?\d+)?\.tar", re.IGNORECASE)
 
 
 @dataclass
 class Files:
     """Image files."""
 
-    paths: list[Path]
+    names: list[str]
 
-    def __getitem__(self, i: int) -> Image:
-        return open_image(self.paths[i], str(self.paths[i]))
+    def read(self, place: int) -> bytes:
+        try:
+            return Path(self.names[place]).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{self.names[place]}: cannot be read ({error.strerror})") from error
+
+    def stamps(self) -> Sequence[tuple[str, int, int]]:
+        found = ((name, Path(name).stat()) for name in self.names)
+        return [(str(Path(name).absolute()), stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 @dataclass
-class Tars:
-    """Members of tar files: (file, offset, size, name)."""
+class Members:
+    """Members of tar files, read by their places in the file."""
 
-    members: list[tuple[str, int, int, str]]
+    names: list[str]
+    members: list[tuple[str, int, int]]  # tar file, offset, size
 
-    def __getitem__(self, i: int) -> Image:
-        tar, offset, size, name = self.members[i]
+    def read(self, place: int) -> bytes:
+        tar, offset, size = self.members[place]
         with Path(tar).open("rb") as file:
             file.seek(offset)
-            return open_image(io.BytesIO(file.read(size)), f"{tar}: {name}")
+            return file.read(size)
+
+    def stamps(self) -> Sequence[tuple[str, int, int]]:
+        times = {tar: Path(tar).stat().st_mtime_ns for tar in {tar for tar, _, _ in self.members}}
+        return [(f"{Path(tar).absolute()}::{offset}", size, times[tar]) for tar, offset, size in self.members]
 
 
-def local_splits(root: str | None) -> tuple[dict[str, Photos], list[str]]:
-    if root is None:
-        raise ConfigError("data.root: expected the folder of the images, with train/<class>/ and test/<class>/")
-    found = {split: _paths_of(Path(root), split) for split in SPLITS}
-    found = {split: paths for split, paths in found.items() if paths}
-    if "train" not in found or len(found) < 2:
-        missing = "train" if "train" not in found else "test"
-        raise ConfigError(
-            f"data.root={root}: expected a folder '{missing}' in it, with one folder for each class, or {missing}*.tar"
-        )
-    classes: list[str] = []
+def find(data: Data) -> Findings:
+    """The splits under `data.root`, in folders or tar files, called as in `listing.WORDS`."""
+    root = root_of(data, EXPECTED)
+    if root.is_file():
+        raise ConfigError(f"data.root={data.root}: is a file; expected {EXPECTED}")
+    there = sorted((path for path in root.iterdir() if not hidden(path.name)), key=lambda path: natural(path.name))
+    folders = {path: split for path in there if path.is_dir() and (split := split_of(path.name))}
+    shards: dict[str, list[Path]] = {}
+    for path in there:
+        if path.is_file() and (match := SHARD.fullmatch(path.name)):
+            shards.setdefault(WORDS[match[1].lower()], []).append(path)
+    once(((split, path.name) for path, split in folders.items()), str(root))
+    known = {tar for tars in shards.values() for tar in tars}
+    skipped: Counter[str] = Counter(path.name for path in there if path.suffix == ".tar" and path not in known)
     splits = {}
-    for split, paths in found.items():
-        names, files, labels = _read_tars(paths) if paths[0].is_file() else _read_folder(paths[0])
-        classes = classes or names
-        if len(classes) < 2:
-            raise ConfigError(f"{paths[0]}: {len(classes)} class folders, expected at least 2")
-        if names != classes:
-            odd = sorted(set(names) ^ set(classes))
-            raise ConfigError(f"{paths[0]}: its classes are not those of train; first difference: '{odd[0]}'")
-        splits[split] = photos_of(files, labels)
-    return splits, classes
+    for path, split in folders.items():
+        inside = [p for p in sorted(path.iterdir(), key=lambda p: natural(p.name)) if not hidden(p.name)]
+        tars = [p for p in inside if p.suffix == ".tar"]
+        if tars and (split in shards or len(tars) < len(inside)):
+            raise ConfigError(
+                f"{path}: has tar files and other images of {split}, like {tars[0].name}; expected one kind"
+            )
+        splits[split] = _in_tars(tars, skipped) if tars else _in_folder(path, skipped)
+    for split, tars in shards.items():
+        if split in splits:
+            raise ConfigError(f"{root}: has {tars[0].name} and a folder of the {split} split; expected one of them")
+        splits[split] = _in_tars(tars, skipped)
+    if not splits and any(path.is_dir() for path in there):
+        splits["train"] = _in_folder(root, skipped)  # a folder for each class, and data.test of them are for the test
+    if not splits or not any(found.labels for found in splits.values()):
+        raise ConfigError(f"data.root={data.root}: no images in it; expected {EXPECTED}")
+    return Findings(splits, skipped)
 
 
-def _paths_of(root: Path, split: str) -> list[Path]:
-    """The folder of a split, or its tar files, in the folder or beside it."""
-    folder = root / split
-    inside = list(folder.glob("*.tar"))
-    if folder.is_dir() and not inside:
-        return [folder]
-    return sorted([*root.glob(f"{split}*.tar"), *inside])
+def contents(data: Data) -> str:
+    """A hash of `data.dataset` and of every file under `data.root`, for readers that are not ours."""
+    root = root_of(data, "the folder of the data set")
+    files = [path for path, _ in _walk(str(root), "", frozenset())] if root.is_dir() else [str(root)]
+    digest = hashlib.sha256(str(data.dataset).encode())
+    for path, own in zip(files, digests_of(Files(files)), strict=True):
+        digest.update(os.path.relpath(path, root).encode() + own)
+    return digest.hexdigest()[:16]
 
 
-def _read_folder(folder: Path) -> tuple[list[str], Files, list[int]]:
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGES)
-        if not images:
-            raise ConfigError(f"{folder / name}: no image in this class folder ({', '.join(IMAGES)})")
-        files += images
-        labels += [label] * len(images)
-    return classes, Files(files), labels
+# ------------------------------------------------------------------ folders
 
 
-def _read_tars(paths: Sequence[Path]) -> tuple[list[str], Tars, list[int]]:
-    """Images of <class>/<name>.jpg, or of webdataset's <key>.jpg beside <key>.cls with the number of the class."""
-    members: list[tuple[str, int, int, str]] = []
-    words: list[str] = []
+def _in_folder(folder: Path, skipped: Counter[str]) -> Found:
+    """The images of a split: the class is the first folder below it."""
+    names, labels = [], []
+    for path, inside in _walk(str(folder), "", frozenset()):
+        if not _wanted(path, skipped):
+            continue
+        if not inside:
+            raise ConfigError(f"{path}: has no class; expected it in a folder {folder.name}/<class>/")
+        names.append(path)
+        labels.append(inside.partition("/")[0])
+    return Found(Files(names), labels)
+
+
+def _walk(folder: str, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+    """Every file under a folder with its place in it, links followed, but not in a circle."""
+    try:
+        own = Path(folder).stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read ({error.strerror})") from error
+    here = (own.st_dev, own.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{inside}/{entry.name}" if inside else entry.name, above | {here})
+        elif entry.is_file():
+            yield entry.path, inside
+        elif entry.is_symlink():
+            raise ConfigError(f"{entry.path}: is a link that leads nowhere")
+
+
+def _wanted(name: str, skipped: Counter[str]) -> bool:
+    """Whether a file is of a kind that is read; others are counted."""
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix not in SUFFIXES:
+        skipped[suffix or "without a suffix"] += 1
+    return suffix in SUFFIXES
+
+
+# ------------------------------------------------------------------ tar files
+
+
+def _in_tars(paths: Sequence[Path], skipped: Counter[str]) -> Found:
+    names: list[str] = []
+    members: list[tuple[str, int, int]] = []
+    labels: list[str] = []
     for path in paths:
-        try:
-            with tarfile.open(path) as tar:
-                inside = [info for info in tar if info.isfile()]
-                keys = {_key(info.name): _text(tar, info) for info in inside if info.name.endswith(".cls")}
-        except (OSError, tarfile.TarError) as error:
-            raise ConfigError(f"{path}: cannot be read as a tar file ({error})") from error
-        for info in inside:
-            if Path(info.name).suffix.lower() not in IMAGES:
+        inside, texts = _members(path)
+        for name, (offset, size) in inside.items():
+            if name.endswith(".cls") or not _wanted(name, skipped):
                 continue
-            word = keys.get(_key(info.name)) or Path(info.name).parent.name
-            if not word:
-                raise ConfigError(f"{path}: {info.name} has no class, neither a folder nor a .cls beside it")
-            members.append((str(path), info.offset_data, info.size, info.name))
-            words.append(word)
-    if not members:
-        raise ConfigError(f"{paths[0]}: no image in it ({', '.join(IMAGES)})")
-    classes = sorted(set(words), key=lambda word: (int(word) if word.isdecimal() else -1, word))
-    index = {word: i for i, word in enumerate(classes)}
-    return classes, Tars(members), [index[word] for word in words]
+            names.append(f"{path}: {name}")
+            members.append((str(path), offset, size))
+            labels.append(_class_of(name, texts, path))
+    return Found(Members(names, members), labels)
+
+
+def _members(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """The place of every file of a tar by its name, links resolved, and the classes in webdataset's .cls files."""
+    inside: dict[str, tuple[int, int]] = {}
+    texts: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                name = posixpath.normpath(info.name)
+                if any(hidden(part) for part in name.split("/")):
+                    continue
+                if info.isfile():
+                    inside[name] = (info.offset_data, info.size)
+                elif info.islnk() or info.issym():
+                    base = "" if info.islnk() else posixpath.dirname(name)
+                    target = posixpath.normpath(posixpath.join(base, info.linkname))
+                    if target not in inside:
+                        raise ConfigError(f"{path}: {name} is a link to {target}, which is not before it in the file")
+                    inside[name] = inside[target]
+                if info.isfile() and name.endswith(".cls"):
+                    file = tar.extractfile(info)
+                    texts[_key(name)] = file.read().decode("ascii").strip() if file else ""
+    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
+        compressed = path.open("rb").read(2) == b"\x1f\x8b"
+        reason = "it is compressed; unpack it, since images are read from the middle" if compressed else error
+        raise ConfigError(f"{path}: cannot be read as a tar file ({reason})") from error
+    return inside, texts
+
+
+def _class_of(name: str, texts: dict[str, str], path: Path) -> str:
+    """The class of a member: by the .cls beside it where the tar has any, or else the first folder, as in folders."""
+    if texts:
+        if not texts.get(_key(name)):
+            raise ConfigError(f"{path}: {name} has no .cls beside it, as others have")
+        return texts[_key(name)]
+    parts = name.split("/")
+    if split_of(parts[0]) and len(parts) > 2:
+        parts = parts[1:]  # packed with the folder of its split
+    if len(parts) < 2:
+        raise ConfigError(f"{path}: {name} has no class, neither a folder nor a .cls beside it")
+    return parts[0]
 
 
 def _key(name: str) -> str:
     """What the files of one sample of a webdataset share: the name up to the first dot after the last slash."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
-
-
-def _text(tar: tarfile.TarFile, info: tarfile.TarInfo) -> str:
-    file = tar.extractfile(info)
-    return file.read().decode().strip() if file else ""

@@ -1,16 +1,15 @@
 """Data sets that are small enough for memory: the embedded one, torchvision's, scikit-learn's digits, and yours."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 
-from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data
 from metaformer.data.images import Images, Split, balanced, carved
+from metaformer.data.readers import arrays
+from metaformer.data.registry import size_of
 from metaformer.system.errors import ConfigError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -30,9 +29,9 @@ FASHION_CLASSES = [
 
 def fashion_small(data: Data, cache: Path) -> Images:
     with np.load(ASSETS / "fashion_small.npz") as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        found = {name: torch.from_numpy(file[name]) for name in file.files}
     train, val, test = (
-        Split(arrays[f"{split}_images"][..., None], arrays[f"{split}_labels"].long())
+        Split(found[f"{split}_images"][..., None], found[f"{split}_labels"].long())
         for split in ("train", "val", "test")
     )
     return Images(train, val, test, FASHION_CLASSES)
@@ -42,7 +41,7 @@ def torchvision_set(data: Data, cache: Path) -> Images:
     from torchvision import datasets
 
     kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
-    root = Path(data.root or "data")
+    root = Path(data.root or "data").expanduser()
     splits = []
     root.mkdir(parents=True, exist_ok=True)
     for train in (True, False):
@@ -57,7 +56,7 @@ def torchvision_set(data: Data, cache: Path) -> Images:
         images = torch.as_tensor(found.data)
         splits.append(Split(images if images.ndim == 4 else images[..., None], torch.as_tensor(found.targets)))
     train_split, test_split = splits
-    return carved(train_split, test_split, list(found.classes), data.val)
+    return carved({"train": train_split, "test": test_split}, list(found.classes), data)
 
 
 def digits(data: Data, cache: Path) -> Images:
@@ -67,41 +66,34 @@ def digits(data: Data, cache: Path) -> Images:
     images = torch.from_numpy((found.images * (255 / 16)).astype("uint8"))[..., None]
     everything = Split(images, torch.from_numpy(found.target))
     test, rest = balanced(everything.labels, 300, "data.test")
-    return carved(everything[rest], everything[test], [str(i) for i in range(10)], data.val)
+    return carved({"train": everything[rest], "test": everything[test]}, [str(i) for i in range(10)], data)
 
 
 def custom(data: Data, cache: Path) -> Images:
-    """What the function `data._target_` returns: `train`, `test` and perhaps `val`, each with images and labels.
-
-    Images are [N, H, W, C] or [N, H, W] uint8 and labels [N] whole numbers, as arrays or tensors; `classes`, their
-    names, may be left out. Without `val`, `data.val` images are carved out of `train`.
-
-    Raises:
-        ConfigError: something else is returned; it says what.
-    """
-    function = import_object(str(data._target_), "data._target_")
-    found = function(**data.options)
-    if not isinstance(found, Mapping) or not {"train", "test"} <= found.keys():
-        what = f"the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
-        raise ConfigError(f"data._target_={data._target_}: returned {what}; expected a dict with train, test, (val)")
-    names = [name for name in ("train", "val", "test") if name in found]
-    splits = {name: _split(found[name], f"{data._target_}: {name}") for name in names}
-    number = 1 + max(int(split.labels.max()) for split in splits.values())
-    classes = list(found.get("classes") or map(str, range(number)))
-    if "val" in splits:
-        return Images(splits["train"], splits["val"], splits["test"], classes)
-    return carved(splits["train"], splits["test"], classes, data.val)
+    """What a function of yours returns."""
+    return _images(*arrays.returned(data), data)
 
 
-def _split(pair: Any, name: str) -> Split:
-    try:
-        images, labels = torch.as_tensor(pair[0]), torch.as_tensor(pair[1]).long()
-    except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise ConfigError(f"{name}: expected images and labels ({error})") from error
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != torch.uint8 or len(images) != len(labels):
-        raise ConfigError(
-            f"{name}: images {list(images.shape)} of {images.dtype} and {len(labels)} labels; expected "
-            "[N, H, W, 1 or 3] of torch.uint8, and as many labels"
-        )
-    return Split(images, labels)
+def npz(data: Data, cache: Path) -> Images:
+    """A file of arrays, as MedMNIST has them."""
+    found = arrays.read(data)
+    return _images(found, arrays.numbered(found), data)
+
+
+def _images(found: arrays.Arrays, classes: list[str], data: Data) -> Images:
+    """A data set of arrays; a ConfigError where what the data node says of its shape is not true."""
+    splits = {name: Split(torch.from_numpy(pixels), torch.from_numpy(y)) for name, (pixels, y) in found.items()}
+    shapes = {name: tuple(split.pixels.shape[1:]) for name, split in splits.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        raise ConfigError(f"data={data.name}: the splits have images of several shapes ({told}); expected one")
+    if (most := max(int(split.labels.max()) for split in splits.values())) >= len(classes):
+        raise ConfigError(f"data={data.name}: there is a label {most} and {len(classes)} names of classes")
+    images = carved(splits, classes, data)
+    if data.classes not in (None, len(images.classes)):
+        raise ConfigError(f"data.classes={data.classes}: the data set has {len(images.classes)} classes")
+    if data.size != Data().size and size_of(data.size) != images.size:
+        raise ConfigError(f"data.size={data.size}: the images have {images.size[0]}x{images.size[1]} pixels")
+    if data.channels not in (None, images.channels):
+        raise ConfigError(f"data.channels={data.channels}: the images have {images.channels}")
+    return images

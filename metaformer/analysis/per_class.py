@@ -1,0 +1,79 @@
+"""What a mean hides: how many images of each class were found, and what the others were taken for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from metaformer.analysis.comparison import Cell
+from metaformer.analysis.figures import WIDTH
+from metaformer.analysis.tables import Table
+
+MOST = 20  # classes of which each is named
+LOWEST = 5  # of more classes
+
+
+def recall_table(cells: Sequence[Cell]) -> Table:
+    """The share of the test images of each class that were found, as a mean over seeds; of many classes the lowest."""
+    names, caption = _classes(cells), "Of the test images of each class, how many were found, in %; mean over seeds."
+    if not names or len({tuple(_classes([cell])) for cell in cells}) > 1:
+        return Table([], [])
+    found = {cell.name: _recall(cell) for cell in cells}
+    if len(names) <= MOST:
+        lines = [[cell, *("" if np.isnan(r) else f"{100 * r:.1f}" for r in values)] for cell, values in found.items()]
+        return Table(["cell", *names], lines, caption)
+    lines = []
+    for cell, values in found.items():
+        lowest = np.argsort(np.where(np.isnan(values), np.inf, values), kind="stable")[:LOWEST]
+        lines.append([cell, ", ".join(f"{names[i]} {100 * values[i]:.1f}" for i in lowest)])
+    header = f"the {LOWEST} lowest of {len(names)} classes"
+    return Table(["cell", header], lines, caption, words=(header,))
+
+
+def confusion(cells: Sequence[Cell]) -> Figure | None:
+    """A panel for each cell: the share of the images of each class (row) that were taken for each (column)."""
+    if not _classes(cells) or len({tuple(_classes([cell])) for cell in cells}) > 1:
+        return None
+    columns = min(4, len(cells))
+    rows = -(-len(cells) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(WIDTH, 0.9 + 1.9 * rows), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes in panels.flat[len(cells) :]:
+        axes.set_visible(False)
+    image: Any = None
+    for axes, cell in zip(panels.flat, cells, strict=False):
+        counts = np.sum([run.confusion for run in cell.runs.values()], axis=0)
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        if len(shares) <= MOST:  # in squares that a page holds as text
+            image = axes.pcolormesh(shares, vmin=0, vmax=1, cmap="cividis")
+            axes.invert_yaxis()
+            axes.set_aspect("equal")
+        else:
+            image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis")
+        axes.set_title(cell.name, fontsize=7)
+        axes.grid(visible=False)
+        names = _classes([cell])
+        if len(names) <= MOST:
+            axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=5)
+            axes.set_xticks(np.arange(len(names)) + 0.5, names, fontsize=5, rotation=90)
+    for axes in panels[:-1].flat:
+        axes.tick_params(labelbottom=False)
+    figure.supylabel("class", fontsize=8)
+    figure.supxlabel("taken for", fontsize=8)
+    bar = figure.colorbar(image, ax=panels, shrink=0.5, label="share of the test images of a class, all seeds")
+    if bar.solids is not None:
+        bar.solids.set_rasterized(False)  # no picture inside of a page
+    return figure
+
+
+def _classes(cells: Sequence[Cell]) -> list[str]:
+    return list(cells[0].first.recall) if cells else []
+
+
+def _recall(cell: Cell) -> np.ndarray:
+    """Mean over seeds; NaN where there is no image of a class."""
+    values = [[np.nan if r is None else r for r in run.recall.values()] for run in cell.runs.values()]
+    return np.asarray(np.mean(values, axis=0))

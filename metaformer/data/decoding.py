@@ -1,0 +1,64 @@
+"""From encoded bytes to pixels, by one rule for every way in which images are kept. Imports no torch.
+
+- The first frame, turned upright by its EXIF orientation.
+- Palettes, CMYK and other colour spaces become RGB, or grey with `data.channels=1`.
+- What is transparent shows white behind it.
+- 16 bits are scaled by 65535. 32 bits and floating point have no range of their own: `data.range=[low, high]` gives it.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from metaformer.config.schema import Data
+from metaformer.system.errors import ConfigError
+
+VERSION = 2  # of these rules: raise it when they change, since decoded images are kept
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *((".avif",) if features.check("avif") else ()),
+    *((".jp2", ".j2k") if features.check("jpg_2000") else ()),
+)
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decode(content: bytes, name: str, data: Data) -> Image.Image:
+    """An image in RGB, or in grey where `data.channels` is 1.
+
+    Raises:
+        ConfigError: it cannot be read; in one line, with its name.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken EXIF, and of palettes
+            with Image.open(io.BytesIO(content)) as opened:
+                return plain(ImageOps.exif_transpose(opened), name, data)
+    except ConfigError:
+        raise
+    except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise ConfigError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
+    """An image with eight bits a channel, nothing transparent, in the channels that are wanted."""
+    wanted = "L" if data.channels == 1 else "RGB"
+    if image.mode in DEEP or image.mode in ("I", "F"):
+        return Image.fromarray(_scaled(np.asarray(image), image.mode in DEEP, name, data)).convert(wanted)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        behind = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(behind, image)
+    return image.convert("RGB").convert(wanted) if image.mode not in ("L", wanted) else image.convert(wanted)
+
+
+def _scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarray:
+    """Numbers of more than eight bits, as eight bits of their range."""
+    if data.range is None and not sixteen:
+        raise ConfigError(f"{name}: has 32 bits a pixel, whose range nobody can know; set data.range=[low,high]")
+    low, high = data.range if data.range is not None else (0, 65535)
+    shares = (values.astype(np.float64) - low) / (high - low)
+    return np.asarray((255 * shares.clip(0, 1)).round(), dtype=np.uint8)

@@ -1,0 +1,202 @@
+"""The one list of the images of a data set: it is counted, hashed, cached and read. Imports no torch.
+
+A reader finds encoded images and the names of their classes, split by split. Here they are put in order: classes by
+name, images by their contents. So the same images are the same run, wherever they lie, whatever their files are called,
+and whether they come from folders, tar files or a table.
+"""
+
+import hashlib
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from metaformer.config.schema import Data
+from metaformer.data.digests import digests_of
+from metaformer.system.errors import ConfigError
+
+WORDS = {  # what a split may be called
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class Items(Protocol):
+    """Encoded images by their places."""
+
+    @property
+    def names(self) -> Sequence[str]: ...  # for messages
+
+    def read(self, place: int) -> bytes: ...
+
+    def stamps(self) -> Sequence[tuple[str, int, int]] | None:
+        """A key, a size and a time of modification for each: where they are the same, so are the bytes."""
+        ...
+
+
+@dataclass
+class Found:
+    """What a reader finds of one split."""
+
+    items: Items
+    labels: list[str]  # the names of the classes
+
+
+@dataclass
+class Findings:
+    """What a reader finds of a data set."""
+
+    splits: dict[str, Found]  # train, val and test, as far as they are there
+    skipped: Counter[str] = field(default_factory=Counter)  # kinds of files that are not read
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split in its order."""
+
+    items: Items
+    places: np.ndarray  # [N] of `items`, in the order of their contents
+    labels: np.ndarray  # [N] int64, by the order of the classes
+    digests: list[bytes]  # [N] of the contents
+
+    def name(self, row: int) -> str:
+        return self.items.names[int(self.places[row])]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set of encoded images."""
+
+    classes: list[str]  # in natural order: 1, 2, 10
+    parts: dict[str, Part]
+    fingerprint: str  # of the contents and classes of all splits
+    notes: list[str]  # what its user should know
+
+
+def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing:
+    """Put what was found in order.
+
+    Args:
+        training: otherwise there need be no training images: the one split that there is may be what is tested.
+
+    Raises:
+        ConfigError: a split is missing, classes do not agree, or an image is in two splits.
+    """
+    source = data.root or data.dataset
+    splits = {name: found for name, found in findings.splits.items() if found.labels}
+    if not training and len(splits) == 1 and data.test is None:
+        splits = {"test": next(iter(splits.values()))}
+    elif "train" not in splits:
+        raise ConfigError(f"data.root={source}: no training images; expected a split 'train'")
+    named = splits.get("train", splits.get("test"))
+    assert named is not None
+    classes = sorted({normal(label) for label in named.labels}, key=natural)
+    if len(classes) < 2 and training:
+        raise ConfigError(f"data.root={source}: the training images have the class {classes[0]} only, expected two")
+    if training and data.classes not in (None, len(classes)):
+        raise ConfigError(f"data.classes={data.classes}: {source} has {len(classes)} classes")
+    parts: dict[str, Part] = {}
+    notes: list[str] = []
+    for name in ("train", "val", "test"):
+        if name in splits:
+            parts[name] = _part(splits[name], classes, name)
+            empty = [c for i, c in enumerate(classes) if not (parts[name].labels == i).any()]
+            notes += (
+                [f"{name} has no image of {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"] if empty else []
+            )
+    if findings.skipped:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(findings.skipped.items(), key=lambda k: (-k[1], k[0])))
+        notes.append(f"{findings.skipped.total()} files of kinds that are not read: {kinds}")
+    _check_overlap(parts, data)
+    return Listing(classes, parts, _fingerprint(classes, parts), [f"{source}: {note}" for note in notes])
+
+
+def _part(found: Found, classes: list[str], split: str) -> Part:
+    """One split in the order of its contents."""
+    index = {name: i for i, name in enumerate(classes)}
+    labels = [normal(label) for label in found.labels]
+    if unknown := sorted(set(labels) - index.keys(), key=natural):
+        raise ConfigError(f"{split}: its class '{unknown[0]}' is none of the training images; they have "
+                          f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}")  # fmt: skip
+    digests = digests_of(found.items)
+    numbers = [index[label] for label in labels]
+    order = sorted(range(len(digests)), key=lambda i: (digests[i], numbers[i]))
+    return Part(found.items, np.array(order), np.array([numbers[i] for i in order]), [digests[i] for i in order])
+
+
+def _check_overlap(parts: dict[str, Part], data: Data) -> None:
+    """An image of two splits would be selected or tested on after it was trained on."""
+    names = list(parts)
+    for one, other in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
+        rows = {digest: row for row, digest in enumerate(parts[one].digests)}
+        shared = [(rows[d], row) for row, d in enumerate(parts[other].digests) if d in rows]
+        if shared and data.overlap == "refuse":
+            first, second = parts[one].name(shared[0][0]), parts[other].name(shared[0][1])
+            raise ConfigError(
+                f"{len(shared)} of the {len(parts[other].digests)} images of {other} are in {one} too, like {second} "
+                f"and {first}; remove them, or set data.overlap=allow"
+            )
+
+
+def _fingerprint(classes: list[str], parts: dict[str, Part]) -> str:
+    digest = hashlib.sha256(repr(classes).encode())
+    for name, part in sorted(parts.items()):
+        digest.update(f"{name} {len(part.labels)}\n".encode() + b"".join(part.digests) + part.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------ names
+
+
+def normal(name: str) -> str:
+    """A name as it looks: file systems write the same letters in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that puts 2 before 10, as timm does."""
+    pieces = re.split(r"(\d+)", name.lower())
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces] + [(1, 0, name)]
+
+
+def split_of(word: str) -> str | None:
+    """The split that a word names, or None."""
+    return WORDS.get(word.lower())
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is that of an operating system or a tool: `.ipynb_checkpoints`, `@eaDir`, `__MACOSX`."""
+    return name.startswith((".", "@", "__")) or name in ("Thumbs.db", "desktop.ini")
+
+
+def once(splits: Iterable[tuple[str, str]], where: str) -> None:
+    """A ConfigError where two words name the same split: (split, word) each."""
+    seen: dict[str, str] = {}
+    for split, word in splits:
+        if split in seen:
+            raise ConfigError(f"{where}: '{seen[split]}' and '{word}' are both the {split} split; expected one of them")
+        seen[split] = word
+
+
+@cache
+def tell(line: str) -> None:
+    """Print a note to the user, once in each process."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+def root_of(data: Data, what: str) -> Path:
+    """The folder or file of a data set; a ConfigError that says `what` was expected where it is not there."""
+    if data.root is None:
+        raise ConfigError(f"data.root: expected {what}")
+    root = Path(data.root).expanduser()
+    if not root.exists():
+        raise ConfigError(f"data.root={data.root}: no such file or folder; expected {what}")
+    return root

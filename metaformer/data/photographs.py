@@ -1,0 +1,122 @@
+"""Encoded images as a data set: decoded once into a memory-mapped file that all runs share, or at every access."""
+
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from metaformer.config.schema import Data
+from metaformer.data.decoding import VERSION, decode
+from metaformer.data.images import Images, Photos, Split, carved
+from metaformer.data.listing import Part
+from metaformer.data.registry import listing_of, size_of
+from metaformer.system.errors import ConfigError
+
+BLOCK = 512  # images that are decoded before the next ones are begun
+
+
+@dataclass
+class Decoded:
+    """The images of a part, decoded at every access."""
+
+    part: Part
+    data: Data
+
+    def __getitem__(self, row: int) -> Image.Image:
+        content = self.part.items.read(int(self.part.places[row]))
+        return decode(content, self.part.name(row), self.data)
+
+
+def photographs(data: Data, cache: Path, training: bool = True) -> Images:
+    """The encoded images that a reader finds, in the order of `listing`, whose argument `training` is."""
+    listing = listing_of(data, training=training)
+    splits = {
+        name: Photos(Decoded(part, data), torch.from_numpy(part.labels), torch.arange(len(part.labels)))
+        for name, part in listing.parts.items()
+    }
+    return seen(splits, listing.fingerprint, listing.classes, data, cache)
+
+
+def seen(splits: dict[str, Photos], fingerprint: str, classes: list[str], data: Data, cache: Path) -> Images:
+    """A data set of photographs, seen at `data.size`.
+
+    Args:
+        fingerprint: of their contents, under which decoded images are kept.
+        cache: the folder of the decoded images.
+    """
+    kept: dict[str, Split | Photos] = dict(splits)
+    size, channels = size_of(data.decoded_size or data.size), data.channels or 3
+    if data.decode == "once":
+        scale = "" if data.range is None else f"-{data.range[0]:g}-{data.range[1]:g}"
+        for name, photos in splits.items():
+            file = f"{fingerprint}-{name}-{size[0]}x{size[1]}x{channels}{scale}-v{VERSION}.npy"
+            kept[name] = Split(decoded(photos, (*size, channels), cache / file), photos.labels)
+    return carved(kept, classes, data, size_of(data.size), channels)
+
+
+def decoded(split: Photos, shape: tuple[int, int, int], file: Path) -> Tensor:
+    """All images [N, height, width, channels] uint8, cut to one shape, in a memory-mapped file that is written once.
+
+    Its name says of which images it is, by their contents; one that does not fit is written again, and that is said.
+    """
+    whole = (len(split), *shape)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() and (pixels := _kept(file, whole)) is not None:
+            return torch.from_numpy(pixels)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists() or _kept(file, whole) is None:
+                _decode(split, whole, file)
+        return torch.from_numpy(np.load(file, mmap_mode="c"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"runtime.cache: {file} cannot be written or read ({reason})") from error
+
+
+def _kept(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The pixels in a file, or None where they are not those that are wanted."""
+    try:
+        pixels: np.ndarray = np.load(file, mmap_mode="c")
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error)
+    else:
+        if pixels.shape == shape and pixels.dtype == np.uint8:
+            return pixels
+        reason = f"it holds {pixels.shape} of {pixels.dtype}, expected {shape}"
+    print(f"note: {file} does not fit ({reason}) and is written again", file=sys.stderr)
+    return None
+
+
+def _decode(split: Photos, shape: tuple[int, int, int, int], file: Path) -> None:
+    need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
+    if need > free:
+        raise ConfigError(
+            f"runtime.cache: {file.parent} has {free / 1e9:.1f} GB free and {len(split):,} decoded images take "
+            f"{need / 1e9:.1f}; set runtime.cache to another folder, or data.decode=always"
+        )
+    print(f"decoding {len(split):,} images once, to {file} ({need / 1e9:.2f} GB)", file=sys.stderr)
+    part = file.with_suffix(".part")
+    pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+
+    def write(row: int) -> None:
+        image = ImageOps.fit(split.read(row), (shape[2], shape[1]), method=Image.Resampling.BICUBIC)
+        pixels[row] = np.asarray(image).reshape(shape[1:])
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(split), BLOCK):
+                list(pool.map(write, range(start, min(start + BLOCK, len(split)))))
+    except BaseException:
+        part.unlink()
+        raise
+    pixels.flush()
+    part.replace(file)

@@ -1,0 +1,140 @@
+"""Arrays of images: of an .npz file, as MedMNIST has them, and of a function of yours. Imports no torch itself."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaformer.config.named_code import import_object
+from metaformer.config.schema import Data
+from metaformer.data.digests import digest, digests_of
+from metaformer.data.listing import root_of, split_of
+from metaformer.system.errors import ConfigError
+
+EXPECTED = "a file .npz with train_images, train_labels, test_images, test_labels"
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # images [N, H, W, C] uint8 and labels [N] int64, by split
+
+
+@dataclass
+class Whole:
+    """A file of arrays as one item: its contents are those of the arrays, compressed or not."""
+
+    names: list[str]
+    data: Data
+
+    def read(self, place: int) -> bytes:
+        return _bytes_of(read(self.data))
+
+    def stamps(self) -> Sequence[tuple[str, int, int]]:
+        stat = Path(self.names[0]).stat()
+        scale = "" if self.data.range is None else f"::{self.data.range}"
+        return [(f"{Path(self.names[0]).absolute()}{scale}", stat.st_size, stat.st_mtime_ns)]
+
+
+def contents_of_file(data: Data) -> str:
+    """A hash of what a file of arrays holds."""
+    return digests_of(Whole([str(root_of(data, EXPECTED))], data))[0].hex()[:16]
+
+
+def contents_of_custom(data: Data) -> str:
+    """A hash of what a function of yours returns."""
+    arrays, classes = returned(data)
+    return digest(_bytes_of(arrays) + repr(classes).encode()).hex()[:16]
+
+
+def _bytes_of(arrays: Arrays) -> bytes:
+    parts = (s.encode() + repr(i.shape).encode() + i.tobytes() + t.tobytes() for s, (i, t) in sorted(arrays.items()))
+    return b"".join(parts)
+
+
+def returned(data: Data) -> tuple[Arrays, list[str]]:
+    """What the function `data._target_` returns: `train`, `test` and perhaps `val`, each with images and labels.
+
+    Images are [N, H, W, C] or [N, H, W] uint8 and labels [N] whole numbers, as arrays or tensors; `classes`, their
+    names, may be left out. Missing splits are carved out of `train`.
+
+    Raises:
+        ConfigError: something else is returned; it says what.
+    """
+    function = import_object(str(data._target_), "data._target_")
+    try:
+        found = function(**data.options)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a function of yours raises
+        raise ConfigError(f"data._target_={data._target_}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Mapping) or "train" not in found:
+        what = f"the keys {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
+        raise ConfigError(
+            f"data._target_={data._target_}: returned {what}; expected a dict with train, and test or val"
+        )
+    names = [name for name in ("train", "val", "test") if name in found]
+    arrays = {name: _pair(found[name], f"{data._target_}: {name}", data) for name in names}
+    return arrays, [str(name) for name in found.get("classes", [])] or numbered(arrays)
+
+
+def numbered(arrays: Arrays) -> list[str]:
+    """Names for classes that have none."""
+    return [str(i) for i in range(1 + max(int(labels.max()) for _, labels in arrays.values()))]
+
+
+def _pair(pair: Any, name: str, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        images, labels = (np.asarray(part) for part in pair)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: expected images and labels ({error})") from error
+    labels = _labels(labels, f"{name}: labels")
+    return _pixels(images, len(labels), f"{name}: images", data), labels
+
+
+def read(data: Data) -> Arrays:
+    """The splits of a file of arrays.
+
+    Raises:
+        ConfigError: what is in it is not images with one class each.
+    """
+    path = root_of(data, EXPECTED)
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"data.root={path}: cannot be read as arrays ({error}); expected {EXPECTED}") from error
+    found: Arrays = {}
+    for name in arrays:
+        word, _, kind = name.rpartition("_")
+        if kind == "images" and (split := split_of(word)) is not None:
+            if f"{word}_labels" not in arrays:
+                raise ConfigError(f"{path}: has {name} and no {word}_labels; it holds {', '.join(arrays)}")
+            labels = _labels(arrays[f"{word}_labels"], f"{path}: {word}_labels")
+            found[split] = (_pixels(arrays[name], len(labels), f"{path}: {name}", data), labels)
+    if "train" not in found:
+        raise ConfigError(f"{path}: has {', '.join(arrays) or 'nothing'}; expected {EXPECTED}")
+    return found
+
+
+def _labels(labels: np.ndarray, name: str) -> np.ndarray:
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise ConfigError(f"{name}: has {labels.shape[1]} labels for each image; expected one class for each")
+    flat = labels.reshape(-1)
+    if not np.issubdtype(flat.dtype, np.integer) or (len(flat) and flat.min() < 0):
+        raise ConfigError(f"{name}: {flat.dtype}; expected whole numbers from 0")
+    return flat.astype(np.int64)
+
+
+def _pixels(images: np.ndarray, labels: int, name: str, data: Data) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim == 5 or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise ConfigError(f"{name}: {images.shape}: volumes are not read; expected [N, H, W] or [N, H, W, 3]")
+    if images.ndim != 4 or len(images) != labels:
+        raise ConfigError(f"{name}: {images.shape} with {labels} labels; expected [N, H, W] or [N, H, W, 3]")
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    if data.range is None and images.dtype != np.uint16:
+        raise ConfigError(f"{name}: {images.dtype}, whose range nobody can know; set data.range=[low,high]")
+    low, high = data.range if data.range is not None else (0, 65535)
+    shares = ((images.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    return np.asarray((255 * shares).round(), dtype=np.uint8)

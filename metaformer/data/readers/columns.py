@@ -1,0 +1,167 @@
+"""Images in a table (.csv or .tsv with paths, .parquet with paths or encoded images), and Hugging Face's data sets."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaformer.config.schema import Data
+from metaformer.data.listing import Findings, Found, Items, root_of, split_of
+from metaformer.data.readers.folder import Files
+from metaformer.system.errors import ConfigError, nearest
+
+EXPECTED = "a table that ends in .csv, .tsv or .parquet"
+USUAL = {  # names of columns that are tried where the configuration gives none
+    "image": ("image", "img", "path", "file", "filename", "file_name", "filepath", "image_path"),
+    "label": ("label", "class", "target", "fine_label", "category", "labels"),
+    "split": ("split", "subset", "fold", "set"),
+}
+
+
+@dataclass
+class Cells:
+    """Encoded images in a column, which is read by row."""
+
+    names: list[str]
+    column: Any
+
+    def read(self, place: int) -> bytes:
+        cell = self.column[place]
+        cell = cell.as_py() if hasattr(cell, "as_py") else cell
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if content is None and isinstance(cell, dict) and cell.get("path"):
+            return Path(cell["path"]).read_bytes()
+        if not isinstance(content, bytes):
+            raise ConfigError(f"{self.names[place]}: holds {type(content).__name__}; expected an encoded image")
+        return content
+
+    def stamps(self) -> None:
+        return None
+
+
+def find(data: Data) -> Findings:
+    """The rows of the table `data.root`; paths in it are relative to its folder."""
+    path = root_of(data, EXPECTED)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        columns = _text(path)
+    elif path.suffix.lower() == ".parquet":
+        columns = _parquet(path)
+    else:
+        raise ConfigError(f"data.root={data.root}: expected {EXPECTED}")
+    image, label = (_column(columns, kind, data, str(path)) for kind in ("image", "label"))
+    split = _column(columns, "split", data, str(path), needed=False)
+    labels = [_label(value, f"{path}: row {i + 1}") for i, value in enumerate(columns[label])]
+    words = [str(word) for word in columns[split]] if split else ["train"] * len(labels)
+    rows: dict[str, list[int]] = {}
+    for i, word in enumerate(words):
+        if (name := split_of(word)) is None:
+            raise ConfigError(f"{path}: row {i + 1}: {split}='{word}' is no split; expected train, val or test")
+        rows.setdefault(name, []).append(i)
+    return Findings({
+        name: Found(_items(columns[image], own, path), [labels[i] for i in own]) for name, own in rows.items()
+    })  # fmt: skip
+
+
+def _items(column: Any, rows: Sequence[int], path: Path) -> Items:
+    first = column[rows[0]]
+    first = first.as_py() if hasattr(first, "as_py") else first
+    if not isinstance(first, str):
+        names = [f"{path}: row {i + 1}" for i in rows]
+        return Cells(names, column.take(list(rows)) if hasattr(column, "take") else [column[i] for i in rows])
+    files = []
+    for i in rows:
+        file = path.parent / str(column[i]).removeprefix("file://")
+        if not file.is_file():
+            raise ConfigError(f"{path}: row {i + 1}: {column[i]}: no such file beside the table")
+        files.append(str(file))
+    return Files(files)
+
+
+def _label(value: Any, where: str) -> str:
+    value = value.as_py() if hasattr(value, "as_py") else value
+    if isinstance(value, list | tuple | dict):
+        raise ConfigError(f"{where}: has {len(value)} labels; expected one class for each image")
+    if value is None or str(value).strip() == "":
+        raise ConfigError(f"{where}: has no label")
+    return str(value).strip()
+
+
+def _column(columns: dict[str, Any], kind: str, data: Data, where: str, needed: bool = True) -> str:
+    """The name of a column: that of the configuration, or the first that is usual."""
+    chosen = getattr(data, f"{kind}_column")
+    if chosen is not None:
+        if chosen not in columns:
+            hint = nearest(chosen, columns)
+            raise ConfigError(f"data.{kind}_column={chosen}: {where} has {', '.join(columns)}{hint}")
+        return str(chosen)
+    lower = {name.lower(): name for name in columns}
+    found = next((lower[name] for name in USUAL[kind] if name in lower), "")
+    if needed and not found:
+        raise ConfigError(f"data.{kind}_column: {where} has {', '.join(columns)}; set the one that holds the {kind}")
+    return found
+
+
+def _text(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    if len(rows) < 2:
+        raise ConfigError(f"{path}: has no rows; expected a line of names of columns, and a row for each image")
+    header = [name.strip() for name in rows[0]]
+    for i, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise ConfigError(f"{path}: line {i} has {len(row)} cells, the first {len(header)}")
+    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}
+
+
+def _parquet(path: Path) -> dict[str, Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"{path}: parquet needs pip install 'metaformer-bench[hub]'") from error
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:  # pyarrow's own, which are many
+        raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    return {name: _plain(table.column(name).combine_chunks()) for name in table.column_names}
+
+
+def _plain(column: Any) -> Any:
+    """Text and numbers as Python's; images stay where they are."""
+    import pyarrow as pa
+
+    heavy = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) or pa.types.is_struct(column.type)
+    return column if heavy else column.to_pylist()
+
+
+def find_on_hub(data: Data) -> Findings:
+    """The splits of `data.dataset`, a folder or a name on the hub, through the library `datasets`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError("data=hub: needs pip install 'metaformer-bench[hub]'") from error
+    name = str(data.dataset)
+    try:
+        local = (Path(name).expanduser() / "dataset_dict.json").exists()
+        found = datasets.load_from_disk(name) if local else datasets.load_dataset(name, data.root)
+    except Exception as error:  # whatever the hub and the network raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"data.dataset={name}: {type(error).__name__}: {reason}") from error
+    splits = {}
+    for word, part in found.items():
+        if (split := split_of(word)) is None:
+            continue
+        image, label = (_column(part.features, kind, data, name) for kind in ("image", "label"))
+        if isinstance(part.features[image], datasets.Image):
+            part = part.cast_column(image, datasets.Image(decode=False))
+        kind = part.features[label]
+        values = part[label]
+        labels = [kind.int2str(v) if v is not None and hasattr(kind, "int2str") and v >= 0 else v for v in values]
+        if all(v == -1 for v in labels):
+            continue  # the test images of a challenge come without labels
+        places = [f"{name}: {word} row {i + 1}" for i in range(len(part))]
+        splits[split] = Found(Cells(places, part[image]), [_label(v, p) for v, p in zip(labels, places, strict=True)])
+    return Findings(splits)

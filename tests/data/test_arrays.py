@@ -1,0 +1,136 @@
+"""Data sets of arrays: of an .npz file, and of a function of one's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import compose
+from kept import npz
+
+from metaformer.data.images import load
+from metaformer.data.registry import fingerprint
+from metaformer.studies.points import resolve
+from metaformer.system.errors import ConfigError
+
+
+def pixels(count: int, *shape: int, dtype: type = np.uint8, most: int = 256) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, most, (count, *shape)).astype(dtype)
+
+
+def medmnist(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    """The names, shapes and types of MedMNIST's files."""
+    arrays = {}
+    for split, count in {"train": 20, "val": 6, "test": 10}.items():
+        arrays[f"{split}_images"] = pixels(count, 28, 28, 3)
+        arrays[f"{split}_labels"] = (np.arange(count) % 3).astype(np.uint8)[:, None]
+    return arrays | changes
+
+
+def data_of(path: Path, *overrides: str):
+    return compose("data=npz", f"data.root={path}", *overrides).data
+
+
+def test_a_file_of_medmnist(tmp_path):
+    images = load(data_of(npz(medmnist(), tmp_path / "a")))
+    assert [len(part) for part in images.splits().values()] == [20, 6, 10]
+    assert (images.shape, images.classes) == ((3, 28, 28), ["0", "1", "2"])
+    assert images.train.labels[:4].tolist() == [0, 1, 2, 0]
+    grey = medmnist(**{f"{s}_images": pixels(n, 14, 20) for s, n in {"train": 20, "val": 6, "test": 10}.items()})
+    assert load(data_of(npz(grey, tmp_path / "b"), "data.classes=3")).shape == (1, 14, 20)
+
+
+def test_what_is_in_the_file_is_what_counts(tmp_path):
+    packed = npz(medmnist(), tmp_path / "a")
+    np.savez(tmp_path / "plain.npz", **medmnist())
+    assert packed.read_bytes() != (tmp_path / "plain.npz").read_bytes()
+    assert fingerprint(data_of(packed)) == fingerprint(data_of(tmp_path / "plain.npz"))
+    labels = medmnist()["test_labels"][::-1]
+    assert fingerprint(data_of(npz(medmnist(test_labels=labels), tmp_path / "b"))) != fingerprint(data_of(packed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": pixels(20, 28, 28, 28, 1)}, "train_images: .*: volumes are not read; expected"),
+        ({"train_images": pixels(20, 28, 28, 28)}, "train_images: .*: volumes are not read; expected"),
+        ({"train_labels": pixels(20, 14, most=2)}, "train_labels: has 14 labels for each image; expected one class"),
+        ({"train_labels": np.full(20, 0.5)}, "train_labels: float64; expected whole numbers from 0"),
+        ({"train_labels": np.arange(19)}, r"train_images: \(20, 28, 28, 3\) with 19 labels; expected"),
+        ({"val_images": pixels(6, 32, 32, 3)}, r"several shapes \(train 28x28x3, val 32x32x3, test 28x28x3\)"),
+        (
+            {"train_images": pixels(20, 28, 28, 3).astype(np.float32)},
+            r"float32, whose range nobody can know; set data.range=\[low,high\]",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load(data_of(npz(medmnist(**changes), tmp_path / "a")))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_such_file(tmp_path):
+    arrays = medmnist()
+    del arrays["train_labels"]
+    with pytest.raises(ConfigError, match="has train_images and no train_labels; it holds train_images, val_images"):
+        load(data_of(npz(arrays, tmp_path / "a")))
+    with pytest.raises(ConfigError, match=r"has x; expected a file .npz with train_images, train_labels"):
+        load(data_of(npz({"x": np.zeros(3)}, tmp_path / "b")))
+    (tmp_path / "c.npz").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"c\.npz: cannot be read as arrays"):
+        load(data_of(tmp_path / "c.npz"))
+    with pytest.raises(ConfigError, match=r"data\.val=3: there is a val split of 6 images; leave it out"):
+        load(data_of(npz(medmnist(), tmp_path / "d"), "data.val=3"))
+    with pytest.raises(ConfigError, match=r"data\.size=32: the images have 28x28 pixels"):
+        load(data_of(tmp_path / "d" / "set.npz", "data.size=32"))
+
+
+MINE = """
+import numpy as np
+import torch
+
+SPREAD = 3
+
+
+def load(images=20, classes=None):
+    pixels = np.random.default_rng(images).integers(0, 256, (images, 6, 6), dtype=np.uint8)
+    labels = torch.arange(images) % SPREAD
+    found = {"train": (pixels[6:], labels[6:]), "test": (pixels[:6], labels[:6])}
+    return found | ({"classes": classes} if classes else {})
+
+
+def broken():
+    return 1 / 0
+
+
+def nothing():
+    return {"images": 3}
+"""
+
+
+def test_a_function_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_x.py").write_text(MINE)
+
+    def config(*overrides: str, target: str = "mine_x.load"):
+        return compose("data=custom", f"data._target_={target}", "data.val=3", *overrides)
+
+    images = load(config().data)
+    assert [len(part) for part in images.splits().values()] == [11, 3, 6]
+    assert (images.shape, images.classes) == ((1, 6, 6), ["0", "1", "2"])
+    assert load(config("+data.options.classes=[a,b,c]").data).classes == ["a", "b", "c"]
+    choices = {"mixer": "pooling", "model": "tiny"}
+    ids = {resolve(config(*o), choices)[0].run_id for o in ((), ("+data.options.images=20",))}
+    assert len(ids) == 1  # the same images
+    ids |= {resolve(config(f"+data.options.{o}"), choices)[0].run_id for o in ("images=21", "classes=[a,b,c]")}
+    (tmp_path / "mine_x.py").write_text(MINE.replace("def broken", "# another text\ndef broken"))
+    ids.add(resolve(config(), choices)[0].run_id)
+    assert len(ids) == 4  # other images, other names, other code
+    for target, message in {
+        "mine_x.broken": "data._target_=mine_x.broken: ZeroDivisionError: division by zero",
+        "mine_x.nothing": "data._target_=mine_x.nothing: returned the keys images; expected a dict with train",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            load(config(target=target).data)
+    with pytest.raises(ConfigError, match="there is a label 2 and 2 names of classes"):
+        load(config("+data.options.classes=[a,b]").data)
