@@ -13,7 +13,8 @@ TRAINING_VERSION = 1
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a result depends on."""
-    return {name: version(name) for name in ("torch", "lightning", "timm", "torchmetrics", "hydra-core")}
+    names = ("torch", "lightning", "timm", "torchmetrics", "hydra-core", "numpy", "pillow")
+    return {name: version(name) for name in names}
 
 
 @cache

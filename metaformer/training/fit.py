@@ -232,7 +232,7 @@ def _measured(
     threads: int,
     accumulate: int,
 ) -> Measured:
-    epoch = tested.epoch or len(rows)
+    epoch, device = tested.epoch or len(rows), trainer.strategy.root_device
     trained = {k: float(v) for k, v in rows[epoch - 1].items() if k.startswith(("train_", "val_")) and v}
     return Measured(
         metrics=trained | tested.metrics,
@@ -249,8 +249,8 @@ def _measured(
         threads=threads,
         devices=trainer.world_size,
         accumulate=accumulate,
-        device=device_name(trainer.strategy.root_device),
-        versions=library_versions(),
+        device=device_name(device),
+        versions=library_versions() | ({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
     )
 
 

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_files_and_is_not_trained_twice(monkeypatch):
     assert yaml.safe_load((folder / "config.yaml").read_text())["choices"] == CHOICES
     assert (result["seed"], result["threads"], result["epochs"]) == (3, 1, 2)
     assert result["params"] == sum(w.numel() for w in weights(folder).values())
-    assert {"torch", "lightning", "timm"} <= set(result["versions"])
+    assert {"torch", "lightning", "timm", "numpy", "pillow"} <= set(result["versions"])
     stored = np.load(folder / "predictions.npz")
     assert (stored["predictions"] == stored["labels"]).mean() == pytest.approx(result["metrics"]["test_accuracy"])
     assert len(stored["labels"]) == 300
