@@ -17,7 +17,8 @@ from metaformer.analysis.wandb_study import publish, sync
 from metaformer.cli import answer, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
-from metaformer.runs.launch import Run, collect, read_launch, source_of
+from metaformer.runs.launch import Run, read_launch, source_of
+from metaformer.runs.packed import gather
 from metaformer.system.errors import ConfigError
 
 
@@ -51,7 +52,7 @@ def _launched(name: str, folder: Path) -> list[Run]:
         raise ConfigError(f"experiments={name}: it was never launched from this folder")
     if launched.source != source_of(name):
         raise ConfigError(f"experiments={name}: its files changed since the launch; launch it again")
-    runs = collect(launched.runs, folder)
+    runs = gather(name, launched.runs, folder)
     for line in left_out(runs):
         print(line)
     return runs

@@ -3,10 +3,13 @@
     python -m metaformer.plan experiments=NAME             # its runs so far, and the power of its seeds
     python -m metaformer.plan experiments=NAME sd=1.5      # for paired differences that scatter by 1.5 points
     python -m metaformer.plan experiments=NAME from=OTHER  # as much as those of another study did
+    python -m metaformer.plan experiments=NAME images=10000  # so many test images, where they are not known
     python -m metaformer.plan experiments=NAME throughput=900  # its cost, at 900 training images a second and run
 
-The power is that of the first step of the study's correction, which is the hardest. Without sd= and from= the scatter
-is that of the finished runs of the study itself, or else an assumption of 1 point, and it says so.
+The power is that of the first step of the study's correction, the hardest, with each comparison's own variance.
+Verdicts are for other seeds and other images: the choice of the test images has a standard error that no number of
+seeds makes smaller. Without sd= and from= both are those of the finished runs of the study itself, or else assumed,
+and it says so.
 """
 
 import sys
@@ -17,21 +20,21 @@ from pathlib import Path
 from rich.console import Console
 
 from metaformer.analysis.page import effective
-from metaformer.analysis.stats import seeds_needed
-from metaformer.analysis.verdict import first_step
+from metaformer.analysis.stats import Scatter
 from metaformer.cli import answer, positive, words
 from metaformer.config.metrics import metric_of
+from metaformer.data.registry import tested_images
 from metaformer.runs.launch import check_study, collect
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
-from metaformer.studies.power import power_table, scatter, scatter_of, size
+from metaformer.studies.power import assumed_error, scatter, scatter_of, size, tell_power
 from metaformer.studies.sweeper import changes
 from metaformer.system.errors import ConfigError
 
 
 def plan(arguments: Sequence[str], console: Console) -> None:
     """Print the state of a study's runs and the power of its seeds."""
-    given = words(arguments, own=("sd", "from", "throughput"))
+    given = words(arguments, own=("sd", "from", "images", "throughput"))
     if {"sd", "from"} <= given.own.keys():
         raise ConfigError("sd, from: expected one of them, both say how much the differences scatter")
     points = expand(given.overrides)
@@ -51,21 +54,15 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     if not comparisons:
         console.print("nothing is compared with a reference: there is no power to speak of")
         return
-    unit = metric_of(study.analysis.metric).unit
+    unit, told = metric_of(study.analysis.metric).unit, given.own.get("images")
+    images = int(positive("images", told, "test images") or 0) if told else tested_images(config.data)
     sd = positive("sd", given.own.get("sd"), unit, below=100)
-    source = "as stated"
-    if sd is None:
+    if sd is not None:
+        spread, source = Scatter(sd, assumed_error(images) if unit == "points" else 0.0), "as stated"
+    else:
         other = given.own.get("from")
-        sd, source = scatter_of(other, folder) if other else scatter(study, runs)
-    alpha, margin = first_step(study.analysis, comparisons), study.analysis.margin / sd
-    console.print(
-        f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} in a setting, margin "
-        f"{study.analysis.margin:g} {unit} = {margin:.2f} SD of the paired difference ({sd:.2f} {unit}, {source})",
-        highlight=False,
-    )
-    console.print(power_table(seeds, margin, alpha).rich())
-    needed = seeds_needed(margin, alpha) or "more than 1,000"
-    console.print(f"{needed} seeds show with 80% that two equal cells are equivalent", highlight=False)
+        spread, source = scatter_of(other, folder) if other else scatter(study, runs, images)
+    tell_power(study, seeds, comparisons, spread, source, console)
 
 
 def main() -> None:

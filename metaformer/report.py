@@ -2,8 +2,8 @@
 
     python -m metaformer.report experiments=NAME
 
-It reads finished runs, draws no random number that is not fixed, and imports no torch. `train` calls it at the end of
-a study.
+It reads finished runs, or experiments/NAME/runs.npz where they have no folder here, draws no random number that is not
+fixed, and imports no torch. `train` calls it at the end of a study.
 """
 
 import sys
@@ -16,7 +16,8 @@ from metaformer.analysis.page import summarise
 from metaformer.cli import answer, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
-from metaformer.runs.launch import check_study, collect, read_launch, source_of
+from metaformer.runs.launch import check_study, read_launch, source_of
+from metaformer.runs.packed import gather
 from metaformer.studies.points import expand
 from metaformer.studies.sweeper import changes
 from metaformer.system.errors import ConfigError
@@ -39,7 +40,7 @@ def report(arguments: Sequence[str]) -> None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
     if not changed:
         check_study(study, entries)
-    runs = collect(entries, Path(config.runtime.runs))
+    runs = gather(study.name, entries, Path(config.runtime.runs))
     console = Console(width=None if sys.stdout.isatty() else 140)
     summarise(study, runs, console, write=not changed)
     if all(run.problem for run in runs):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metaformer.config import compose as composition
-from metaformer.config.schema import Analysis, Config, Model, Recipe, Study
+from metaformer.config.schema import Analysis, Config, Model, Recipe, Runtime, Study
 from metaformer.runs.launch import Entry, Run
 from metaformer.runs.result import REPORTED, Result, write_result
 
@@ -86,15 +86,19 @@ def study(**analysis: Any) -> Study:
     return Study("mine", "Which?", "pooling", Analysis(**{"tolerance": 0.1, **analysis}))
 
 
+NODES = {"model": Model, "recipe": Recipe, "runtime": Runtime}
+
+
 def result_of(seed: int, accuracy: float, identity: str = "", **changes: Any) -> Result:
     """A result as a run leaves it; `model={"norm": "layer"}` changes a node of its configuration."""
     mixer = {"_target_": changes.pop("mixer", "x")}
-    model, recipe = (kind(**changes.pop(name, {})) for name, kind in (("model", Model), ("recipe", Recipe)))
-    config = Config(mixer=mixer, model=model, recipe=recipe, seed=seed)
+    nodes = {name: kind(**changes.pop(name, {})) for name, kind in NODES.items()}
+    config = Config(mixer=mixer, seed=seed, **nodes)
     result = Result(
-        metrics=dict.fromkeys(REPORTED, accuracy), recall={"cat": accuracy, "dog": 0.5}, confusion=[[3, 1], [2, 2]],
-        tested_epoch=1, params=1000, trainable=1000, macs=2_000_000, uncounted_ops=[],
-        epochs=1, images=100, seconds=10.0, threads=1, devices=1, accumulate=1, device="cpu", versions={"torch": "2"},
+        metrics=dict.fromkeys(REPORTED, accuracy), recall={"cat": accuracy, "dog": 0.5},
+        confusion=[[300, 100], [200, 200]], params=1000, trainable=1000, macs=2_000_000, uncounted_ops=[],
+        epochs=config.recipe.epochs, tested_epoch=1, images=100, seconds=10.0, threads=1, devices=1, accumulate=1,
+        device="cpu", versions={"torch": "2"},
         name=f"run-{identity}", choices={"mixer": "pooling", "model": "tiny"}, run_id=identity, cell_id="c", seed=seed,
         host="here", python="3.11", training_version=1, git=None, finished="2026-01-02T00:00:00+00:00",
         fingerprint=None, config=config,

@@ -12,13 +12,15 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from metaformer.analysis.comparison import Cell, Comparison, best_rate, by_rate
-from metaformer.analysis.stats import Component, Estimate, mean_interval
+from metaformer.analysis.cells import Cell
+from metaformer.analysis.comparison import Comparison, best_rate, by_rate
+from metaformer.analysis.crossed import mean_interval
+from metaformer.analysis.shares import Component
+from metaformer.analysis.stats import Estimate
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
 from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Analysis
 from metaformer.runs.launch import Run
-from metaformer.runs.result import read_curve
 
 matplotlib.use("agg")
 
@@ -43,9 +45,10 @@ WIDTH = 7.2  # inches
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write NAME.png and NAME.svg; return the SVG for a page that holds several."""
+    """Write NAME.png, NAME.pdf and NAME.svg; return the SVG for a page that holds several."""
     matplotlib.rcParams["svg.hashsalt"] = name  # ids that differ from one figure to the next
     figure.savefig(folder / f"{name}.png", dpi=130)
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     svg = StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
@@ -55,24 +58,24 @@ def save(figure: Figure, folder: Path, name: str) -> str:
 
 
 def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) -> Figure:
-    """Each cell: seeds as dots, the mean and its 95% t interval."""
+    """Each cell: seeds as dots, the mean and its 95% interval."""
     figure, axes = _rows(len(cells))
     places = _places(cells, factor)
     for place, cell in zip(places, cells, strict=True):
         colour = "#c0392b" if cell.levels[factor] == reference else "#1f4e79"
-        values, estimate = list(cell.values.values()), cell.mean(metric)
+        values, estimate = list(cell.values.values()), cell.tested()
         axes.plot(values, [place - 0.22] * len(values), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
         _interval(axes, estimate, place, colour, 2.0)
         axes.plot([estimate.mean], [place], "D", color=colour, markersize=5)
     _label_rows(axes, [cell.name for cell in cells], places)
     n = span(len(cell.values) for cell in cells)
-    axes.set_xlabel(f"{with_unit(metric)}: mean and 95% t interval over n = {n} seeds; dots are seeds")
+    axes.set_xlabel(f"{with_unit(metric)}: mean and 95% interval, n = {n} seeds; dots are seeds")
     return figure
 
 
 def differences(comparisons: Sequence[Comparison], analysis: Analysis, reference: str) -> Figure | None:
     """Paired differences to the reference with the margin band: thin the 95% interval, thick that of TOST."""
-    comparisons = [c for c in comparisons if c.difference.n]
+    comparisons = [c for c in comparisons if c.crossed.seeds]
     if not comparisons:
         return None
     margin = analysis.margin
@@ -83,7 +86,7 @@ def differences(comparisons: Sequence[Comparison], analysis: Analysis, reference
     for place, c in zip(places, comparisons, strict=True):
         colour = COLOURS[c.verdict]
         _interval(axes, c.difference, place, colour, 1.2)
-        _interval(axes, c.tost_interval, place, colour, 3.2)
+        _interval(axes, c.tost_interval(analysis.alpha), place, colour, 3.2)
         axes.plot([c.difference.mean], [place], "D", color=colour, markersize=5)
     _label_rows(axes, [c.cell.name for c in comparisons], places)
     handles = [
@@ -92,7 +95,7 @@ def differences(comparisons: Sequence[Comparison], analysis: Analysis, reference
         if any(c.verdict.startswith(verdict) for c in comparisons)
     ]
     figure.legend(handles=handles, ncol=4, loc="outside upper center", frameon=False)
-    n, tost = span(c.difference.n for c in comparisons), 1 - 2 * analysis.alpha
+    n, tost = span(c.crossed.seeds for c in comparisons), 1 - 2 * analysis.alpha
     unit = metric_of(analysis.metric).unit
     axes.set_xlabel(f"minus {reference}, in {unit}, n = {n} pairs; band: ±{margin:g}; thick {tost:.0%}, thin 95%")
     return figure
@@ -120,7 +123,7 @@ def variance(everything: Sequence[Component], without_identity: Sequence[Compone
     _label_rows(axes, names, range(len(names) - 1, -1, -1))
     axes.set_xlim(0, 108)
     words = metric_of(metric).words
-    axes.set_xlabel(f"share of the variance in {words}, in %; lines: 95% interval over resampled seeds")
+    axes.set_xlabel(f"share of the variance in {words}, in %; lines: 95% interval over seeds")
     return figure
 
 
@@ -270,11 +273,9 @@ def with_unit(metric: str) -> str:
 
 def _trace(run: Run, metric: str) -> list[float]:
     """A metric by epoch in its unit, from metrics.csv; empty where it cannot be read."""
-    if run.result is None or run.folder is None:
-        return []
     try:
-        return [metric_of(metric).scale * float(row[metric]) for row in read_curve(run.folder)]
-    except (OSError, ValueError, LookupError):
+        return [metric_of(metric).scale * float(row[metric]) for row in run.epochs()] if run.result else []
+    except (ValueError, LookupError):
         return []
 
 

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from metaformer.analysis.sentences import analysis_words, headline, history, left_out
-from metaformer.analysis.tables import Table, accuracy_table, all_tables, provenance_table, run_table
+from metaformer.analysis.methods import analysis_words, history, methods
+from metaformer.analysis.sentences import headline, left_out, sureness
+from metaformer.analysis.tables import accuracy_table, all_tables, provenance_table, run_table
+from metaformer.analysis.terms import FROM_LOGITS
+from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import Verdicts, judge
 from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.schema import Study
 from metaformer.runs.launch import Launch, Run, read_launch, row, save, study_folder
+from metaformer.runs.packed import pack
 from metaformer.system.files import now
 
 if TYPE_CHECKING:
@@ -38,12 +42,15 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: boo
         console.print("no run is finished: nothing to report")
         return
     study = effective(study, runs)
-    verdicts = judge(study, runs)
+    launched = read_launch(study.name) if study.name and write else None
+    verdicts = judge(study, runs, launched.planned_seeds if launched else None)
     if study.name:
         console.print(analysis_words(study), markup=False, highlight=False)
     console.print(accuracy_table(verdicts, study).rich())
     for line in headline(verdicts, study):
         console.print(line, markup=False, highlight=False)
+    for line in sureness(verdicts, study):
+        console.print(line, style="dim", markup=False, highlight=False)
     for line in left_out(runs) if study.name else []:
         console.print(line, style="yellow", markup=False, highlight=False)
     if write:
@@ -63,7 +70,7 @@ def effective(study: Study, runs: Sequence[Run]) -> Study:
 def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: Console) -> Path:
     """results.csv, tables/, figures/ and report.html in experiments/NAME; the last one's path."""
     name = str(study.name)
-    folder, launched = study_folder(name), read_launch(name)
+    folder, launched = study_folder(name), _with_images(read_launch(name), runs)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     edited = _edited(folder / "results.csv", launched)
     for warning in edited:
@@ -73,7 +80,8 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
     tables = {**all_tables(study, verdicts), "recall": recall_table(verdicts.cells)}
     _write_tables(tables, folder / "tables")
     rows = _write_results(runs, folder / "results.csv", launched)
-    told, caution = history(study, launched, runs)
+    pack(runs, folder / "runs.npz", logits=study.analysis.metric.partition("_")[2] in FROM_LOGITS)
+    told, caution = history(study, launched, runs, judged_by(launched))
     content = template("report.html").render(
         title=name,
         question=study.question,
@@ -81,6 +89,8 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
         counts=f"{rows} of {len(runs)} runs",
         written=now()[:10],
         headline=headline(verdicts, study),
+        sureness=sureness(verdicts, study),
+        methods=methods(verdicts, study),
         warnings=[*left_out(runs), *edited],
         analysis=analysis_words(study),
         history=told,
@@ -98,7 +108,7 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
 def _write_tables(tables: dict[str, Table], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        for kind, content in (("csv", table.csv()), ("md", table.markdown())):
+        for kind, content in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
             file = folder / f"{name}.{kind}"
             if table.lines:
                 file.write_text(content)
@@ -137,7 +147,7 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
     }
     for name, figure in drawn.items():
         if figure is None:
-            for kind in ("png", "svg"):
+            for kind in ("png", "svg", "pdf"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
     return {name: figures.save(figure, folder, name) if figure else "" for name, figure in drawn.items()}
 
@@ -151,6 +161,25 @@ def _probes(folder: Path) -> list[dict[str, Any]]:
         svgs = [text[text.index("<svg") :] for text in (file.read_text() for file in files if file.exists())]
         found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": svgs})
     return found
+
+
+def _with_images(launched: Launch | None, runs: Sequence[Run]) -> Launch | None:
+    """The same with what tells the test images: their fingerprint, or the name of the data set and what it keeps."""
+    found = {
+        r.fingerprint or f"{r.config.data.name} test={r.config.data.test}"
+        for run in runs
+        if (r := run.result) is not None
+    }
+    return replace(launched, images=sorted(found)) if launched else None
+
+
+def judged_by(launched: Launch | None) -> list[str]:
+    """The other studies beside this one that are judged by the same test images."""
+    if launched is None:
+        return []
+    names = sorted(path.parent.name for path in study_folder(launched.study).parent.glob("*/launch.json"))
+    others = [read_launch(name) for name in names if name != launched.study]
+    return [other.study for other in others if other and set(other.images) & set(launched.images)]
 
 
 def _edited(results: Path, launched: Launch | None) -> list[str]:

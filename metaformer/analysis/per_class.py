@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from metaformer.analysis.comparison import Cell
+from metaformer.analysis.cells import Cell
 from metaformer.analysis.figures import WIDTH
-from metaformer.analysis.tables import Table
+from metaformer.analysis.text_table import Table
 
 MOST = 20  # classes of which each is named
 LOWEST = 5  # of more classes

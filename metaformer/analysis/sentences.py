@@ -1,21 +1,22 @@
-"""What a report says in words: the verdicts, the shares of the variance, the analysis and its history."""
+"""What a report says in words: the claim, the verdicts, the shares of the variance, and how sure they are."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+
+import numpy as np
 
 from metaformer.analysis.comparison import Comparison
-from metaformer.analysis.stats import Component
-from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts
+from metaformer.analysis.shares import Component
+from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, REFUTED, SHOWN, Claim, Verdicts
 from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Study
-from metaformer.runs.launch import Launch, Run, Stage, analysis_of
+from metaformer.runs.launch import Run
 
 
 def headline(verdicts: Verdicts, study: Study) -> list[str]:
-    """The verdicts in plain words, a sentence for each setting, then the shares of the variance."""
-    sentences, metric = [], metric_of(study.analysis.metric)
+    """The answer: the paper's claim, the verdicts, a sentence for each setting, and the shares of the variance."""
+    metric = metric_of(study.analysis.metric)
+    sentences = [_claim(verdicts, study)] if verdicts.claims else []
     for setting in dict.fromkeys(c.setting for c in verdicts.confirmatory):
         family = [c for c in verdicts.confirmatory if c.setting == setting]
         said = [
@@ -24,20 +25,54 @@ def headline(verdicts: Verdicts, study: Study) -> list[str]:
             if any(c.verdict == verdict for c in family)
         ]
         place = f"{setting}, against" if setting else "Against"
-        n = min((c.difference.n for c in family if c.difference.n), default=0)
+        n = min((c.crossed.seeds for c in family if c.crossed.seeds), default=0)
         sentences.append(f"{place} {study.reference} ({metric.unit}, n = {n}): {'; '.join(said)}.")
-    return [*sentences, claim(verdicts, study)]
+    for c in verdicts.contrasts:
+        e, places = c.difference, metric.digits - 1
+        told = f" {e.mean:+.{places}f} [{e.low:+.{places}f}, {e.high:+.{places}f}]" if e.n > 1 else ""
+        sentences.append(f"Contrast {c.name}:{told} {metric.unit}, {c.verdict}.")
+    return [*sentences, shares(verdicts, study)]
 
 
 def _level(c: Comparison, places: int) -> str:
-    return f"{c.level} {c.difference.mean:+.{places}f}" if c.difference.n else c.level
+    return f"{c.level} {c.difference.mean:+.{places}f}" if c.crossed.seeds else c.level
 
 
-def claim(verdicts: Verdicts, study: Study) -> str:
-    """The paper's claim as numbers: how much of the variance comes from what."""
-    shares = verdicts.shares
-    if shares.reason:
-        return f"The variance is not divided up: {shares.reason}."
+def _claim(verdicts: Verdicts, study: Study) -> str:
+    """All levels are equivalent to each other: where that is shown, where it is refuted and by which pair."""
+    analysis, metric, claims = study.analysis, metric_of(study.analysis.metric), verdicts.claims
+    there = {cell.levels[analysis.factor] for cell in verdicts.cells}
+    out = [level for level in analysis.claim_without if level in there]
+    words = f"All {analysis.factor} levels" if analysis.factor != "mixer" else "All mixers"
+    words += f" but {' and '.join(out)}" if out else ""
+    said = []
+    for claim in claims:
+        place = f"in {claim.setting} " if claim.setting else ""
+        said.append(f"{place}{claim.outcome.upper()}{_by(claim, metric.digits - 1)}")
+    unit = f"±{analysis.margin:g} {metric.unit}"
+    return (
+        f"{words} ({', '.join(dict.fromkeys(lv for c in claims for lv in c.levels))}) are equivalent to each other "
+        + (f"within {unit}: {'; '.join(said)}.")
+    )
+
+
+def _by(claim: Claim, places: int) -> str:
+    if claim.outcome == SHOWN:
+        return f" (largest p = {claim.p:.3f})"
+    worst = max(claim.by, key=lambda c: abs(c.difference.mean) if c.crossed.seeds else 0.0)
+    if not worst.crossed.seeds or worst.confounds:
+        return f" ({worst.level} against {worst.reference.levels[worst.factor]} cannot be tested)"
+    pair = f"{worst.level} - {worst.reference.levels[worst.factor]} {worst.difference.mean:+.{places}f}"
+    others = len(claim.by) - 1
+    more = f" and {others} other pair{'s' * (others > 1)}" if others else ""
+    return f" by {pair}{more}" if claim.outcome == REFUTED else f" ({pair}{more})"
+
+
+def shares(verdicts: Verdicts, study: Study) -> str:
+    """How much of the variance comes from what, and over which levels."""
+    found = verdicts.shares
+    if found.reason:
+        return f"The variance is not divided up: {found.reason}."
 
     def words(components: Sequence[Component]) -> str:
         return ", ".join(f"{c.name} {100 * c.share:.0f}%{interval(c)}" for c in components)
@@ -45,12 +80,85 @@ def claim(verdicts: Verdicts, study: Study) -> str:
     def interval(c: Component) -> str:
         return "" if math.isnan(c.low) else f" [{100 * c.low:.0f}, {100 * c.high:.0f}]"
 
-    over = f"{len(verdicts.cells)} cells and {shares.seeds} seeds (in brackets nominal 95% intervals over seeds)"
-    sentence = f"Of the variance in {in_words(study.analysis.metric)} over these {over}: "
-    sentence += words(shares.everything)
-    if shares.without_identity:
-        sentence += f". Without identity: {words(shares.without_identity)}"
+    over = "; ".join(f"{factor}: {', '.join(levels)}" for factor, levels in found.levels)
+    sentence = (
+        f"Of the variance in {in_words(study.analysis.metric)} over these levels ({over}) and {found.seeds} seeds: "
+    )
+    sentence += words(found.everything)
+    factor = found.levels[-1][0]
+    treatment = next(c for c in found.everything if c.name == factor)
+    if treatment.without:
+        (low, first), (high, last) = treatment.without
+        sentence += f". With one level left out, {factor} has from {100 * low:.0f}% (no {first}) to {100 * high:.0f}%"
+        sentence += f" (no {last})"
+    low, high = treatment.levels
+    sentence += f"; for other levels, were these drawn at random, 95% from {100 * low:.0f} to {100 * high:.0f}%"
+    if found.without_identity:
+        sentence += f". Without identity: {words(found.without_identity)}"
     return sentence + "."
+
+
+def sureness(verdicts: Verdicts, study: Study) -> list[str]:
+    """Where the uncertainty comes from, what was done about few seeds, and how far the ranking holds."""
+    analysis, metric = study.analysis, metric_of(study.analysis.metric)
+    pairs = [c for c in verdicts.confirmatory if c.crossed.seeds > 1]
+    sentences = []
+    if images := max((c.crossed.images for c in pairs), default=0):
+        by_seed, by_image = (
+            float(np.median([getattr(c.crossed, part) for c in pairs if c.crossed.images])) ** 0.5
+            for part in ("by_seed", "by_image")
+        )
+        sentences.append(
+            "The intervals are for other seeds and other test images: in the median comparison the seeds give a "
+            f"standard error of {by_seed:.2f} {metric.unit}, the choice of {images:,} images one of {by_image:.2f}, "
+            "which no further seed makes smaller."
+        )
+    elif pairs:
+        why = (
+            "a metric of validation images"
+            if not analysis.metric.startswith("test_")
+            else "what each image gives is not kept"
+        )
+        sentences.append(f"The intervals are for other seeds and the same images alone ({why}).")
+    pairing = [c.pairing for c in pairs if not math.isnan(c.pairing)]
+    if pairing:
+        sentences.append(
+            f"Pairing by seed: the variance of a difference is {np.median(pairing):.2f} times that of unpaired seeds "
+            f"(median; {min(pairing):.2f} to {max(pairing):.2f})."
+        )
+    found = verdicts.shares
+    if not math.isnan(found.reliability):
+        sentence = (
+            f"Ranking of the levels of {found.levels[-1][0]}: generalisability coefficient {found.reliability:.2f}"
+        )
+        said = [
+            f"{of} {tau:.2f}" for tau, of in zip(found.ranks, ("two seeds", "two settings"), strict=True) if tau == tau
+        ]
+        sentences.append(f"{sentence}; Kendall's tau between the rankings of {', of '.join(said)}.")
+    if analysis.looks:
+        taken = [f"{len(look.seeds)} seeds at alpha {look.alpha:.4f}" for look in verdicts.looks]
+        planned = ", ".join(map(str, analysis.looks))
+        sentences.append(f"Looks planned at {planned} seeds; taken: {'; '.join(taken) or 'none'}.")
+    if verdicts.added:
+        sentences.append(
+            "Seeds were added that the first launch did not plan. Verdicts and p values are those of the planned "
+            "seeds; the estimates from all seeds are exploratory."
+        )
+    return [*sentences, *failures(verdicts)]
+
+
+def failures(verdicts: Verdicts) -> list[str]:
+    """How many runs of which cell failed, or ended at chance."""
+    lines = []
+    for cell in verdicts.cells:
+        total = len(cell.runs.keys() | cell.failed.keys())
+        if cell.failed:
+            lines.append(
+                f"{cell.name}: {len(cell.failed)} of {total} runs failed ({next(iter(cell.failed.values()))})."
+            )
+        if cell.collapsed:
+            lines.append(f"{cell.name}: {len(cell.collapsed)} of {total} runs ended at chance.")
+    return lines
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
@@ -64,56 +172,3 @@ def left_out(runs: Sequence[Run]) -> list[str]:
         words = [f"{cell} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for cell, seeds in cells.items()]
         lines.append(f"left out, {problem}: {', '.join(words)}")
     return lines
-
-
-def analysis_words(study: Study) -> str:
-    """The analysis block as sentences."""
-    a, metric = study.analysis, metric_of(study.analysis.metric)
-    correction = "Holm's correction within each setting" if a.correction == "holm" else "no correction"
-    better = "" if metric.higher else " (lower is better)"
-    words = [
-        f"Metric: {a.metric}{better}. Factor: {a.factor}, reference: {study.reference}.",
-        f"Differences within ±{a.margin:g} {metric.unit} count as negligible. Alpha: {a.alpha:g}, {correction}.",
-        "Equivalent: two one-sided paired t tests reject a difference of the margin. Different: the paired t test "
-        "rejects zero, however small the difference. Alpha holds for each of the two kinds of verdict.",
-        "Compared whatever the two cost."
-        if a.tolerance is None
-        else f"No verdict where parameters or MACs differ by more than {a.tolerance:.0%}.",
-    ]
-    if a.tuned:
-        words.append(f"Declared as chosen for each cell by an equal search or budget: {', '.join(a.tuned)}.")
-    return " ".join(words)
-
-
-def history(study: Study, launched: Launch | None, runs: Sequence[Run]) -> tuple[str, bool]:
-    """When the analysis and the runs were fixed and whether they changed since, and whether that asks for caution."""
-    if launched is None:
-        return "It was never launched as a study from this folder, so nobody knows when this was fixed.", True
-    ended = sorted(run.result.finished for run in runs if run.result is not None)
-    stages = list(launched.analyses)
-    if stages[-1].analysis != analysis_of(study):
-        stages.append(replace(stages[-1], time="now", analysis=analysis_of(study)))
-    first = stages[0].time
-    said = [f"Fixed at the first launch, {first}"]
-    before = sum(1 for time in ended if time < first)
-    if before:
-        said[0] += f", when {before} of {len(ended)} runs had ended already, for another study or an earlier sweep"
-    elif ended:
-        said[0] += f", before the first run ended ({ended[0]})"
-    for earlier, later in pairwise(stages):
-        looked = ", after the first run ended" if ended and later.time > ended[0] else ""
-        said.append(f"CHANGED {later.time}{looked}: {', '.join(_changes(earlier, later))}")
-    if len(stages) == 1:
-        said.append("not changed since")
-    return "; ".join(said) + ".", bool(before) or len(stages) > 1
-
-
-def _changes(earlier: Stage, later: Stage) -> list[str]:
-    found = [
-        f"{key} {earlier.analysis.get(key)} -> {value}"
-        for key, value in later.analysis.items()
-        if earlier.analysis.get(key) != value
-    ]
-    if earlier.runs != later.runs:
-        found.append(f"{earlier.runs['n']} -> {later.runs['n']} runs")
-    return found

@@ -1,35 +1,46 @@
-"""From finished runs to verdicts and to shares of the variance.
+"""From finished runs to verdicts, to the paper's claim and to shares of the variance.
 
 A comparison is two cells that differ in one factor. It is confirmatory where that is the factor of the study against
-its reference, and belongs to a family: the comparisons within one setting of the other factors.
+its reference, and belongs to a family: the comparisons within one setting of the other factors. The contrasts of the
+analysis block are a family of their own.
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
-from metaformer.analysis.comparison import Cell, Comparison, cells_of, compare, is_reference
-from metaformer.analysis.stats import Component, difference_p, equivalence_p, holm, seeds_needed, variance_shares
+from metaformer.analysis.cells import Cell, cells_of
+from metaformer.analysis.comparison import Comparison, Contrast, Tested, compare, contrast, is_reference
+from metaformer.analysis.crossed import moderated
+from metaformer.analysis.grid import Shares, shares_of
+from metaformer.analysis.looks import Look, looks_at
+from metaformer.analysis.stats import Scatter, holm
 from metaformer.config.schema import Analysis, Study
 from metaformer.runs.launch import Run
 
 EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclusive", "no verdict"
-
-
 BOTH = "equivalent (a difference smaller than the margin)"
+SHOWN, REFUTED, NOT_SHOWN = "shown", "refuted", "not shown"
+
+FEWEST = 3  # seeds of a verdict: an interval from two says next to nothing
+MODERATED = 5  # seeds up to which variances are moderated, unless the analysis says otherwise
+SD_CONFIDENCE = 0.8  # of the scatter, for the range of seeds that would tell
+
+T = TypeVar("T", bound=Tested)
 
 
 @dataclass(frozen=True)
-class Shares:
-    """The variance of a study by factor, in words where it cannot be had."""
+class Claim:
+    """Whether all levels of the factor (but some that the analysis names) are equivalent to each other in a setting."""
 
-    everything: list[Component]
-    without_identity: list[Component]
-    seeds: int = 0
-    reason: str = ""
+    setting: str
+    levels: list[str]
+    outcome: str
+    by: list[Comparison]  # the pairs that refute it, or that do not show it; where it is shown, the least sure one
+    p: float  # the largest of the pairs: of the intersection-union test
 
 
 @dataclass(frozen=True)
@@ -38,119 +49,210 @@ class Verdicts:
     confirmatory: list[Comparison]
     exploratory: list[Comparison]
     shares: Shares
+    contrasts: list[Contrast] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)  # taken so far
+    added: list[Comparison] = field(default_factory=list)  # the confirmatory ones with the seeds that were not planned
+
+    @property
+    def tested(self) -> list[Tested]:
+        """All that has a verdict."""
+        return [*self.confirmatory, *self.contrasts]
 
 
-def judge(study: Study, runs: Iterable[Run]) -> Verdicts:
-    """All that the finished runs of a study say."""
+def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = None) -> Verdicts:
+    """All that the finished runs of a study say.
+
+    Args:
+        planned: the seeds of the first launch, where they are known: others count for no verdict.
+    """
+    analysis, listed = study.analysis, list(runs)
+    every, cells = sorted({run.seed for run in listed}), cells_of(listed, analysis)
+    seeds = [seed for seed in every if planned is None or analysis.looks or seed in planned]
+    seeds = seeds[: analysis.looks[-1]] if analysis.looks else seeds
+    looks = [look for look in looks_at(seeds, analysis) if _reached(look, cells, analysis)]
+    pairs = [pair for a, b in combinations(cells, 2) if (pair := compare(a, b, study)) is not None]
+    stages = [_stage(look, cells, pairs, study) for look in looks or [Look(tuple(seeds), 0.0)]]
+    confirmatory = _over_looks([_decided(stage.confirmatory, stage, analysis) for stage in stages])
+    contrasts = _over_looks([_decided(stage.contrasts, stage, analysis) for stage in stages])
+    added = [pair for pair in pairs if _confirmatory(pair, study)] if len(every) > len(seeds) else []
+    others = [_exploratory(pair) for pair in pairs if not _confirmatory(pair, study) and pair.differences]
+    finished = [cell for cell in cells if cell.values]
+    claims = _claims(stages, study)
+    return Verdicts(finished, confirmatory, others, shares_of(finished, study), contrasts, claims, looks, added)
+
+
+def _reached(look: Look, cells: Sequence[Cell], analysis: Analysis) -> bool:
+    """A planned look is taken when some cell has all of its seeds; a cell that lacks one is not tested at it."""
+    return analysis.looks is None or any(cell.values.keys() >= set(look.seeds) for cell in cells)
+
+
+def _confirmatory(pair: Comparison, study: Study) -> bool:
+    return pair.factor == study.analysis.factor and is_reference(pair.reference, study)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What is tested at one look."""
+
+    look: Look
+    pairs: Sequence[Comparison]  # all that differ in the factor of the study
+    confirmatory: Sequence[Comparison]
+    contrasts: Sequence[Contrast]
+
+
+def _stage(look: Look, cells: Sequence[Cell], pairs: Sequence[Comparison], study: Study) -> _Stage:
+    """The comparisons over the seeds of a look; even where nothing is finished one was planned, and counts."""
     analysis = study.analysis
-    listed = cells_of(list(runs), analysis.metric)
-    confirmatory, exploratory = [], []
-    for a, b in combinations(listed, 2):
-        pair = compare(a, b, study)
-        if pair is None:
-            continue
-        if pair.factor == analysis.factor and is_reference(pair.reference, study):
-            confirmatory.append(pair)  # even where nothing is finished: it was planned, and counts in its family
-        elif pair.difference.n:
-            exploratory.append(pair)
-    cells = [cell for cell in listed if cell.runs]
-    return Verdicts(
-        cells, _decide(confirmatory, analysis), [_exploratory(pair) for pair in exploratory], _shares(cells, analysis)
+    if not all(cell.values.keys() <= set(look.seeds) for cell in cells):
+        fewer = (compare(pair.cell, pair.reference, study, look.seeds) for pair in pairs)
+        pairs = [pair for pair in fewer if pair is not None]
+    planned: list[Tested] = [pair for pair in pairs if _confirmatory(pair, study)]
+    planned += [contrast(name, cells, study, look.seeds) for name in analysis.contrasts]
+    tested = _moderate(planned, analysis)
+    return _Stage(
+        look,
+        _moderate([pair for pair in pairs if pair.factor == analysis.factor], analysis),
+        [t for t in tested if isinstance(t, Comparison)],
+        [t for t in tested if isinstance(t, Contrast)],
     )
 
 
-def _decide(confirmatory: Sequence[Comparison], analysis: Analysis) -> list[Comparison]:
-    """Verdicts, family by family; a comparison that cannot be tested counts in its family with p = 1."""
+def _moderate(family: Sequence[T], analysis: Analysis) -> list[T]:
+    """The same with variances that know of each other, where the analysis says so."""
+    few = max((t.crossed.seeds for t in family), default=0) <= MODERATED
+    if analysis.variance == "own" or (analysis.variance == "auto" and not few):
+        return list(family)
+    usable = [t for t in family if not _untestable(t, analysis)]
+    better = dict(zip(map(id, usable), moderated([t.crossed for t in usable]), strict=True))
+    return [replace(t, crossed=better.get(id(t), t.crossed)) for t in family]
+
+
+def _decided(tested: Sequence[T], stage: _Stage, analysis: Analysis) -> list[T]:
+    """p values and verdicts, family by family; what cannot be tested counts in its family with p = 1."""
+    whole: list[Tested] = [*stage.confirmatory, *stage.contrasts] if analysis.correction == "holm_study" else [*tested]
+    reasons = {id(t): _untestable(t, analysis) for t in whole}
+    p: dict[int, tuple[float, float, int]] = {}
+    for family in _families(whole, analysis):
+        raw = [
+            (1.0, 1.0) if reasons[id(t)] else (t.crossed.difference_p(), t.crossed.equivalence_p(analysis.margin))
+            for t in family
+        ]
+        different, equal = (holm(values) for values in zip(*raw, strict=True))
+        p |= {id(t): (d, e, len(family)) for t, d, e in zip(family, different, equal, strict=True)}
+    return [_verdict(t, reasons[id(t)], *p[id(t)], analysis, stage.look) for t in tested]
+
+
+def _families(tested: Sequence[Tested], analysis: Analysis) -> list[list[Tested]]:
+    """What is corrected together."""
+    if analysis.correction == "none":
+        return [[t] for t in tested]
+    families: dict[str, list[Tested]] = {}
+    for t in tested:
+        one_setting = isinstance(t, Comparison) and analysis.correction == "holm"
+        families.setdefault(t.setting if one_setting and isinstance(t, Comparison) else "", []).append(t)
+    return list(families.values())
+
+
+def _verdict(t: T, reason: str, different: float, equal: float, family: int, analysis: Analysis, look: Look) -> T:
+    if reason:
+        return replace(t, verdict=NONE, notes=[reason, *t.notes])
+    verdict = _word(equal <= look.alpha, different <= look.alpha)
+    needed = _needed(t, analysis, family) if verdict == INCONCLUSIVE else None
+    return replace(t, p_difference=different, p_equivalence=equal, verdict=verdict, seeds_needed=needed)
+
+
+def _word(equal: bool, different: bool) -> str:
+    return BOTH if equal and different else EQUIVALENT if equal else DIFFERENT if different else INCONCLUSIVE
+
+
+def _over_looks(looks: Sequence[Sequence[T]]) -> list[T]:
+    """The last look, with what any look has decided."""
     decided = []
-    for setting in dict.fromkeys(c.setting for c in confirmatory):
-        family = [c for c in confirmatory if c.setting == setting]
-        reasons = [_untestable(c) for c in family]
-        tested = list(zip(family, reasons, strict=True))
-        p_difference = [1.0 if reason else difference_p(c.differences) for c, reason in tested]
-        p_equivalence = [1.0 if reason else equivalence_p(c.differences, analysis.margin) for c, reason in tested]
-        if analysis.correction == "holm":
-            p_difference, p_equivalence = holm(p_difference), holm(p_equivalence)
-        for (c, reason), different, equal in zip(tested, p_difference, p_equivalence, strict=True):
-            if reason:
-                decided.append(replace(c, verdict=NONE, notes=[reason, *c.notes]))
-            else:
-                decided.append(_verdict(c, different, equal, analysis, len(family)))
+    for same in zip(*looks, strict=True):
+        verdicts = [t.verdict for t in same]
+        equal = any(v in (EQUIVALENT, BOTH) for v in verdicts)
+        different = any(v in (DIFFERENT, BOTH) for v in verdicts)
+        last = same[-1]
+        if equal or different:
+            last = replace(last, verdict=_word(equal, different), seeds_needed=None)
+        decided.append(last)
     return decided
 
 
 def first_step(analysis: Analysis, comparisons: int) -> float:
     """The alpha of the first step of the correction over so many comparisons, which is the hardest."""
-    return analysis.alpha / (comparisons if analysis.correction == "holm" else 1)
+    return analysis.alpha / (comparisons if analysis.correction != "none" else 1)
 
 
-def _untestable(c: Comparison) -> str:
-    """Why no test can be made of a comparison, or nothing."""
-    if lacking := [cell.name for cell in (c.cell, c.reference) if not cell.runs]:
+def _untestable(t: Tested, analysis: Analysis) -> str:
+    """Why no test can be made, or nothing."""
+    cells = [t.cell, t.reference] if isinstance(t, Comparison) else t.cells if isinstance(t, Contrast) else []
+    if analysis.failed == "refuse" and (lost := [cell for cell in cells if cell.failed]):
+        seeds = [f"{cell.name} (seed {', '.join(map(str, sorted(cell.failed)))})" for cell in lost]
+        return f"a run failed: {'; '.join(seeds)}"
+    if lacking := [cell.name for cell in cells if not cell.values]:
         return f"no finished run of {' and '.join(lacking)}"
-    if c.confounds:
-        return "they differ in more than the factor: " + "; ".join(c.confounds)
-    if not c.differences:
-        return "no seed that both have"
-    if len(c.differences) < 2:
-        return "one seed only: a difference without an interval"
-    if np.ptp(c.differences) < 1e-9:
+    if t.confounds:
+        return "they differ in more than the factor: " + "; ".join(t.confounds)
+    n = len(t.differences)
+    if n < FEWEST:
+        return f"{n or 'no'} seed{'s' * (n > 1)} that {'both' if len(cells) == 2 else 'all'} have: it takes {FEWEST}"
+    if np.ptp(t.differences) < 1e-9:
         return "no variance between seeds: the difference is the same at each of them"
     return ""
 
 
-def _verdict(c: Comparison, p_difference: float, p_equivalence: float, analysis: Analysis, family: int) -> Comparison:
-    equal, different = p_equivalence <= analysis.alpha, p_difference <= analysis.alpha
-    verdict = BOTH if equal and different else EQUIVALENT if equal else DIFFERENT if different else INCONCLUSIVE
-    needed = None
-    if verdict == INCONCLUSIVE:
-        sd = float(np.std(c.differences, ddof=1))
-        needed = seeds_needed(analysis.margin / sd, first_step(analysis, family), abs(c.difference.mean) / sd)
-    return replace(c, p_difference=p_difference, p_equivalence=p_equivalence, verdict=verdict, seeds_needed=needed)
+def _needed(t: Tested, analysis: Analysis, family: int) -> tuple[int | None, int | None]:
+    """The range of numbers of seeds that would tell with 80%, for the scatter that these few seeds allow."""
+    from scipy import stats
+
+    n, tail = t.fixed.seeds, (1 - SD_CONFIDENCE) / 2
+    variance = t.fixed.by_seed * n
+    least, most = (variance * (n - 1) / float(stats.chi2.ppf(q, n - 1)) for q in (1 - tail, tail))
+    alpha, distance = first_step(analysis, family), abs(t.crossed.mean)
+    low, high = (
+        Scatter(v**0.5, t.crossed.by_image**0.5).seeds_needed(analysis.margin, alpha, distance) for v in (least, most)
+    )
+    return low, high
 
 
 def _exploratory(c: Comparison) -> Comparison:
     """Its unadjusted p value, and no verdict."""
-    return c if _untestable(c) else replace(c, p_difference=difference_p(c.differences))
+    if c.confounds or len(c.differences) < 2 or np.ptp(c.differences) < 1e-9:
+        return c
+    return replace(c, p_difference=c.crossed.difference_p())
 
 
-def _shares(cells: Sequence[Cell], analysis: Analysis) -> Shares:
-    """The decomposition with and without the identity mixer; it needs every cell of the grid."""
-    try:
-        everything, seeds = _decompose(cells, analysis.factor)
-    except ValueError as error:
-        return Shares([], [], reason=str(error))
-    mixers = [cell for cell in cells if cell.levels.get("mixer") != "identity"]
-    try:
-        without = _decompose(mixers, analysis.factor)[0] if len(mixers) < len(cells) else []
-    except ValueError:
-        without = []
-    return Shares(everything, without, seeds)
+def _claims(stages: Sequence[_Stage], study: Study) -> list[Claim]:
+    """The claim in each setting as the looks decide it, the first that does."""
+    by_look = [_claims_at(stage, study) for stage in stages]
+    return [next((c for c in same if c.outcome != NOT_SHOWN), same[-1]) for same in zip(*by_look, strict=True)]
 
 
-def _decompose(cells: Sequence[Cell], factor: str) -> tuple[list[Component], int]:
-    """The components and the number of seeds that all cells have."""
-    if not cells:
-        raise ValueError("no run is finished")
-    treatment = "mixer" if "mixer" in cells[0].levels else factor
-    factors = [f for f in cells[0].levels if f != treatment] + [treatment]
-    levels = {f: list(dict.fromkeys(cell.levels[f] for cell in cells)) for f in factors}
-    factors = [f for f in factors if len(levels[f]) > 1]
-    shape = [len(levels[f]) for f in factors]
-    if treatment not in factors:
-        raise ValueError(f"there is one {treatment} only")
-    if math.prod(shape) != len(cells):
-        raise ValueError("the study is not a full grid: some combinations of its factors have no finished run")
-    seeds = sorted(set.intersection(*(set(cell.values) for cell in cells)))
-    if len(seeds) < 2:
-        raise ValueError("it takes two seeds that all cells have")
-    values = np.empty((*shape, len(seeds)))
-    for cell in cells:
-        place = tuple(levels[f].index(cell.levels[f]) for f in factors)
-        values[place] = [cell.values[seed] for seed in seeds]
-    return variance_shares(values, factors), len(seeds)
+def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
+    """An intersection-union test (Berger 1982): all pairs have to be equivalent, so that none needs a correction.
 
-
-def uneven(cells: Sequence[Cell]) -> float:
-    """How many times the seeds of one cell scatter as much as those of another, the extremes."""
-    scatter = [float(np.std(list(cell.values.values()), ddof=1)) for cell in cells if len(cell.values) > 1]
-    return max(scatter) / min(scatter) if scatter and min(scatter) > 0 else 1.0
+    It is refuted where a pair differs by more than the margin, corrected by Holm over the pairs.
+    """
+    analysis, found = study.analysis, []
+    for setting in dict.fromkeys(pair.setting for pair in stage.pairs):
+        out = analysis.claim_without
+        pairs = [
+            c
+            for c in stage.pairs
+            if c.setting == setting and c.level not in out and c.reference.levels[c.factor] not in out
+        ]
+        if not pairs:
+            continue
+        levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in (c.cell, c.reference))
+        usable = [not _untestable(c, analysis) for c in pairs]
+        checked = list(zip(pairs, usable, strict=True))
+        equal = [c.crossed.equivalence_p(analysis.margin) if ok else 1.0 for c, ok in checked]
+        beyond = holm([c.crossed.beyond_p(analysis.margin) if ok else 1.0 for c, ok in checked])
+        refuting = [c for c, p in zip(pairs, beyond, strict=True) if p <= stage.look.alpha]
+        open_ = [c for c, p in zip(pairs, equal, strict=True) if p > stage.look.alpha]
+        outcome = REFUTED if refuting else NOT_SHOWN if open_ else SHOWN
+        least = [pairs[int(np.argmax(equal))]]
+        found.append(Claim(setting, list(levels), outcome, refuting or open_ or least, max(equal)))
+    return found

@@ -65,7 +65,11 @@ def differences(a: Config, b: Config, *, same_images: bool) -> dict[str, tuple[A
     Args:
         same_images: both have the same fingerprint of images, so that the name of the data set does not count.
     """
-    mine, other = flat(a), flat(b)
+    return unlike(flat(a), flat(b), same_images=same_images)
+
+
+def unlike(mine: Mapping[str, Any], other: Mapping[str, Any], *, same_images: bool) -> dict[str, tuple[Any, Any]]:
+    """The same of two configurations as `flat` gives them."""
     keys = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
     return {key: (mine.get(key), other.get(key)) for key in keys if key != "data.name" or not same_images}
 

@@ -11,6 +11,8 @@ from metaformer.config.metrics import metrics_of, selecting
 
 BUILTIN = {"_target_": "builtin"}  # mixer=builtin
 BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # of the model, by budget.by
+OPTIMISATION = ("optimizer", "lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "lr_interval")
+TUNABLE = (*(f"recipe.{key}" for key in (*OPTIMISATION, "clip_grad", "ema", "label_smoothing")), "model.drop_path")
 GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "budget", "debug", "experiments")
 
 
@@ -233,10 +235,16 @@ class Analysis:
     factor: str = "mixer"  # what is compared, everything else equal: the last word of a key of the grid
     margin: float = number(1.0, "a number above 0", above=0, below=100)  # smaller differences count as none
     alpha: float = number(0.05, "a small probability, like 0.05", above=0, below=0.5)
-    correction: str = choice("holm", "none")  # over the comparisons within one setting of the other factors
+    correction: str = choice("holm", "holm_study", "none")  # over the comparisons of a setting, or of the study
+    variance: str = choice("auto", "moderated", "own")  # moderated: the cells' variances together; auto: to 5 seeds
+    failed: str = choice("refuse", "chance")  # a run that failed: no verdict, or the accuracy of a guess
+    looks: list[int] | None = None  # numbers of seeds at which verdicts are taken, like [5, 8, 12]; None: at all
+    spending: str = choice("obrien_fleming", "pocock")  # of alpha over the looks
+    claim_without: list[str] = field(default_factory=lambda: ["identity"])  # levels that need not equal the others
+    contrasts: dict[str, Any] = field(default_factory=dict)  # {name: {cell: weight}}: tested like comparisons
     # Share by which parameters and MACs may differ in a comparison; None: same shape
     tolerance: float | None = number(0.1, "a share like 0.1, or null", at_least=0)
-    tuned: list[str] = field(default_factory=list)  # keys chosen for each cell by an equal search, like recipe.lr
+    tuned: list[str] = field(default_factory=list)  # keys of the optimisation that an equal search chose for each cell
 
 
 @dataclass

@@ -11,7 +11,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
-from metaformer.config.schema import BUDGET_KEYS, BUILTIN, Budget, Config, Distill, Model, Recipe, Runtime, Study
+from metaformer.config.metrics import METRICS, metric_of
+from metaformer.config.schema import (
+    BUDGET_KEYS,
+    BUILTIN,
+    TUNABLE,
+    Analysis,
+    Budget,
+    Config,
+    Distill,
+    Model,
+    Recipe,
+    Runtime,
+    Study,
+)
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
 T = TypeVar("T")
@@ -222,10 +235,32 @@ def _check_study(config: Config) -> None:
     name = config.study.name
     if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.', the first no sign")
-    known = [key for key, _, _ in leaves(config) if key.split(".")[0] in ("model", "data", "recipe")]
-    for key in config.study.analysis.tuned:
-        if key not in known:
-            raise ConfigError(f"study.analysis.tuned: {key}: no such key{nearest(key, known)}")
+    _check_analysis(config.study.analysis)
+
+
+def _check_analysis(analysis: Analysis) -> None:
+    path = "study.analysis"
+    for key in analysis.tuned:
+        if key not in TUNABLE:
+            expected = ", ".join(by_closeness(key, TUNABLE))
+            raise ConfigError(f"{path}.tuned: {key}: is no key of the optimisation; expected one of {expected}")
+    looks = analysis.looks
+    if looks is not None and (not looks or looks[0] < 3 or looks != sorted(set(looks))):
+        raise ConfigError(f"{path}.looks={looks}: expected growing numbers of seeds, the first at least 3")
+    if looks is None and analysis.spending != "obrien_fleming":
+        raise ConfigError(f"{path}.spending={analysis.spending}: is read with {path}.looks only, like [5, 8, 12]")
+    if analysis.failed == "chance" and metric_of(analysis.metric).path != METRICS["accuracy"].path:
+        raise ConfigError(f"{path}.failed=chance: a guess has an accuracy only; {path}.metric is {analysis.metric}")
+    for name, weights in analysis.contrasts.items():
+        where = f"{path}.contrasts.{name}"
+        if not isinstance(weights, Mapping) or not all(_is_number(weight) for weight in weights.values()):
+            raise ConfigError(f"{where}: expected the weights of cells, like {{pooling: 1, identity: -1}}")
+        if len(weights) < 2 or abs(sum(weights.values())) > 1e-9:
+            raise ConfigError(f"{where}: expected two cells or more whose weights add up to 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e9
 
 
 def _check_budget(budget: Budget, model: Model, study: Study) -> None:

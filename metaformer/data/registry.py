@@ -26,20 +26,20 @@ class DataSet:
     shape: tuple[int, int, int] | None = None  # channels, height, width; None: the data node says it
     classes: int | None = None
     images: int | None = None  # of the training set, those of a carved validation split included
+    tested: int | None = None  # images of the test set
 
 
-def _known(reader: str, shape: tuple[int, int, int], classes: int, images: int, *reads: str) -> DataSet:
-    return DataSet(
-        ("train", *reads), reader=f"{READERS}.in_memory.{reader}", shape=shape, classes=classes, images=images
-    )
+def _known(reader: str, shape: tuple[int, int, int], classes: int, images: int, tested: int, *reads: str) -> DataSet:
+    reads, reader = ("train", *reads), f"{READERS}.in_memory.{reader}"
+    return DataSet(reads, reader, shape=shape, classes=classes, images=images, tested=tested)
 
 
 DATASETS = {
-    "fashion_small": _known("fashion_small", (1, 28, 28), 10, 8000),
-    "fashion_mnist": _known("torchvision_set", (1, 28, 28), 10, 60000, "root", "val"),
-    "cifar10": _known("torchvision_set", (3, 32, 32), 10, 50000, "root", "val"),
-    "cifar100": _known("torchvision_set", (3, 32, 32), 100, 50000, "root", "val"),
-    "digits": _known("digits", (1, 8, 8), 10, 1497, "val"),
+    "fashion_small": _known("fashion_small", (1, 28, 28), 10, 8000, 3000),
+    "fashion_mnist": _known("torchvision_set", (1, 28, 28), 10, 60000, 10000, "root", "val"),
+    "cifar10": _known("torchvision_set", (3, 32, 32), 10, 50000, 10000, "root", "val"),
+    "cifar100": _known("torchvision_set", (3, 32, 32), 100, 50000, 10000, "root", "val"),
+    "digits": _known("digits", (1, 8, 8), 10, 1497, 300, "val"),
     "image_folder": DataSet(PHOTOGRAPHS, find=f"{READERS}.folder.find"),
     "table": DataSet((*PHOTOGRAPHS, *COLUMNS), find=f"{READERS}.columns.find"),
     "hub": DataSet(("dataset", *PHOTOGRAPHS, *COLUMNS[:2]), find=f"{READERS}.columns.find_on_hub"),
@@ -64,6 +64,11 @@ def find(name: str) -> DataSet:
     if name not in DATASETS:
         raise ConfigError(f"data.name={name}: expected one of {', '.join(by_closeness(name, DATASETS))}")
     return DATASETS[name]
+
+
+def tested_images(data: Data) -> int:
+    """How many test images a data set has, as far as that is known without reading it; 0 where it is not."""
+    return data.test or find(data.name).tested or 0
 
 
 def listing_of(data: Data, *, training: bool = True) -> Listing:

@@ -6,8 +6,9 @@ from itertools import combinations
 
 import numpy as np
 
-from metaformer.analysis.stats import Estimate, cka, mean_interval
-from metaformer.analysis.tables import Table, plus_minus
+from metaformer.analysis.crossed import mean_interval
+from metaformer.analysis.stats import Estimate, cka
+from metaformer.analysis.text_table import Table, plus_minus
 from metaformer.probing.kept import CKA_IMAGES, Probed
 
 Cells = Mapping[str, Mapping[int, Probed]]  # by name, then by seed

@@ -7,16 +7,18 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from metaformer.config.compose import group_dir
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Study
-from metaformer.config.validate import plain
+from metaformer.config.schema import Analysis, Study
+from metaformer.config.validate import plain, structure
+from metaformer.runs.answers import Answers, read_answers
 from metaformer.runs.folder import folders_by_id, is_held
-from metaformer.runs.result import REPORTED, Result, failure_of, read_result
+from metaformer.runs.ledger import known
+from metaformer.runs.result import REPORTED, Result, failure_of, read_curve, read_result
 from metaformer.system.errors import ConfigError, by_closeness
 from metaformer.system.files import now, write
 
@@ -38,7 +40,17 @@ class Stage:
 
     time: str
     analysis: dict[str, Any]  # the reference and the fields of `Analysis`
-    runs: dict[str, Any]  # how many, and a hash of their ids
+    runs: dict[str, Any]  # how many, a hash of their ids, and their seeds
+    known: int | None = None  # how many of them had a result already, of another study or an earlier sweep
+
+    def study(self, name: str) -> Study:
+        """The study that it judges."""
+        own = {f.name for f in fields(Analysis)} & self.analysis.keys()
+        analysis = structure(Analysis, {key: self.analysis[key] for key in own})
+        return Study(name, reference=str(self.analysis.get("reference")), analysis=analysis)
+
+    def same(self, other: "Stage") -> bool:
+        return (self.analysis, self.runs["ids"]) == (other.analysis, other.runs["ids"])
 
     @property
     def factor(self) -> str:
@@ -56,6 +68,13 @@ class Launch:
     source: str = ""  # a hash of the files that describe the study
     runs: list[Entry] = field(default_factory=list)
     results_sha256: str | None = None  # of results.csv as the last report wrote it
+    images: list[str] = field(default_factory=list)  # what tells the images that its runs are tested on
+
+    @property
+    def planned_seeds(self) -> list[int] | None:
+        """Those of the first launch; None where they are not known, or are those of the last one."""
+        first, last = self.analyses[0], self.analyses[-1]
+        return None if first.runs["ids"] == last.runs["ids"] else first.runs.get("seeds")
 
 
 def setting_of(levels: Mapping[str, str], factor: str) -> str:
@@ -73,19 +92,24 @@ def analysis_of(study: Study) -> dict[str, Any]:
     return {"reference": study.reference, **plain(study.analysis)}
 
 
-def record(study: Study, listed: Sequence[Entry], overrides: Sequence[str]) -> None:
-    """Keep the first analysis and choice of runs for ever, every later one that differs, and this launch's command."""
+def record(study: Study, listed: Sequence[Entry], overrides: Sequence[str], runs: Path) -> None:
+    """Keep the first analysis and choice of runs for ever, every later one that differs, and this launch's command.
+
+    Args:
+        runs: the folder of the run folders.
+    """
     name = str(study.name)
     launched = read_launch(name) or Launch(name)
     ids = hashlib.sha256(" ".join(sorted(entry.run_id for entry in listed)).encode()).hexdigest()[:16]
-    stage = Stage(now(), analysis_of(study), {"n": len(listed), "ids": ids})
-    last = launched.analyses[-1] if launched.analyses else None
-    known = last is not None and replace(last, time=stage.time) == stage
+    seeds = sorted({entry.seed for entry in listed})
+    before = known(runs, [entry.run_id for entry in listed])
+    stage = Stage(now(), analysis_of(study), {"n": len(listed), "ids": ids, "seeds": seeds}, len(before))
+    old = bool(launched.analyses) and launched.analyses[-1].same(stage)
     words = ["data.root=FOLDER" if o.startswith("data.root=") else o for o in overrides if not o.startswith("runtime")]
     save(
         replace(
             launched,
-            analyses=launched.analyses if known else [*launched.analyses, stage],
+            analyses=launched.analyses if old else [*launched.analyses, stage],
             command=" ".join(["python -m metaformer.train", *words]),
             source=source_of(name),
             runs=list(listed),
@@ -134,6 +158,16 @@ def check_study(study: Study, listed: Sequence[Entry]) -> None:
     if study.reference not in levels:
         expected = ", ".join(by_closeness(study.reference, levels))
         raise ConfigError(f"study.reference={study.reference}: expected a {factor} of the study, one of {expected}")
+    for level in study.analysis.claim_without:
+        if level not in levels and [level] != Analysis().claim_without:
+            expected = ", ".join(by_closeness(level, levels))
+            raise ConfigError(f"study.analysis.claim_without: {level}: expected a {factor} of the study, of {expected}")
+    cells = {entry.cell for entry in listed}
+    for name, weights in study.analysis.contrasts.items():
+        for cell in weights:
+            if cell not in cells:
+                expected = ", ".join(by_closeness(cell, cells)[:5])
+                raise ConfigError(f"study.analysis.contrasts.{name}: {cell}: no such cell; the nearest are {expected}")
 
 
 @dataclass(frozen=True)
@@ -148,6 +182,19 @@ class Run:
     folder: Path | None
     result: Result | None
     problem: str = ""
+    packed: Answers | None = None  # of the study's runs.npz, where the run is not finished in this folder
+    curve: Sequence[Mapping[str, str]] = ()  # the same
+
+    def answers(self, *, logits: bool = False) -> Answers | None:
+        """What its network says of the test images."""
+        return self.packed or (read_answers(self.folder, logits=logits) if self.folder else None)
+
+    def epochs(self) -> Sequence[Mapping[str, str]]:
+        """The rows of its learning curve; none where it cannot be read."""
+        try:
+            return self.curve or (read_curve(self.folder) if self.folder else ())
+        except OSError:
+            return ()
 
 
 def collect(listed: Sequence[Entry], folder: Path) -> list[Run]:

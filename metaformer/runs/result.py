@@ -83,9 +83,14 @@ def read_result(folder: Path) -> Result | None:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it to train this run again") from error
 
 
+def written(result: Result) -> dict[str, Any]:
+    """A result as plain data, which `parse` reads."""
+    return asdict(result)
+
+
 def write_result(folder: Path, result: Result) -> None:
     """Write result.json whole, rows of numbers on a line. A metric that is no number raises a ValueError."""
-    text = json.dumps(asdict(result), indent=2, allow_nan=False)
+    text = json.dumps(written(result), indent=2, allow_nan=False)
     rows = re.sub(r"\[([^\[\]{}\"]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write(folder / "result.json", rows)
 

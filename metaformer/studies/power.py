@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
-from metaformer.analysis.stats import difference_power, equivalence_power
-from metaformer.analysis.tables import Table
-from metaformer.analysis.verdict import judge
+from metaformer.analysis.stats import Scatter
+from metaformer.analysis.text_table import Table
+from metaformer.analysis.verdict import first_step, judge
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Analysis, Study
-from metaformer.config.validate import structure
-from metaformer.runs.launch import Run, collect, read_launch, setting_of
+from metaformer.config.schema import Study
+from metaformer.runs.launch import Run, read_launch, setting_of
+from metaformer.runs.packed import gather
 from metaformer.system.errors import ConfigError
 
 SEEDS = (3, 5, 8, 10, 15, 20, 30)
@@ -29,44 +30,78 @@ def size(study: Study, runs: Sequence[Run]) -> tuple[int, int]:
     return min(Counter(run.cell for run in runs).values()), comparisons
 
 
-def scatter(study: Study, runs: Sequence[Run]) -> tuple[float, str]:
-    """SD of the paired difference in the metric's unit from the finished runs of a study, and where it comes from."""
+def scatter(study: Study, runs: Sequence[Run], images: int) -> tuple[Scatter, str]:
+    """How much the paired difference varies, in the metric's unit, and where that comes from.
+
+    Args:
+        images: of the test set, for an assumption where no run is finished; 0: not known.
+    """
     found = _scatter(study, runs)
-    if found is None:
-        in_points = metric_of(study.analysis.metric).unit == "points"
-        assumed = ASSUMED_SD if in_points else study.analysis.margin
-        return assumed, "an assumption: sd=NUMBER or from=STUDY replaces it"
-    return found[0], f"from the finished runs of this study, {found[1]}"
+    if found is not None:
+        return found[0], f"from the finished runs of this study, {found[1]}"
+    in_points = metric_of(study.analysis.metric).unit == "points"
+    assumed = ASSUMED_SD if in_points else study.analysis.margin
+    error = assumed_error(images) if study.analysis.metric.startswith("test_") and in_points else 0.0
+    return Scatter(assumed, error), "an assumption: sd=NUMBER or from=STUDY replaces it"
 
 
-def scatter_of(name: str, folder: Path) -> tuple[float, str]:
+def assumed_error(images: int) -> float:
+    """Standard error in points from the choice of so many test images, 0 where their number is not known.
+
+    The networks of two cells agree on most images; where one image of 16 tells them apart, it is 25 / sqrt(images).
+    """
+    return float(100 * (1 / 16) ** 0.5 / images**0.5) if images else 0.0
+
+
+def scatter_of(name: str, folder: Path) -> tuple[Scatter, str]:
     """The same from another study; `folder` holds its runs."""
     launched = read_launch(name)
     if launched is None:
         raise ConfigError(f"from={name}: no study of that name was launched from this folder")
-    analysis = dict(launched.analyses[-1].analysis)
-    reference = analysis.pop("reference")
-    study = Study(name, reference=reference, analysis=structure(Analysis, analysis))
-    found = _scatter(study, collect(launched.runs, folder))
+    found = _scatter(launched.analyses[-1].study(name), gather(name, launched.runs, folder))
     if found is None:
         raise ConfigError(f"from={name}: it has no two finished seeds of any comparison")
     return found[0], f"from the finished runs of {name}, {found[1]}"
 
 
-def _scatter(study: Study, runs: Sequence[Run]) -> tuple[float, str] | None:
+def _scatter(study: Study, runs: Sequence[Run]) -> tuple[Scatter, str] | None:
     if not any(run.result for run in runs):
         return None
-    compared = [c for c in judge(study, runs).confirmatory if c.difference.n > 1]
-    variance = float(np.mean([np.var(c.differences, ddof=1) for c in compared])) if compared else 0.0
-    return (variance**0.5, f"{len(compared)} comparison{'s' * (len(compared) > 1)}") if variance > 0 else None
+    compared = [c for c in judge(study, runs).confirmatory if c.fixed.seeds > 1]
+    seeds, images = (
+        float(np.mean(variances)) if variances else 0.0
+        for variances in ([c.fixed.by_seed * c.fixed.seeds for c in compared], [c.crossed.by_image for c in compared])
+    )
+    told = f"{len(compared)} comparison{'s' * (len(compared) > 1)}"
+    return (Scatter(seeds**0.5, images**0.5), told) if seeds > 0 else None
 
 
-def power_table(planned: int, margin: float, alpha: float) -> Table:
-    """Power by number of seeds; margin in SD of the paired difference, alpha of the first step."""
+def power_table(planned: int, margin: float, alpha: float, scatter: Scatter) -> Table:
+    """Power by number of seeds; alpha is that of the first step."""
     lines = []
-    for n in sorted({*SEEDS, planned} - {1}):
-        chances = [equivalence_power(n, margin, alpha)]
-        chances += [difference_power(n, times * margin, alpha) for times in (1, 2)]
+    for n in sorted({*SEEDS, planned} - {1, 2}):
+        chances = [scatter.powers(n, margin, alpha)[0]]
+        chances += [scatter.powers(n, margin, alpha, times * margin)[1] for times in (1, 2)]
         lines.append([f"{n}{' (planned)' if n == planned else ''}", *(f"{chance:.0%}" for chance in chances)])
     header = ["seeds", "equivalent, if equal", "different, if by the margin", "different, if by twice the margin"]
     return Table(header, lines, "chance of each verdict")
+
+
+def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, source: str, console: Console) -> None:
+    """Print the power of the planned seeds, and how many show that two equal cells are equivalent."""
+    unit, margin = metric_of(study.analysis.metric).unit, study.analysis.margin
+    alpha = first_step(study.analysis, comparisons)
+    unknown = "" if spread.images else " (how many there are is not known: images=NUMBER)"
+    console.print(
+        f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} in a setting, margin "
+        f"{margin:g} {unit}. A difference scatters by {spread.sd:.2f} from seed to seed ({source}); the choice of the "
+        f"test images adds a standard error of {spread.images:.2f}{unknown}",
+        highlight=False,
+    )
+    console.print(power_table(seeds, margin, alpha, spread).rich())
+    needed = spread.seeds_needed(margin, alpha)
+    if needed is None:
+        why = "a larger test set or a wider margin would" if spread.images else "a wider margin would"
+        console.print(f"no number of seeds shows with 80% that two equal cells are equivalent: {why}", highlight=False)
+    else:
+        console.print(f"{needed} seeds show with 80% that two equal cells are equivalent", highlight=False)

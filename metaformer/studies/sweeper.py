@@ -56,7 +56,7 @@ class StudySweeper(Sweeper):
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
         if whole:
-            record(study, entries, list(self.config.hydra.overrides.task))
+            record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
         outcomes: list[Outcome] = []
         if pending:
             with follow(listed, pending, console, show=runtime.progress):

@@ -25,6 +25,7 @@ from metaformer.config.identity import FILES, differences
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
+from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
@@ -144,6 +145,7 @@ def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None
         assert measured is not None  # this is the first process
         result = _result(planned, measured)
         write_result(folder, result)
+        note(folder.parent, result.run_id, config.study.name, result.finished)
         checkpoints.remove(folder)
     return Outcome(folder.name, "finished", folder, result)
 

@@ -83,7 +83,7 @@ def test_sync_uploads_every_run_once(server, launched, capsys):
     assert [(step, row["epoch"]) for _, step, row in curve] == [(1, 1), (2, 2), (3, 3)]
     assert step is None
     counts = last["confusion"].table.data
-    assert counts == [["cat", "cat", 3], ["cat", "dog", 1], ["dog", "cat", 2], ["dog", "dog", 2]]
+    assert counts == [["cat", "cat", 300], ["cat", "dog", 100], ["dog", "cat", 200], ["dog", "dog", 200]]
     assert server.summaries["pooling0"]["recall/cat"] == 0.7
     assert server.summaries["pooling0"]["final/test_accuracy"] == 0.7
     dashboard.command(["--sync", "experiments=mine"])
@@ -200,6 +200,6 @@ def test_the_sweep_file_describes_the_quickstart():
     assert [(p.entry.mixer, p.config.seed) for p in points] == cells
     arguments = create_sweep_command_args({"args": {"mixer": {"value": "pooling"}, "seed": {"value": 1}}})
     command = create_sweep_command(sweep["command"])
-    assert command[-4:-1] == ["${program}", "logger=wandb", "study.name=quickstart"]
-    (point,) = expand([*command[-3:-1], *arguments["args_no_hyphens"]])
+    assert command[-5:-1] == ["${program}", "logger=wandb", "study.name=quickstart", "model.mlp_ratio=1"]
+    (point,) = expand([*command[-4:-1], *arguments["args_no_hyphens"]])
     assert point.run.run_id in {p.run.run_id for p in points}

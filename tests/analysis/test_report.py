@@ -10,7 +10,8 @@ import pytest
 from conftest import on_disk, runs_of, study
 from rich.console import Console
 
-from metaformer.analysis import figures, page, sentences, tables
+from metaformer.analysis import figures, methods, page, tables
+from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
 from metaformer.runs import launch
@@ -44,11 +45,20 @@ def finished(tmp_path):
 
 
 def test_accuracy_table():
-    verdicts = judge(study(), runs_of(pooling=[0.7, 0.8], identity=[0.7, 0.72, 0.74]))
+    verdicts = judge(study(), runs_of(pooling=[0.7, 0.8, 0.75], identity=[0.7, 0.72, 0.74, 0.9]))
     lines = tables.accuracy_table(verdicts, study()).lines
-    assert lines[0][:6] == ["pooling", "2", "75.00 ± 63.53", "75.00 ± 63.53", "", ""]
-    assert lines[1][4:6] == ["-4.00 ± 50.82 (n = 2)", "inconclusive"]
+    assert lines[0][:6] == ["pooling", "3", "75.00 ± 12.42", "75.00 ± 12.42", "", ""]
+    assert lines[1][4:6] == ["-3.00 ± 10.83 (n = 3)", "inconclusive"]
     assert lines[1][6:] == ["1,000", "2.00M", "10"]
+
+
+def test_a_table_in_latex():
+    table = Table(["cell", "a_b"], [["x & y", "-1.50 ± 0.2"], ["`z`", "<0.001"]], "100% of {it}", ("cell",))
+    text = table.latex()
+    assert r"x \& y & $-$1.50 $\pm$ 0.2 \\" in text
+    assert r"\texttt{z} & $<$0.001 \\" in text
+    assert r"\caption{100\% of \{it\}}" in text
+    assert r"cell & a\_b \\" in text
 
 
 def test_files_of_a_study(tmp_path, finished):
@@ -61,14 +71,16 @@ def test_files_of_a_study(tmp_path, finished):
     assert {p.name for p in (folder / "figures").iterdir()} == {
         f"{name}.{kind}"
         for name in ("accuracy", "differences", "variance", "cost", "curves", "confusion")
-        for kind in ("png", "svg")
+        for kind in ("pdf", "png", "svg")
     }
     assert {p.name for p in (folder / "tables").iterdir()} == {
         f"{name}.{kind}"
         for name in ("accuracy", "verdicts", "variance", "fairness", "exploratory", "recall")
-        for kind in ("csv", "md")
+        for kind in ("csv", "md", "tex")
     }
     assert (folder / "tables" / "accuracy.md").read_text().startswith("| cell | n | val | test | minus pooling |")
+    assert r"\toprule" in (folder / "tables" / "accuracy.tex").read_text()
+    assert (folder / "figures" / "accuracy.pdf").read_bytes().startswith(b"%PDF")
     assert (folder / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".html"}
     summarised(finished)
@@ -86,10 +98,12 @@ def test_the_page_is_self_contained_and_says_it_all(tmp_path, finished):
     assert len(ids) == len(set(ids))
     for words in (
         "left out, not started: attention (seed 2)",
-        "Fixed at the first launch, 2026-01-01T00:00:00+00:00, before the first run ended",
+        "Fixed at the first launch, 2026-01-01T00:00:00+00:00, before the first of its runs was known",
         "not changed since",
         "Differences within ±1 points count as negligible",
-        "Of the variance in test accuracy over these 3 cells",
+        "Of the variance in test accuracy over these levels (mixer: pooling, identity, attention) and 2 seeds",
+        "All mixers but identity (attention, pooling) are equivalent to each other within ±1 points",
+        "Each cell was trained with",
         "attention lacks seed 2: the 2 common seeds are used",
         "../../runs/run-pooling0/",
         "python -m metaformer.train experiments=mine",
@@ -114,14 +128,14 @@ def test_an_analysis_that_changed_after_the_first_run_is_told(finished):
     (first,) = launched.analyses
     late = replace(first, time="2026-01-03T00:00:00+00:00", analysis=launch.analysis_of(study(margin=2.0)))
     launched = replace(launched, analyses=[first, late])
-    said, caution = sentences.history(study(margin=2.0), launched, finished)
+    said, caution = methods.history(study(margin=2.0), launched, finished)
     assert "CHANGED 2026-01-03T00:00:00+00:00, after the first run ended: margin 1.0 -> 2.0" in said
     assert caution
-    assert "CHANGED now" in sentences.history(study(margin=2.0, alpha=0.1), launched, finished)[0]
-    assert "never launched" in sentences.history(study(), None, finished)[0]
+    assert "CHANGED now" in methods.history(study(margin=2.0, alpha=0.1), launched, finished)[0]
+    assert "never launched" in methods.history(study(), None, finished)[0]
     launched = replace(launched, analyses=[replace(late, runs={"n": n, "ids": n}) for n in (9, 15)])
-    said = sentences.history(study(margin=2.0), launched, finished)[0]
-    assert "when 8 of 8 runs had ended already" in said
+    said = methods.history(study(margin=2.0), launched, finished)[0]
+    assert "when 8 of 9 runs were known already" in said
     assert "9 -> 15 runs" in said
 
 
@@ -140,10 +154,10 @@ def test_what_an_earlier_report_said_is_not_left_behind(tmp_path, finished):
     summarised(finished)
     tables_left = tmp_path / "experiments" / "mine" / "tables"
     assert (tables_left / "variance.md").exists()
-    lost = [replace(r, result=None, problem="failed") if r.seed else r for r in finished]
+    lost = [replace(r, result=None, problem="not finished") if r.seed else r for r in finished]
     summarised(lost)
     assert not (tables_left / "variance.md").exists()
-    assert "one seed only" in (tables_left / "verdicts.md").read_text()
+    assert "it takes 3" in (tables_left / "verdicts.md").read_text()
 
 
 def test_a_narrowed_study_leaves_the_files(tmp_path):

@@ -6,11 +6,14 @@ from conftest import result_of, runs_of, study
 from scipy import stats
 
 from metaformer.analysis import comparison
-from metaformer.analysis.stats import difference_p, equivalence_p, holm, seeds_needed
+from metaformer.analysis.crossed import over_seeds
+from metaformer.analysis.stats import holm
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
 from metaformer.config.schema import Data
+from metaformer.runs.answers import Answers
 from metaformer.runs.launch import Run
 from metaformer.runs.result import Result
+from metaformer.system.errors import ConfigError
 
 BASE = [0.80, 0.82, 0.81, 0.83, 0.79]
 
@@ -34,7 +37,7 @@ def by_level(comparisons) -> dict:
 def test_the_four_verdicts():
     found = by_level(
         judge(
-            study(),
+            study(variance="own"),
             runs_of(
                 pooling=BASE,
                 same=shifted(0.05, 0.2),
@@ -49,25 +52,26 @@ def test_the_four_verdicts():
     }  # fmt: skip
     assert found["better"].difference.mean == pytest.approx(5)
     low, high = stats.t.interval(0.9, 4, 5, 0.5 / np.sqrt(5))
-    assert (found["better"].tost_interval.low, found["better"].tost_interval.high) == pytest.approx((low, high))
+    tost = found["better"].tost_interval(0.05)
+    assert (tost.low, tost.high) == pytest.approx((low, high))
     narrow = by_level(judge(study(alpha=0.01), runs_of(pooling=BASE, better=shifted(5, 0.5))).confirmatory)["better"]
-    assert narrow.tost_interval.low == pytest.approx(stats.t.interval(0.98, 4, 5, 0.5 / np.sqrt(5))[0])
-    d = [100 * (m - r) for m, r in zip(shifted(1, 2), BASE, strict=True)]
-    assert found["unclear"].seeds_needed == seeds_needed(1 / np.std(d, ddof=1), 0.05 / 4, 1 / np.std(d, ddof=1))
+    assert narrow.tost_interval(0.01).low == pytest.approx(stats.t.interval(0.98, 4, 5, 0.5 / np.sqrt(5))[0])
+    low, high = found["unclear"].seeds_needed
+    assert 5 < low < high
     assert found["same"].seeds_needed is None
 
 
 def test_p_values_are_adjusted_within_a_setting_and_not_over_settings():
     runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=shifted(2, 1, 1), b_pooling=BASE, b_x=shifted(1, 1))
-    found = {c.name: c for c in judge(study(margin=1.5), runs).confirmatory}
+    found = {c.name: c for c in judge(study(margin=1.5, variance="own"), runs).confirmatory}
     differences = [
         [100 * (m - r) for m, r in zip(shifted(by, 1, seed), BASE, strict=True)] for by, seed in ((1, 0), (2, 1))
     ]
-    raw = [difference_p(d) for d in differences]
+    raw = [over_seeds(d).difference_p() for d in differences]
     assert [found[f"a {level} - pooling"].p_difference for level in "xy"] == pytest.approx(holm(raw))
     assert found["b x - pooling"].p_difference == pytest.approx(raw[0])
-    assert found["b x - pooling"].p_equivalence == pytest.approx(equivalence_p(differences[0], 1.5))
-    uncorrected = {c.name: c for c in judge(study(margin=1.5, correction="none"), runs).confirmatory}
+    assert found["b x - pooling"].p_equivalence == pytest.approx(over_seeds(differences[0]).equivalence_p(1.5))
+    uncorrected = {c.name: c for c in judge(study(margin=1.5, correction="none", variance="own"), runs).confirmatory}
     assert uncorrected["a y - pooling"].p_difference == pytest.approx(raw[1])
 
 
@@ -81,7 +85,7 @@ def test_other_pairs_are_exploratory():
     assert all(c.verdict == "" for c in found.exploratory)
     (pair,) = [c for c in found.exploratory if c.factor == "mixer"]
     d = [100 * (m - r) for m, r in zip(shifted(1, 1), shifted(2, 1, 1), strict=True)]
-    assert pair.p_difference == pytest.approx(difference_p(d))
+    assert pair.p_difference == pytest.approx(over_seeds(d).difference_p())
     assert not any(c.confounds for c in found.exploratory)
 
 
@@ -98,8 +102,16 @@ def test_other_pairs_are_exploratory():
         ({"params": 1200}, "parameters +20% (tolerance 10%)"),
         ({"macs": 1_000_000}, "MACs -50% (tolerance 10%)"),
         ({"macs": None}, "MACs not counted"),
-        ({"training_version": 2}, "another version of the code"),
-        ({"versions": {"torch": "3"}}, "other versions of the libraries"),
+        ({"training_version": 2}, "version of the training code (2 against 1)"),
+        ({"versions": {"torch": "3"}}, "torch (3 against 2)"),
+        ({"device": "H100"}, "device (H100 against cpu)"),
+        ({"accumulate": 4}, "runtime.accumulate (4 against 1)"),
+        ({"devices": 2}, "devices (2 against 1)"),
+        ({"python": "3.13"}, "Python (3.13 against 3.11)"),
+        ({"epochs": 3}, "trained epochs (3 of 5 against all)"),
+        ({"images": 99}, "trained images (99 against 100)"),
+        ({"runtime": {"tf32": True}}, "runtime.tf32 (True against False)"),
+        ({"runtime": {"compile": True}}, "runtime.compile (True against False)"),
     ],
 )
 def test_a_confound_takes_the_verdict_away(change, words):
@@ -151,7 +163,7 @@ def test_a_key_as_factor_allows_that_key_and_a_row_of_a_list_one_thing():
 def test_one_seed_gives_no_verdict_and_says_why():
     (found,) = judge(study(), runs_of(pooling=[0.8], x=[0.9])).confirmatory
     assert found.verdict == NONE
-    assert "one seed only: a difference without an interval" in found.notes
+    assert "1 seed that both have: it takes 3" in found.notes
 
 
 def test_unequal_seeds_use_the_common_ones_and_say_so():
@@ -187,7 +199,7 @@ def test_shares_need_the_whole_grid():
                     b_pooling=shifted(8, 1), b_identity=shifted(2, 1, 1), b_x=shifted(9, 1, 2))  # fmt: skip
     shares = judge(study(), whole).shares
     assert [c.name for c in shares.everything] == [
-        "architecture", "mixer", "architecture x mixer", "seed", "seed x setting", "rest",
+        "architecture", "mixer", "architecture x mixer", "seed",
     ]  # fmt: skip
     assert shares.everything[0].share > 0.5
     assert shares.without_identity[1].share < shares.everything[1].share
@@ -200,7 +212,7 @@ def test_shares_need_the_whole_grid():
 def test_what_has_no_finished_run_counts_in_its_family_and_has_a_reason():
     """A mixer that failed on all seeds must not make the others significant."""
     runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), a_y=BASE, b_pooling=BASE, b_x=BASE)
-    lost = [replace(r, result=None, problem="failed") if r.cell in ("a y", "b pooling") else r for r in runs]
+    lost = [replace(r, result=None, problem="not finished") if r.cell in ("a y", "b pooling") else r for r in runs]
     found = {c.name: c for c in judge(study(), lost).confirmatory}
     alone = judge(study(), [r for r in lost if r.cell in ("a pooling", "a x")]).confirmatory[0]
     assert found["a x - pooling"].p_difference == pytest.approx(2 * alone.p_difference)
@@ -209,7 +221,7 @@ def test_what_has_no_finished_run_counts_in_its_family_and_has_a_reason():
     apart = runs_of(pooling=BASE, x=BASE)
     apart = [r for r in apart if (r.seed < 2) == (r.mixer == "x")]
     (none,) = judge(study(), apart).confirmatory
-    assert none.notes == ["no seed that both have"]
+    assert none.notes == ["no seed that both have: it takes 3"]
 
 
 def test_an_option_of_the_mixer_as_factor():
@@ -240,3 +252,155 @@ def test_matched_views():
     assert found.verdict != NONE
     assert not comparison.matched(found, "params", analysis)
     assert comparison.matched(found, "macs", analysis)
+
+
+# ------------------------------------------------------------------ failures, claims, contrasts, looks, added seeds
+
+
+def failed(runs: list[Run], cell: str, seed: int) -> list[Run]:
+    return [
+        replace(r, result=None, problem="failed: diverged: loss is nan") if (r.cell, r.seed) == (cell, seed) else r
+        for r in runs
+    ]
+
+
+def test_a_run_that_failed_leaves_its_cell_without_a_verdict():
+    """The others are equivalent to the last digit: a failure must not make a mixer look better."""
+    runs = failed(runs_of(pooling=BASE, x=shifted(0.05, 0.2)), "x", 3)
+    found = judge(study(), runs)
+    assert found.confirmatory[0].verdict == NONE
+    assert found.confirmatory[0].notes[0] == "a run failed: x (seed 3)"
+    assert "failed" in found.shares.reason
+    (guessed,) = judge(study(failed="chance"), runs).confirmatory
+    assert guessed.verdict == INCONCLUSIVE
+    assert guessed.crossed.seeds == 5
+    assert guessed.difference.mean == pytest.approx(-6, abs=1)  # one of five is a guess between two classes
+    assert "x failed at seed 3 and counts as a guess there" in guessed.notes
+
+
+def test_a_collapsed_run_is_counted_and_told():
+    runs = runs_of(pooling=BASE, x=[*shifted(0, 0.2)[:4], 0.5])
+    (found,) = judge(study(), runs).confirmatory
+    assert "x is at chance at seed 4" in found.notes
+    assert judge(study(), runs).cells[1].collapsed == [4]
+
+
+def test_two_seeds_give_no_verdict():
+    (found,) = judge(study(), runs_of(pooling=BASE[:2], x=BASE[1:3])).confirmatory
+    assert (found.verdict, found.notes[0]) == (NONE, "2 seeds that both have: it takes 3")
+
+
+def test_the_lint_reads_every_seed():
+    """The first seeds are alike; a later one was trained otherwise."""
+    runs = runs_of(pooling=BASE, x=shifted(5, 0.5))
+    odd = result_of(3, 0.9, "x3", mixer="x", recipe={"batch": 32})
+    runs = [replace(r, result=odd) if (r.cell, r.seed) == ("x", 3) else r for r in runs]
+    (found,) = judge(study(), runs).confirmatory
+    assert found.verdict == NONE
+    assert any("recipe.batch" in line for line in found.confounds)
+    assert any(line.startswith("the seeds of x: recipe.batch") for line in found.confounds)
+
+
+def test_the_shares_are_linted_too():
+    runs = runs_of(pooling=BASE, x=shifted(1, 1), y=shifted(2, 1, 1))
+    moved = [replace(r, result=replace(r.result, accumulate=4)) if r.cell == "y" else r for r in runs]
+    assert "runtime.accumulate" in judge(study(), moved).shares.reason
+
+
+def test_other_labels_of_the_test_images_are_a_confound():
+    runs = runs_of(pooling=BASE, x=shifted(5, 0.5))
+    labels = np.repeat([0, 1], 50)
+    answers = {r.run_id: Answers(labels, labels[::-1] if r.mixer == "x" else labels) for r in runs}
+    (found,) = judge(study(), [replace(r, packed=answers[r.run_id]) for r in runs]).confirmatory
+    assert "other labels of the test images" in found.confounds
+
+
+def answered(runs: list[Run], images: int = 400) -> list[Run]:
+    """The same with predictions, of which those of one seed are right for the same images in all cells."""
+    labels, packed = np.zeros(images, int), []
+    for run in runs:
+        right = round(images * run.result.metrics["test_accuracy"])
+        hard = np.random.default_rng(7).permutation(images)  # which images are hard
+        predictions = np.ones(images, int)
+        predictions[hard[:right]] = 0
+        packed.append(replace(run, packed=Answers(predictions, labels)))
+    return packed
+
+
+def test_verdicts_are_for_other_images_where_predictions_are_kept():
+    runs = runs_of(pooling=BASE, x=shifted(3, 0.1))
+    (fixed,) = judge(study(variance="own"), runs).confirmatory
+    (crossed,) = judge(study(variance="own"), answered(runs)).confirmatory
+    assert (fixed.crossed.images, crossed.crossed.images) == (0, 400)
+    assert crossed.fixed.estimate() == fixed.difference
+    assert crossed.difference.low < fixed.difference.low
+    assert crossed.difference.mean == pytest.approx(fixed.difference.mean, abs=1e-9)
+    by_val = judge(study(variance="own", metric="val_accuracy"), answered(runs)).confirmatory[0]
+    assert by_val.crossed.images == 0
+
+
+def test_the_claim_is_an_intersection_union_test():
+    equal = {f"flat_{name}": shifted(0, 0.1, i) for i, name in enumerate(("pooling", "x", "y"))}
+    (claim,) = judge(study(), runs_of(**equal, flat_identity=shifted(-9, 0.1, 5))).claims
+    assert (claim.outcome, claim.levels) == ("shown", ["x", "pooling", "y"])
+    assert claim.p < 0.05
+    other = runs_of(**equal, deep_pooling=BASE, deep_x=shifted(5, 0.3), deep_y=shifted(0.6, 1, 2))
+    flat, deep = judge(study(), other).claims
+    assert (flat.outcome, deep.outcome) == ("shown", "refuted")
+    assert "deep x - pooling" in {c.name for c in deep.by}
+    (unclear,) = judge(study(), runs_of(pooling=BASE, x=shifted(0.8, 1.5))).claims
+    assert unclear.outcome == "not shown"
+    (with_identity,) = judge(study(claim_without=[]), runs_of(pooling=BASE, identity=shifted(-9, 0.1))).claims
+    assert with_identity.outcome == "refuted"
+
+
+def test_a_contrast_is_tested_like_a_comparison():
+    runs = runs_of(layer_pooling=BASE, layer_identity=shifted(-5, 0.2), group_pooling=BASE,
+                   group_identity=shifted(-1, 0.2, 1))  # fmt: skip
+    weights = {"layer identity": 1, "layer pooling": -1, "group identity": -1, "group pooling": 1}
+    found = judge(study(contrasts={"norm_for_identity": weights}), runs)
+    (contrast,) = found.contrasts
+    assert contrast.difference.mean == pytest.approx(-4)
+    assert contrast.verdict == DIFFERENT
+    assert contrast in found.tested
+    both = judge(study(contrasts={"a": weights, "b": weights}, variance="own"), runs).contrasts
+    single = judge(study(contrasts={"a": weights}, variance="own"), runs).contrasts[0]
+    assert both[0].p_difference == pytest.approx(2 * single.p_difference)  # a family of their own
+
+
+def test_one_correction_over_the_study():
+    runs = runs_of(a_pooling=BASE, a_x=shifted(1, 1), b_pooling=BASE, b_x=shifted(1, 1))
+    once = judge(study(variance="own"), runs).confirmatory[0]
+    twice = judge(study(variance="own", correction="holm_study"), runs).confirmatory[0]
+    assert twice.p_difference == pytest.approx(2 * once.p_difference)
+
+
+def test_looks_spend_alpha_and_a_verdict_of_an_early_one_stays():
+    more = [*BASE, 0.80, 0.81, 0.82, 0.80]
+    wobble = [0.1, -0.1, 0.05, 0, -0.05, 0.1, 0, -0.1, 0]
+    x = [value + (5 + w) / 100 for value, w in zip(more, wobble, strict=True)]
+    options = {"looks": [5, 8, 12], "variance": "own"}
+    early = judge(study(**options), runs_of(pooling=more[:4], x=x[:4]))
+    assert (early.looks, early.confirmatory[0].verdict) == ([], INCONCLUSIVE)
+    found = judge(study(**options), runs_of(pooling=more, x=x))
+    assert [len(look.seeds) for look in found.looks] == [5, 8]
+    assert found.confirmatory[0].verdict == DIFFERENT
+    assert found.confirmatory[0].crossed.seeds == 8  # the ninth waits for the third look
+
+
+def test_seeds_that_were_not_planned_count_for_no_verdict():
+    more = [*BASE, 0.80, 0.81]
+    x = [*shifted(1, 1), 0.9, 0.9]
+    planned = judge(study(), runs_of(pooling=BASE, x=x[:5])).confirmatory[0]
+    found = judge(study(), runs_of(pooling=more, x=x), planned=[0, 1, 2, 3, 4])
+    assert found.confirmatory[0].p_difference == planned.p_difference
+    assert found.added[0].crossed.seeds == 7
+    assert np.isnan(found.added[0].p_difference)
+
+
+def test_a_metric_that_the_runs_do_not_have_is_named():
+    runs = runs_of(pooling=BASE, x=BASE)
+    for run in runs:
+        run.result.metrics.pop("test_macro_f1")
+    with pytest.raises(ConfigError, match=r"study.analysis.metric=test_macro_f1: run-pooling0 has none; expected one"):
+        judge(study(metric="test_macro_f1"), runs)

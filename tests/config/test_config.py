@@ -69,7 +69,23 @@ def error_of(*overrides: str) -> str:
         (["study.analysis.tolerance=-1"], "study.analysis.tolerance=-1.0: expected a share"),
         (
             ["study.analysis.tuned=[recipe.lrr]"],
-            "study.analysis.tuned: recipe.lrr: no such key; did you mean 'recipe.lr'",
+            "study.analysis.tuned: recipe.lrr: is no key of the optimisation; expected one of recipe.lr, ",
+        ),
+        (
+            ["study.analysis.tuned=[recipe.epochs]"],
+            "study.analysis.tuned: recipe.epochs: is no key of the optimisation",
+        ),
+        (["study.analysis.looks=[8,5]"], "study.analysis.looks=[8, 5]: expected growing numbers of seeds"),
+        (["study.analysis.looks=[2,5]"], "study.analysis.looks=[2, 5]: expected growing numbers of seeds"),
+        (["study.analysis.spending=pocock"], "study.analysis.spending=pocock: is read with study.analysis.looks only"),
+        (
+            ["study.analysis.failed=chance", "study.analysis.metric=test_loss"],
+            "study.analysis.failed=chance: a guess has an accuracy only; study.analysis.metric is test_loss",
+        ),
+        (["+study.analysis.contrasts.a=1"], "study.analysis.contrasts.a: expected the weights of cells"),
+        (
+            ["+study.analysis.contrasts.a={pooling: 1, identity: 1}"],
+            "study.analysis.contrasts.a: expected two cells or more whose weights add up to 0",
         ),
         (["study.analysis.correction=bonferoni"], "study.analysis.correction=bonferoni: expected one of "),
         (["study.analysis.margn=1"], "study.analysis.margn: no such key; did you mean 'margin'?"),

@@ -1,10 +1,13 @@
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import compose, on_disk, runs_of, study
 
-from metaformer.runs import launch
+from metaformer.runs import launch, ledger, packed
 from metaformer.runs.folder import planned
 from metaformer.runs.launch import Entry
 from metaformer.runs.result import REPORTED
@@ -22,20 +25,20 @@ def entries(*seeds: int) -> list[Entry]:
 
 
 def test_the_first_analysis_is_kept_and_a_changed_one_beside_it():
-    launch.record(study(), entries(0), COMMAND)
+    launch.record(study(), entries(0), COMMAND, Path("runs"))
     first = launch.read_launch("mine")
-    launch.record(study(), entries(0), COMMAND)
+    launch.record(study(), entries(0), COMMAND, Path("runs"))
     assert launch.read_launch("mine") == first
     assert first.command == "python -m metaformer.train experiments=mine data.root=FOLDER"
-    launch.record(study(margin=3.0), entries(0), COMMAND)
-    launch.record(study(margin=3.0), entries(0, 1), COMMAND)
+    launch.record(study(margin=3.0), entries(0), COMMAND, Path("runs"))
+    launch.record(study(margin=3.0), entries(0, 1), COMMAND, Path("runs"))
     analyses = launch.read_launch("mine").analyses
     assert [(stage.analysis["margin"], stage.runs["n"]) for stage in analyses] == [(1.0, 1), (3.0, 1), (3.0, 2)]
     assert analyses[0] == first.analyses[0]
 
 
 def test_a_broken_launch_file_is_named():
-    launch.record(study(), entries(0), COMMAND)
+    launch.record(study(), entries(0), COMMAND, Path("runs"))
     (launch.study_folder("mine") / "launch.json").write_text("{")
     with pytest.raises(ConfigError, match=r"launch\.json: cannot be read"):
         launch.read_launch("mine")
@@ -107,3 +110,79 @@ def test_a_result_that_cannot_be_counted_has_a_reason(listed, tmp_path, change, 
     file = tmp_path / "runs" / "run-x0" / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert reason in problems(listed, tmp_path / "runs")["x0"]
+
+
+def test_the_ledger_tells_what_was_known_before(tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    listed = entries(0, 1, 2)
+    launch.record(study(), listed, COMMAND, runs)
+    assert launch.read_launch("mine").analyses[0].known == 0
+    ledger.note(runs, listed[0].run_id, "other", "2026-01-01T00:00:00+00:00")
+    ledger.note(runs, listed[0].run_id, "again", "2026-01-02T00:00:00+00:00")
+    assert ledger.known(runs, [entry.run_id for entry in listed]) == [listed[0].run_id]
+    launch.record(replace(study(), name="second"), listed, COMMAND, runs)
+    (stage,) = launch.read_launch("second").analyses
+    assert (stage.known, stage.runs["seeds"]) == (1, [0, 1, 2])
+    (runs / "ledger.jsonl").write_text("{")
+    with pytest.raises(ConfigError, match=r"ledger\.jsonl: cannot be read"):
+        ledger.known(runs, [])
+
+
+def test_the_seeds_of_the_first_launch_are_the_planned_ones(tmp_path):
+    launch.record(study(), entries(0, 1), COMMAND, tmp_path)
+    assert launch.read_launch("mine").planned_seeds is None  # all of them
+    launch.record(study(), entries(0, 1, 2), COMMAND, tmp_path)
+    assert launch.read_launch("mine").planned_seeds == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("analysis", "words"),
+    [
+        (
+            {"contrasts": {"a": {"poolin": 1, "identity": -1}}},
+            "contrasts.a: poolin: no such cell; the nearest are pooling",
+        ),
+        ({"claim_without": ["identty"]}, "claim_without: identty: expected a mixer of the study, of identity"),
+    ],
+)
+def test_an_analysis_of_what_is_not_there_is_refused(analysis, words):
+    listed = [Entry(m, {"mixer": m}, m, 0, m) for m in ("pooling", "identity")]
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        launch.check_study(study(**analysis), listed)
+    launch.check_study(study(contrasts={"a": {"pooling": 1, "identity": -1}}), listed)
+
+
+# ------------------------------------------------------------------ a study's folder is enough
+
+
+def test_a_packed_study_gives_back_its_runs(tmp_path):
+    listed = on_disk(runs_of(pooling=[0.7, 0.75], identity=[0.6, 0.65]), tmp_path / "runs")
+    whole = launch.collect(listed, tmp_path / "runs")
+    path = launch.study_folder("mine") / "runs.npz"
+    size = packed.pack(whole, path, logits=False)
+    assert size < 20_000
+    first = path.read_bytes()
+    back = packed.gather("mine", listed, tmp_path / "nowhere")
+    assert [(r.cell, r.seed, r.result) for r in back] == [(r.cell, r.seed, r.result) for r in whole]
+    for mine, other in zip(back, whole, strict=True):
+        assert (mine.answers().predictions == other.answers().predictions).all()
+        assert list(mine.epochs()) == list(other.epochs())
+    packed.pack(back, path, logits=False)
+    assert path.read_bytes() == first  # the same runs, the same bytes
+    assert packed.gather("other", listed, tmp_path / "nowhere")[0].problem == "not started"
+
+
+def test_a_packed_study_that_was_changed_is_refused(tmp_path):
+    listed = on_disk(runs_of(pooling=[0.7]), tmp_path / "runs")
+    path = launch.study_folder("mine") / "runs.npz"
+    packed.pack(launch.collect(listed, tmp_path / "runs"), path, logits=False)
+    with np.load(path) as kept:
+        arrays = dict(kept)
+    arrays["predictions_0"] = 1 - arrays["predictions_0"]
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(ConfigError, match=r"predictions of run-pooling0 are right in 30\.0000%, not in 70\.0000%"):
+        packed.unpack(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ConfigError, match=r"runs\.npz: cannot be read"):
+        packed.unpack(path)

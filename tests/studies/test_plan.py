@@ -8,7 +8,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from rich.console import Console
 
 from metaformer import plan
-from metaformer.analysis.stats import equivalence_power
+from metaformer.analysis.stats import Scatter
 from metaformer.runs.folder import lock
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
 from metaformer.runs.result import write_result
@@ -41,29 +41,36 @@ def said(tmp_path):
 
 
 def test_power_of_a_stated_scatter(said):
-    text = said("experiments=mine", "sd=1.5")
+    text = said("experiments=mine", "sd=1.5", "images=1000000000")  # so many that their choice is nothing
     assert "mine: 6 runs: 6 not started" in text
-    assert "3 seeds, 1 comparison with pooling in a setting, margin 3 points = 2.00 SD" in text
-    assert "1.50 points, as stated" in text
+    assert "3 seeds, 1 comparison with pooling in a setting, margin 3 points" in text
+    assert "scatters by 1.50 from seed to seed (as stated)" in text
     assert "3 (planned)                    56%" in text
     assert "5                              95%" in text
     assert "4 seeds show with 80%" in text
 
 
 def test_an_assumption_is_called_one(said):
-    assert "1.00 points, an assumption" in said("experiments=mine")
+    assert "1.00 from seed to seed (an assumption" in said("experiments=mine")
+
+
+def test_the_choice_of_the_test_images_is_counted(said):
+    text = said("experiments=mine", "sd=0.5")
+    assert "the choice of the test images adds a standard error of 1.44" in text  # 25 / sqrt(300)
+    assert "no number of seeds shows with 80% that two equal cells are equivalent: a larger test set" in text
+    assert "adds a standard error of 0.25" in said("experiments=mine", "sd=0.5", "images=10000")
 
 
 def test_the_correction_counts():
-    first = power_table(5, 2.0, 0.05 / 5).lines
+    first = power_table(5, 2.0, 0.05 / 5, Scatter(1.0)).lines
     assert [line[1] for line in first[:3]] == ["14%", "57%", "97%"]
-    assert f"{equivalence_power(5, 2.0, 0.05):.0%}" == "95%"
 
 
 def test_the_scatter_of_another_study(said, tmp_path):
     on = on_disk(runs_of(pooling=[0.7, 0.7, 0.7], identity=[0.6, 0.62, 0.64]), tmp_path / "runs")
     save(Launch("other", [Stage("2026-01-01T00:00:00+00:00", analysis_of(study()), {})], runs=on))
-    assert "(2.00 points, from the finished runs of other, 1 comparison)" in said("experiments=mine", "from=other")
+    said_of = said("experiments=mine", "from=other")
+    assert "scatters by 2.00 from seed to seed (from the finished runs of other, 1 comparison)" in said_of
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,7 @@ def test_the_scatter_of_another_study(said, tmp_path):
     [
         (["sd=wide"], "sd=wide: expected points"),
         (["sd=0"], "sd=0: expected points"),
+        (["images=none"], "images=none: expected test images"),
         (["from=nobody"], "from=nobody: no study of that name"),
         (["sd=1", "from=other"], "expected one of them"),
     ],

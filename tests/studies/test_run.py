@@ -101,7 +101,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(monkeypatch):
     monkeypatch.setattr(Classifier, "training_step", break_in_the_second_epoch)
     with pytest.raises(RuntimeError, match="the cable was pulled"):
         go(*overrides)
-    folder = next(Path("runs").iterdir())
+    folder = next(Path("runs").glob("*-*"))
     failed = json.loads((folder / "failed.json").read_text())
     assert failed["reason"] == "RuntimeError: the cable was pulled"
     assert "break_in_the_second_epoch" in failed["traceback"]
@@ -419,7 +419,7 @@ def test_a_run_that_diverges_fails_and_says_where():
         FloatingPointError, match=r"diverged: loss is nan at step 2 \(epoch 1\), lr [\d.e+]+; first not"
     ):
         go("recipe.lr=1e30", "model.norm=none", "recipe.warmup_epochs=0")
-    folder = next(Path("runs").iterdir())
+    folder = next(Path("runs").glob("*-*"))
     assert "diverged" in json.loads((folder / "failed.json").read_text())["reason"]
     assert not (folder / "result.json").exists()
 
@@ -429,7 +429,7 @@ def test_the_layer_that_first_goes_wrong_is_named_and_the_last_good_checkpoint_k
     where = r"epoch 2\), .*first not finite: the output of stages\.0\.blocks\.0\.mixer \(Pooling\)"
     with pytest.raises(FloatingPointError, match=where):
         go("recipe.epochs=3")
-    folder = next(Path("runs").iterdir())
+    folder = next(Path("runs").glob("*-*"))
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0
     with torch.no_grad():
         net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))

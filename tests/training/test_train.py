@@ -153,7 +153,14 @@ def test_a_study_writes_its_files_once_it_is_whole(cli, tmp_path):
     assert (broken.returncode, broken.stderr.count("\n")) == (2, 1)
     assert "broken.yaml" in broken.stderr
     folder = tmp_path / "experiments" / "mine"
-    assert {p.name for p in folder.iterdir()} == {"launch.json", "results.csv", "report.html", "tables", "figures"}
+    assert {p.name for p in folder.iterdir()} == {
+        "launch.json",
+        "results.csv",
+        "runs.npz",
+        "report.html",
+        "tables",
+        "figures",
+    }
     with (folder / "results.csv").open() as file:
         assert [(row["mixer"], row["seed"]) for row in csv.DictReader(file)] == [
             ("identity", "0"), ("identity", "1"), ("pooling", "0"), ("pooling", "1")

@@ -1,0 +1,123 @@
+"""Whether cells are comparable: what they differ in beside what is compared. Every seed's configuration is read."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from metaformer.analysis.cells import Cell
+from metaformer.config.identity import unlike
+from metaformer.config.schema import GROUPS, Analysis, Study
+from metaformer.runs.result import Result
+
+# What is recorded of a run beside its configuration. Runtime keys change a result no more than rounding does, but in
+# one arm only they are a difference that is not the factor; parts of a batch mix their images among themselves
+RECORDED: dict[str, Callable[[Result], object]] = {
+    "device": lambda run: run.device,
+    "devices": lambda run: run.devices,
+    "runtime.accumulate": lambda run: run.accumulate,
+    "runtime.tf32": lambda run: run.config.runtime.tf32,
+    "runtime.compile": lambda run: run.config.runtime.compile,
+    "trained epochs": lambda run: _of(run.epochs, run.config.recipe.all_epochs),
+    "trained images": lambda run: None if run.config.data.train else run.images,
+    "Python": lambda run: run.python,
+    "version of the training code": lambda run: run.training_version,
+}
+
+
+def _of(count: int, planned: int) -> str:
+    return "all" if count == planned else f"{count} of {planned}"
+
+
+def confounds(a: Cell, b: Cell, factor: str, study: Study) -> list[str]:
+    """What two cells differ in beside the factor: configuration, images, cost beyond the tolerance, code, machine."""
+    if not a.runs or not b.runs:
+        return []
+    common = sorted(a.runs.keys() & b.runs.keys())
+    pairs = [(seed, seed) for seed in common] or [(min(a.runs), min(b.runs))]
+    found = [line for mine, other in pairs for line in _beside(a, mine, b, other, [factor], study)]
+    if any(not np.array_equal(a.labels[seed], b.labels[seed]) for seed in a.labels.keys() & b.labels.keys()):
+        found.append("other labels of the test images")
+    for cell in (a, b):
+        found += [f"the seeds of {cell.name}: {line}" for line in _within(cell, study)]
+    return list(dict.fromkeys([*found, *_costs(a, b, study.analysis)]))
+
+
+def of_grid(cells: Sequence[Cell], factors: Sequence[str], study: Study) -> list[str]:
+    """What the cells of a whole grid differ in beside its factors."""
+    first, found = cells[0], list[str]()
+    for cell in cells:
+        for seed in sorted(first.runs.keys() & cell.runs.keys()):
+            found += _beside(first, seed, cell, seed, factors, study)
+    return list(dict.fromkeys(found))
+
+
+def _beside(a: Cell, mine: int, b: Cell, other: int, factors: Sequence[str], study: Study) -> list[str]:
+    """What the run of one cell at a seed differs in from that of another beside the factors."""
+    one, two = a.runs[mine], b.runs[other]
+    same_images = one.fingerprint is not None and one.fingerprint == two.fingerprint
+    found = unlike(a.settings[mine], b.settings[other], same_images=same_images)
+    keys = [key for key in found if key != "seed" and key not in study.analysis.tuned]
+    odd = [key for key in keys if not any(_belongs(key, factor, keys, study.name) for factor in factors)]
+    lines = [f"{key} ({found[key][0]} against {found[key][1]})" for key in odd]
+    if "data" not in factors:
+        lines += ["other images"] if one.fingerprint != two.fingerprint else []
+    for name, read in RECORDED.items():
+        if read(one) != read(two) and (name, factors) != ("trained images", ["data"]):
+            lines.append(f"{name} ({read(one)} against {read(two)})")
+    libraries = [
+        f"{name} ({one.versions.get(name)} against {two.versions.get(name)})"
+        for name in {**one.versions, **two.versions}
+        if one.versions.get(name) != two.versions.get(name)
+    ]
+    return [*lines, *libraries]
+
+
+def _within(cell: Cell, study: Study) -> list[str]:
+    """What the runs of one cell differ in beside their seeds."""
+    first = min(cell.runs)
+    return list(dict.fromkeys(line for seed in cell.runs for line in _beside(cell, first, cell, seed, [], study)))
+
+
+def _costs(a: Cell, b: Cell, analysis: Analysis) -> list[str]:
+    if analysis.tolerance is None:
+        return []
+    found, costs = [], {"parameters": (a.first.params, b.first.params), "MACs": (a.first.macs, b.first.macs)}
+    for name, (one, two) in costs.items():
+        if one is None or two is None:
+            found.append(f"{name} not counted")
+        elif abs(one / two - 1) > analysis.tolerance:
+            found.append(f"{name} {one / two - 1:+.0%} (tolerance {analysis.tolerance:.0%})")
+    return found
+
+
+def _belongs(key: str, factor: str, differing: Sequence[str], study: str | None) -> bool:
+    """Whether a key that differs is what the factor varies.
+
+    A factor is a config group (`mixer`), a key (`norm` of model.norm), a folder of named variants of the model, or,
+    with the name of the study, a list of rows that may change one thing each.
+    """
+    if factor in GROUPS:
+        return key.split(".")[0] == factor
+    own = [k for k in differing if k == factor or k.endswith(f".{factor}")]
+    if own:
+        return key in own
+    if factor == study:
+        return len({"mixer" if k.startswith("mixer.") else k for k in differing}) == 1
+    return key.startswith("model.")
+
+
+def notes(a: Cell, b: Cell, common: Collection[int]) -> list[str]:
+    """What a reader should know of two cells that are compared all the same."""
+    if not common:
+        return []
+    lacking = {cell.name: sorted(other.values.keys() - cell.values.keys()) for cell, other in ((a, b), (b, a))}
+    words = [f"{name} lacks seed {', '.join(map(str, seeds))}" for name, seeds in lacking.items() if seeds]
+    found = [f"{'; '.join(words)}: the {len(common)} common seeds are used"] if words else []
+    for cell in (a, b):
+        if cell.failed:
+            seeds = ", ".join(map(str, sorted(cell.failed)))
+            found.append(f"{cell.name} failed at seed {seeds} and counts as a guess there")
+        if cell.collapsed:
+            found.append(f"{cell.name} is at chance at seed {', '.join(map(str, cell.collapsed))}")
+    threads = {run.threads for cell in (a, b) for run in cell.runs.values()}
+    return [*found, *(["trained with different numbers of threads"] if len(threads) > 1 else [])]

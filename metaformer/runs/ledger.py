@@ -1,0 +1,40 @@
+"""When the result of each run was first known: runs/ledger.jsonl, a line for each, never rewritten. Imports no torch.
+
+A result that is trained again keeps its first line, so that a study knows which of its runs were no news to it.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from metaformer.runs.folder import folders_by_id
+from metaformer.system.errors import ConfigError
+
+
+def note(runs: Path, run_id: str, study: str | None, time: str) -> None:
+    """Add a line; several processes may do so at once."""
+    line = json.dumps({"run": run_id, "study": study, "time": time}) + "\n"
+    file = os.open(runs / "ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def known(runs: Path, ids: Collection[str]) -> list[str]:
+    """Those of some runs whose result is known or has once been, from this folder.
+
+    Raises:
+        ConfigError: the ledger cannot be read.
+    """
+    path = runs / "ledger.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        noted = {str(line["run"]) for line in lines}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); put it back, or move it away to begin anew") from error
+    there = {
+        name for name, folders in folders_by_id(runs).items() if any((f / "result.json").exists() for f in folders)
+    }
+    return [identity for identity in ids if identity in noted | there]
