@@ -9,18 +9,28 @@ import hashlib
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from metaformer.system.files import cache_dir
 
-if TYPE_CHECKING:
-    from metaformer.data.listing import Items
-
 BLOCK = 2048  # images that are read before their hashes are kept
 SLOW = 20_000  # images, from which on a line says that they are read
+
+
+class Items(Protocol):
+    """Encoded images by their places."""
+
+    @property
+    def names(self) -> Sequence[str]: ...  # for messages
+
+    def read(self, place: int) -> bytes: ...
+
+    def stamps(self) -> Sequence[tuple[str, int, int]] | None:
+        """A key, a size and a time of modification for each: where they are the same, so are the bytes."""
+        ...
 
 
 def digest(content: bytes) -> bytes:
@@ -28,7 +38,7 @@ def digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def digests_of(items: "Items") -> list[bytes]:
+def digests_of(items: Items) -> list[bytes]:
     """The hash of each image, in the order of the items."""
     stamps = items.stamps()
     if stamps is None:

@@ -10,16 +10,15 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from metaformer.config.schema import Data
-from metaformer.data.digests import digests_of
+from metaformer.data.digests import Items, digests_of
 from metaformer.system.errors import ConfigError
 
 WORDS = {  # what a split may be called
@@ -27,19 +26,6 @@ WORDS = {  # what a split may be called
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-
-
-class Items(Protocol):
-    """Encoded images by their places."""
-
-    @property
-    def names(self) -> Sequence[str]: ...  # for messages
-
-    def read(self, place: int) -> bytes: ...
-
-    def stamps(self) -> Sequence[tuple[str, int, int]] | None:
-        """A key, a size and a time of modification for each: where they are the same, so are the bytes."""
-        ...
 
 
 @dataclass

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.config.schema import Data
-from metaformer.data.listing import Findings, Found, Items, root_of, split_of
+from metaformer.data.digests import Items
+from metaformer.data.listing import Findings, Found, root_of, split_of
 from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, nearest
 
