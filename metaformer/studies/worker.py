@@ -27,6 +27,7 @@ from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
+from metaformer.studies.orphans import end_with_launcher, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError
@@ -56,6 +57,7 @@ def job(cfg: DictConfig) -> Outcome:
         if hydra.sweeper.params:
             raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
         return run(_planned(cfg))
+    end_with_launcher()
     choices = choices_of(hydra)
     outcome = Outcome(f"{choices['mixer']}-{choices['model']}", "refused")
     try:
@@ -66,6 +68,9 @@ def job(cfg: DictConfig) -> Outcome:
         if jobs != 1 and planned.config.runtime.accelerator != "cpu":
             machine.take(planned.config.runtime.per_gpu)
         return run(planned, jobs=jobs, log="run.log")
+    except SystemExit:
+        leave_if_orphaned()
+        raise
     except Exception as error:  # whatever a run raises is its outcome
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             raise  # whoever started the processes of this run is to end the others

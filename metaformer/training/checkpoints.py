@@ -4,11 +4,12 @@
 stop (Ctrl-C, a time limit, a preemption); the one before it stays as `previous.ckpt`.
 """
 
+import contextlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -104,11 +105,6 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint |= self.kept
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        for number, listener in self.listeners.items():
-            signal.signal(number, listener)
-        self.listeners = {}
-
     def _agreed(self, trainer: L.Trainer) -> int:
         """The signal that the first device has seen, SAVE where it is time for a checkpoint, or 0."""
         asked = self.asked or (SAVE if time.monotonic() - self.saved >= self.seconds else 0)
@@ -140,3 +136,21 @@ class Checkpoints(Checkpoint):
             if not trainer.is_global_zero:
                 time.sleep(60)  # it is to end with the first device, and not before it
         raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def listening(trainer: L.Trainer) -> Iterator[None]:
+    """Fit and test within: afterwards signals go where they went before, and so does one that came too late for a step.
+
+    Lightning leaves a listener for SIGTERM behind that takes note of it and does nothing.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
+    try:
+        yield
+    finally:
+        for number, listener in before.items():
+            signal.signal(number, listener)
+    asked = max((c.asked for c in trainer.callbacks if isinstance(c, Checkpoints)), default=0)  # type: ignore[attr-defined]
+    if late := asked or (signal.SIGTERM if trainer.received_sigterm else 0):
+        signal.raise_signal(late)

@@ -206,14 +206,15 @@ def _train_and_test(trainer: L.Trainer, module: Classifier, data: ImageData, sav
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
         try:
-            trainer.fit(module, data, ckpt_path=saved.path if saved else None, weights_only=True)
-            for average in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(average, EMAWeightAveraging):  # also where nothing was left to train
-                    average.on_train_end(trainer, module)
-            best = next((c for c in trainer.callbacks if isinstance(c, Best) and c.weights), None)  # type: ignore[attr-defined]
-            if best is not None:
-                best.restore(module.net)
-            metrics = dict(trainer.test(module, data, verbose=False)[0])
+            with checkpoints.listening(trainer):
+                trainer.fit(module, data, ckpt_path=saved.path if saved else None, weights_only=True)
+                for average in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(average, EMAWeightAveraging):  # also where nothing was left to train
+                        average.on_train_end(trainer, module)
+                best = next((c for c in trainer.callbacks if isinstance(c, Best) and c.weights), None)  # type: ignore[attr-defined]
+                if best is not None:
+                    best.restore(module.net)
+                metrics = dict(trainer.test(module, data, verbose=False)[0])
         except SystemExit as stopped:
             if stopped.code == 1:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped

@@ -43,6 +43,29 @@ def test_a_signal_saves_at_the_step_and_the_run_goes_on_there(monkeypatch, capfd
     assert equal(folder, whole)
 
 
+def test_after_a_run_signals_go_where_they_went_before():
+    """Lightning leaves a listener behind that does nothing: a later SIGTERM would be lost."""
+    before = {number: signal.getsignal(number) for number in checkpoints.SIGNALS}
+    assert go("recipe.epochs=1").status == "finished"
+    assert {number: signal.getsignal(number) for number in checkpoints.SIGNALS} == before
+
+
+def test_a_signal_that_comes_during_the_test_is_obeyed_after_it(monkeypatch):
+    heard: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", heard.append)
+    own = Classifier.test_step
+
+    def signalled(self, batch):
+        if not heard:
+            heard.append(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(self, batch)
+
+    monkeypatch.setattr(Classifier, "test_step", signalled)
+    go("recipe.epochs=1")
+    assert heard == [0, signal.SIGTERM]
+
+
 def test_at_the_last_step_of_an_epoch_it_is_validated_first(monkeypatch):
     whole = go(*EVERYTHING, "runtime.runs=whole").folder
     with monkeypatch.context() as patch:

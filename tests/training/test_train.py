@@ -14,6 +14,8 @@ import pytest
 import torch
 from conftest import TINY
 
+from metaformer.runs.folder import is_held
+
 BREAKS = """
 import torch
 
@@ -230,7 +232,7 @@ def test_options_before_the_flag_and_errors_of_one_run_are_one_line(cli, tmp_pat
 
 def test_evaluation_keeps_the_runs_data_where_one_key_changes(cli, tmp_path):
     assert cli("train", *TINY).returncode == 0
-    run = next(tmp_path.glob("runs/*"))
+    run = next(tmp_path.glob("runs/*-*"))
     recorded = json.loads((run / "result.json").read_text())["metrics"]["test_accuracy"]
     done = cli("evaluate", f"run={run}", "data.val=200")
     assert f"test: accuracy {recorded:.2%}" in done.stdout  # of digits, normalised as in training
@@ -240,7 +242,7 @@ def test_evaluation_keeps_the_runs_data_where_one_key_changes(cli, tmp_path):
 def test_a_run_of_an_older_version_is_evaluated(cli, tmp_path):
     """Its configuration lacks the keys that came later."""
     assert cli("train", *TINY).returncode == 0
-    run = next(tmp_path.glob("runs/*"))
+    run = next(tmp_path.glob("runs/*-*"))
     result = json.loads((run / "result.json").read_text())
     for node, key in (("recipe", "scale"), ("recipe", "mixup"), ("data", "decode"), ("model", "crop_pct")):
         del result["config"][node][key]
@@ -320,6 +322,32 @@ def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, several):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_launcher_after_a_checkpoint(cli, tmp_path, number):
+    """No orphan trains on or holds a run, and the same command ends with the bits of one that was left alone."""
+    command = ("-m", "mixer=identity,pooling", "seed=0,1", "recipe.epochs=12", "runtime.threads=1", "data=digits")
+    process = start(*command, "hydra.launcher.n_jobs=2")
+    wait_for(lambda: len(list(tmp_path.glob("runs/*/metrics.csv"))) >= 2, process)
+    os.kill(process.pid, number)  # the launcher alone
+    process.wait(timeout=30)
+    trained = [path for path in tmp_path.glob("runs/*-*") if not (path / "result.json").exists()]
+    end = time.time() + 30
+    while any(is_held(path) for path in trained):
+        assert time.time() < end, "a worker lives on"
+        time.sleep(0.2)
+    assert any((path / "last.ckpt").exists() for path in trained)
+    time.sleep(1.5)
+    assert {path for path in tmp_path.glob("runs/*-*") if is_held(path)} == set()  # nothing else was begun
+    done = cli("train", *command)
+    assert done.returncode == 0, done.stderr
+    assert cli("train", *command, "runtime.runs=whole").returncode == 0
+    for path in tmp_path.glob("runs/*-*"):
+        both = (path, tmp_path / "whole" / path.name)
+        a, b = (torch.load(folder / "weights.pt", weights_only=True) for folder in both)
+        assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
+
+
+@pytest.mark.processes
 def test_two_launches_of_one_run_train_it_once(tmp_path):
     command = ["data=digits", "recipe.epochs=15", "runtime.threads=1"]
     both = [start(*command) for _ in range(2)]
@@ -331,7 +359,7 @@ def test_two_launches_of_one_run_train_it_once(tmp_path):
 
 def test_weights_bound_to_a_resolution_are_not_evaluated_at_another(cli, tmp_path):
     assert cli("train", *TINY, "mixer=spatial_mlp").returncode == 0
-    run = next(tmp_path.glob("runs/*"))
+    run = next(tmp_path.glob("runs/*-*"))
     done = cli("evaluate", f"run={run}", "data=npz", f"data.root={grey(tmp_path)}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "do not fit the model for these images: size mismatch for stages.0.blocks.0.mixer.mlp.weight" in done.stderr
