@@ -13,7 +13,10 @@ from pathlib import Path
 def write(path: Path, text: str) -> None:
     """Write a file that is either there whole or not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

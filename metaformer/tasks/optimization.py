@@ -20,8 +20,11 @@ def check_optimizer(name: str) -> None:
 
 def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer:
     """timm's optimizer with its parameter groups: no decay on biases, norms and scales."""
-    # Fused on a GPU, where torch has it; timm hands the rest of the options on.
-    fused: dict[str, Any] = {"fused": True} if on_gpu and recipe.optimizer in ("adam", "adamw") else {}
+    # Fused on a GPU, where torch has it; timm hands the rest of the options on. Lightning refuses to clip gradients in
+    # bf16 with it, as fused optimizers unscale them by themselves, though there is no scale in bf16.
+    clipped = recipe.clip_grad is not None and recipe.precision != "fp32"
+    fuses = on_gpu and not clipped and recipe.optimizer in ("adam", "adamw")
+    fused: dict[str, Any] = {"fused": True} if fuses else {}
     lr = recipe.lr * (recipe.batch / recipe.lr_base_size if recipe.lr_base_size else 1)
     return create_optimizer_v2(net, recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay, **fused)
 

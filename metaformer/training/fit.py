@@ -172,7 +172,9 @@ def _callbacks(folder: Path, config: Config, kept: Mapping[str, int], *, show: b
     if config.selected_by:
         callbacks.append(Best(config.selected_by))
     if config.recipe.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.recipe.ema))
+        # made before the network moves to its device, and compared with it at each step
+        device = "cuda" if config.runtime.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema))
     if config.debug.mode == "none":
         callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))
     if config.debug.mode == "overfit":

@@ -37,8 +37,9 @@ def threads(runtime: Runtime, jobs: int) -> int:
 def make_trainer(runtime: Runtime, recipe: Recipe, **options: Any) -> L.Trainer:
     """A Trainer; a ConfigError where the devices that are asked for are not there."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
-    if runtime.tf32 and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
+    if torch.cuda.is_available():  # products and convolutions alike: one mixer's are the other's
+        torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = runtime.tf32
     warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
     together = runtime.processes
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == together:  # submitit requeues its jobs itself

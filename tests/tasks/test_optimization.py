@@ -6,6 +6,7 @@ from conftest import compose
 
 from metaformer.config.schema import Recipe
 from metaformer.models.build import build
+from metaformer.tasks import optimization
 from metaformer.tasks.classification import Classifier
 
 
@@ -82,3 +83,20 @@ def test_decayed_and_undecayed_weights_of_s12():
     assert {(g["betas"], g["eps"]) for g in groups} == {((0.9, 0.999), 1e-8)}
     depth = [getattr(b.drop_path, "drop_prob", 0) for s in net.stages for b in s.blocks]
     assert depth == pytest.approx([0.1 * i / 11 for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("words", "fused"),
+    [((), True), (("recipe.clip_grad=1",), True), (("recipe.clip_grad=1", "recipe.precision=bf16"), None)],
+)
+def test_a_fused_optimizer_does_not_meet_clipping_in_bf16(monkeypatch, words, fused):
+    """Lightning raises at the first clip there."""
+    given = {}
+
+    def create(net, name, **options):
+        given.update(options)
+
+    monkeypatch.setattr(optimization, "create_optimizer_v2", create)
+    optimization.make_optimizer(torch.nn.Linear(2, 2), compose(*words).recipe, on_gpu=True)
+    assert given.get("fused") is fused
+    optimization.make_optimizer(torch.nn.Linear(2, 2), compose().recipe, on_gpu=False)
