@@ -3,6 +3,7 @@
 tests/data/test_lightning_progress.py tells when they change.
 """
 
+import math
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,10 @@ import lightning as L
 
 def done_batches(trainer: L.Trainer) -> int:
     """How many batches of this epoch are behind a run that begins or goes on; at the end of an epoch none."""
-    module: Any = trainer.datamodule  # type: ignore[attr-defined]
-    in_all = len(module.data.train) // module.recipe.batch * trainer.accumulate_grad_batches
-    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready % in_all)
+    ready, in_all = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
+    return int(ready % in_all) if math.isfinite(in_all) and in_all else int(ready)
+
+
+def asks_every_epoch(trainer: Any) -> bool:
+    """Whether a Trainer asks for new training batches at every epoch, if it has more than one."""
+    return bool(trainer.max_epochs == 1 or trainer.reload_dataloaders_every_n_epochs == 1)

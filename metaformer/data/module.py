@@ -20,7 +20,7 @@ from metaformer.data.batches import (
     epoch_generator,
 )
 from metaformer.data.images import Images
-from metaformer.data.lightning_progress import done_batches
+from metaformer.data.lightning_progress import asks_every_epoch, done_batches
 from metaformer.system.errors import ConfigError
 
 
@@ -95,6 +95,11 @@ class ImageData(L.LightningDataModule):
         return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
     def train_dataloader(self) -> "Batches | Stream":
+        if self.trainer and not asks_every_epoch(self.trainer):
+            raise ConfigError(
+                "Trainer(reload_dataloaders_every_n_epochs=1): expected with ImageData, which makes the batches of one "
+                "epoch; the same ones would be trained on in every epoch"
+            )
         epoch = self.trainer.current_epoch if self.trainer else 0
         batch, share = self.recipe.batch, self.share
 

@@ -20,7 +20,7 @@ from metaformer.tasks.optimization import make_optimizer, make_scheduler
 
 
 class Classifier(L.LightningModule):
-    """A network under a recipe. Metrics are fractions.
+    """A network under a recipe. Metrics are fractions. It works in any Trainer, with any loader of (images, labels).
 
     Validation and test keep the logits of their images, from which every metric is computed once, at the end.
     With a teacher, the loss is that of DeiT. A student with a distillation token (of timm, `deit_*_distilled_*`) learns
@@ -30,14 +30,15 @@ class Classifier(L.LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        recipe: Recipe,
+        recipe: Recipe | None = None,
         *,
         classes: int,
-        seed: int,
+        seed: int = 0,
         teacher: nn.Module | None = None,
         class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
+        recipe = recipe or Recipe()
         self.net, self.recipe, self.seed = net, recipe, seed
         self.running = Running(classes)
         self.mixup = mixup_of(recipe, classes)
@@ -47,6 +48,16 @@ class Classifier(L.LightningModule):
         self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
         if self.teacher and hasattr(net, "set_distilled_training"):
             net.set_distilled_training(True)  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> logits [B, classes]."""
+        found: Tensor = self.net(images)
+        return found
+
+    def predict_step(self, batch: Tensor | Batch) -> Tensor:
+        """Images, with or without labels -> probabilities [B, classes]."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return torch.softmax(self(images).float(), 1)
 
     def on_fit_start(self) -> None:
         for teacher in self.teacher:
