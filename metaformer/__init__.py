@@ -10,7 +10,7 @@ _HOME = {
     **dict.fromkeys(_MIXERS, "metaformer.mixers"),
     "MetaFormer": "metaformer.models.metaformer",
     "MetaFormerBlock": "metaformer.models.block",
-    "load": "metaformer.models.weights",
+    "load": "metaformer.training.restored",
 }
 _MODULES = {"zoo": "metaformer.models.zoo", "weights": "metaformer.models.weights"}
 __all__ = sorted([*_HOME, *_MODULES])

@@ -1,9 +1,9 @@
 """The cells of a study: their finished runs with the metric of each seed, image by image, and the runs that failed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from metaformer.runs.answers import Answers
 from metaformer.runs.launch import Run, setting_of
 from metaformer.runs.result import Result
 from metaformer.system.errors import ConfigError, by_closeness
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,28 @@ class Cell:
 
     def tested(self) -> Estimate:
         """Of the metric of the study: over seeds and, where they are kept, images."""
-        if self.terms.keys() >= self.values.keys() and self.values:
-            return over_seeds_and_images(np.array([self.terms[seed] for seed in sorted(self.values)])).estimate()
+        own = [self.terms[seed] for seed in sorted(self.values) if seed in self.terms]
+        if own and len(own) == len(self.values) and len({terms.shape for terms in own}) == 1:
+            return over_seeds_and_images(np.array(own)).estimate()
         return over_seeds(list(self.values.values())).estimate()
+
+
+def at_seeds(cell: Cell, seeds: Collection[int]) -> Cell:
+    """The same of some seeds alone."""
+
+    def of(by_seed: Mapping[int, V]) -> dict[int, V]:
+        return {seed: value for seed, value in by_seed.items() if seed in seeds}
+
+    return Cell(
+        cell.name,
+        cell.levels,
+        of(cell.runs),
+        of(cell.values),
+        of(cell.terms),
+        of(cell.labels),
+        of(cell.failed),
+        of(cell.settings),
+    )
 
 
 def _chance_of(run: Result) -> float:
@@ -79,6 +100,8 @@ def cells_of(runs: Sequence[Run], analysis: Analysis) -> list[Cell]:
     cells = []
     for name in dict.fromkeys(run.cell for run in runs):
         own = [run for run in runs if run.cell == name]
+        if len({run.seed for run in own}) < len(own):
+            raise ConfigError(f"{name}: it lists a seed twice; a cell has one run at a seed")
         results = {run.seed: run.result for run in own if run.result is not None}
         values = {seed: metric_of(analysis.metric).scale * r.metrics[analysis.metric] for seed, r in results.items()}
         answers = {run.seed: a for run in own if run.result and (a := run.answers(logits=metric in FROM_LOGITS))}

@@ -12,6 +12,7 @@ from metaformer.analysis.crossed import Crossed, over_seeds, over_seeds_and_imag
 from metaformer.analysis.stats import Estimate
 from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.schema import Analysis, Study
+from metaformer.system.errors import ConfigError
 
 MATCHED = 0.1  # share by which parameters or MACs may differ where cells are called matched, without a tolerance
 
@@ -100,19 +101,15 @@ def is_reference(cell: Cell, study: Study) -> bool:
     return cell.levels[study.analysis.factor] == study.reference
 
 
-def compare(a: Cell, b: Cell, study: Study, seeds: Collection[int] | None = None) -> Comparison | None:
-    """The comparison of two cells that differ in one factor, the reference last; None for any other two.
-
-    Args:
-        seeds: those that count; None: all that both have.
-    """
+def compare(a: Cell, b: Cell, study: Study) -> Comparison | None:
+    """The comparison of two cells that differ in one factor, the reference last; None for any other two."""
     factors = [factor for factor in a.levels if a.levels[factor] != b.levels.get(factor)]
     if len(factors) != 1:
         return None
     if factors[0] == study.analysis.factor and is_reference(a, study):
         a, b = b, a
     factor, setting = factors[0], a.setting(factors[0])
-    common = sorted(s for s in a.values.keys() & b.values.keys() if seeds is None or s in seeds)
+    common = sorted(a.values.keys() & b.values.keys())
     values, over = crossed({a.name: 1.0, b.name: -1.0}, [a, b], common)
     return Comparison(
         name=" ".join(filter(None, (setting, f"{a.levels[factor]} - {b.levels[factor]}"))),
@@ -120,7 +117,7 @@ def compare(a: Cell, b: Cell, study: Study, seeds: Collection[int] | None = None
         crossed=over,
         fixed=over_seeds(values),
         confounds=lint.confounds(a, b, factor, study),
-        notes=lint.notes(a, b, common),
+        notes=lint.notes([a, b], study.analysis),
         cell=a,
         reference=b,
         factor=factor,
@@ -128,17 +125,30 @@ def compare(a: Cell, b: Cell, study: Study, seeds: Collection[int] | None = None
     )
 
 
-def contrast(name: str, cells: Sequence[Cell], study: Study, seeds: Collection[int] | None = None) -> Contrast:
-    """A contrast of the analysis block. Its cells may differ in all factors of the study, and in nothing else."""
+def contrast(name: str, cells: Sequence[Cell], study: Study) -> Contrast:
+    """A contrast of the analysis block. Its cells may differ in all factors of the study, and in nothing else.
+
+    Raises:
+        ConfigError: one of its cells is none of the study.
+    """
     weights = {key: float(weight) for key, weight in study.analysis.contrasts[name].items()}
     own = [cell for cell in cells if cell.name in weights]
-    common = sorted(s for s in set.intersection(*(set(cell.values) for cell in own)) if seeds is None or s in seeds)
-    values, over = crossed(weights, own, common)
+    if lost := weights.keys() - {cell.name for cell in own}:
+        raise ConfigError(f"study.analysis.contrasts.{name}: {', '.join(sorted(lost))}: no such cell")
+    values, over = crossed(weights, own, sorted(set.intersection(*(set(cell.values) for cell in own))))
     finished = [cell for cell in own if cell.runs]
     found = lint.of_grid(finished, list(own[0].levels), study) if finished else []
-    fixed = over_seeds(values)
+    for cell in finished[1:]:
+        found += lint.costs(finished[0], cell, study.analysis)
     return Contrast(
-        name=name, differences=values, crossed=over, fixed=fixed, confounds=found, cells=own, weights=weights
+        name=name,
+        differences=values,
+        crossed=over,
+        fixed=over_seeds(values),
+        confounds=list(dict.fromkeys(found)),
+        notes=lint.notes(own, study.analysis),
+        cells=own,
+        weights=weights,
     )
 
 

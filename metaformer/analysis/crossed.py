@@ -104,8 +104,8 @@ def moderated(family: Sequence[Crossed]) -> list[Crossed]:
     """The same with variances that know of each other (limma's empirical Bayes, Smyth 2004), but none made smaller.
 
     Each variance is drawn towards the common one, by as much as they are alike, and has the degrees of freedom of both.
-    A variance that is larger than what it is drawn to stays: cells differ in their scatter, and the drawn one would be
-    too small for those that scatter most.
+    A variance that is larger than what it is drawn to stays, with its own degrees of freedom: cells differ in their
+    scatter, and the drawn one would be too small for those that scatter most.
     """
     usable = [c for c in family if c.seeds > 1 and c.by_seed > 0]
     if len(usable) < 2:
@@ -116,8 +116,9 @@ def moderated(family: Sequence[Crossed]) -> list[Crossed]:
     drawn = np.full_like(own, prior) if math.isinf(prior_df) else (prior_df * prior + df * own) / total
     most = float(df.sum())  # no more degrees of freedom than there are in all
     better = {
-        id(c): replace(c, by_seed=max(c.by_seed, float(v) / c.seeds), df=min(float(t), most))
+        id(c): replace(c, by_seed=float(v) / c.seeds, df=min(float(t), most))
         for c, v, t in zip(usable, drawn, total, strict=True)
+        if v / c.seeds > c.by_seed
     }
     return [better.get(id(c), c) for c in family]
 

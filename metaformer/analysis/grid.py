@@ -27,6 +27,9 @@ class Shares:
 
 def shares_of(cells: Sequence[Cell], study: Study) -> Shares:
     """The decomposition with and without the identity mixer; it needs every cell of the grid."""
+    if failed := [cell.name for cell in cells if cell.failed and study.analysis.failed == "refuse"]:
+        return Shares([], [], reason=f"runs of {', '.join(failed)} failed")
+    cells = [cell for cell in cells if cell.values]
     try:
         values, factors, levels = _grid(cells, study)
     except ValueError as error:
@@ -50,8 +53,6 @@ def _grid(cells: Sequence[Cell], study: Study) -> tuple[np.ndarray, list[str], l
     """The metric [levels of each factor, seeds that all cells have], the factors (the mixer last) and their levels."""
     if not cells:
         raise ValueError("no run is finished")
-    if failed := [cell.name for cell in cells if cell.failed and study.analysis.failed == "refuse"]:
-        raise ValueError(f"runs of {', '.join(failed)} failed")
     treatment = "mixer" if "mixer" in cells[0].levels else study.analysis.factor
     factors = [f for f in cells[0].levels if f != treatment] + [treatment]
     levels = {f: list(dict.fromkeys(cell.levels[f] for cell in cells)) for f in factors}

@@ -1,6 +1,6 @@
 """Whether cells are comparable: what they differ in beside what is compared. Every seed's configuration is read."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def confounds(a: Cell, b: Cell, factor: str, study: Study) -> list[str]:
         found.append("other labels of the test images")
     for cell in (a, b):
         found += [f"the seeds of {cell.name}: {line}" for line in _within(cell, study)]
-    return list(dict.fromkeys([*found, *_costs(a, b, study.analysis)]))
+    return list(dict.fromkeys([*found, *costs(a, b, study.analysis)]))
 
 
 def of_grid(cells: Sequence[Cell], factors: Sequence[str], study: Study) -> list[str]:
@@ -78,7 +78,8 @@ def _within(cell: Cell, study: Study) -> list[str]:
     return list(dict.fromkeys(line for seed in cell.runs for line in _beside(cell, first, cell, seed, [], study)))
 
 
-def _costs(a: Cell, b: Cell, analysis: Analysis) -> list[str]:
+def costs(a: Cell, b: Cell, analysis: Analysis) -> list[str]:
+    """Parameters and MACs that differ by more than the tolerance."""
     if analysis.tolerance is None:
         return []
     found, costs = [], {"parameters": (a.first.params, b.first.params), "MACs": (a.first.macs, b.first.macs)}
@@ -106,18 +107,14 @@ def _belongs(key: str, factor: str, differing: Sequence[str], study: str | None)
     return key.startswith("model.")
 
 
-def notes(a: Cell, b: Cell, common: Collection[int]) -> list[str]:
-    """What a reader should know of two cells that are compared all the same."""
-    if not common:
-        return []
-    lacking = {cell.name: sorted(other.values.keys() - cell.values.keys()) for cell, other in ((a, b), (b, a))}
-    words = [f"{name} lacks seed {', '.join(map(str, seeds))}" for name, seeds in lacking.items() if seeds]
-    found = [f"{'; '.join(words)}: the {len(common)} common seeds are used"] if words else []
-    for cell in (a, b):
-        if cell.failed:
+def notes(cells: Sequence[Cell], analysis: Analysis) -> list[str]:
+    """What a reader should know of cells that are compared all the same."""
+    found = []
+    for cell in cells:
+        if cell.failed and analysis.failed == "chance":
             seeds = ", ".join(map(str, sorted(cell.failed)))
             found.append(f"{cell.name} failed at seed {seeds} and counts as a guess there")
         if cell.collapsed:
             found.append(f"{cell.name} is at chance at seed {', '.join(map(str, cell.collapsed))}")
-    threads = {run.threads for cell in (a, b) for run in cell.runs.values()}
+    threads = {run.threads for cell in cells for run in cell.runs.values()}
     return [*found, *(["trained with different numbers of threads"] if len(threads) > 1 else [])]

@@ -42,7 +42,7 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: boo
         console.print("no run is finished: nothing to report")
         return
     study = effective(study, runs)
-    launched = read_launch(study.name) if study.name and write else None
+    launched = read_launch(study.name) if study.name else None
     verdicts = judge(study, runs, launched.planned_seeds if launched else None)
     if study.name:
         console.print(analysis_words(study), markup=False, highlight=False)

@@ -45,15 +45,16 @@ def _claim(verdicts: Verdicts, study: Study) -> str:
     out = [level for level in analysis.claim_without if level in there]
     words = f"All {analysis.factor} levels" if analysis.factor != "mixer" else "All mixers"
     words += f" but {' and '.join(out)}" if out else ""
+    levels = list(dict.fromkeys(level for claim in claims for level in claim.levels))
     said = []
     for claim in claims:
         place = f"in {claim.setting} " if claim.setting else ""
+        if len(claim.levels) < len(levels):
+            place += f"({', '.join(claim.levels)}) "
         said.append(f"{place}{claim.outcome.upper()}{_by(claim, metric.digits - 1)}")
     unit = f"±{analysis.margin:g} {metric.unit}"
-    return (
-        f"{words} ({', '.join(dict.fromkeys(lv for c in claims for lv in c.levels))}) are equivalent to each other "
-        + (f"within {unit}: {'; '.join(said)}.")
-    )
+    each = f"are equivalent to each other within {unit}: {'; '.join(said)}."
+    return f"{words} ({', '.join(levels)}) {each}"
 
 
 def _by(claim: Claim, places: int) -> str:
@@ -134,7 +135,8 @@ def sureness(verdicts: Verdicts, study: Study) -> list[str]:
         said = [
             f"{of} {tau:.2f}" for tau, of in zip(found.ranks, ("two seeds", "two settings"), strict=True) if tau == tau
         ]
-        sentences.append(f"{sentence}; Kendall's tau between the rankings of {', of '.join(said)}.")
+        tau = f"; Kendall's tau between the rankings of {', of '.join(said)}" if said else ""
+        sentences.append(f"{sentence}{tau}.")
     if analysis.looks:
         taken = [f"{len(look.seeds)} seeds at alpha {look.alpha:.4f}" for look in verdicts.looks]
         planned = ", ".join(map(str, analysis.looks))
@@ -150,7 +152,7 @@ def sureness(verdicts: Verdicts, study: Study) -> list[str]:
 def failures(verdicts: Verdicts) -> list[str]:
     """How many runs of which cell failed, or ended at chance."""
     lines = []
-    for cell in verdicts.cells:
+    for cell in [*verdicts.cells, *verdicts.lost]:
         total = len(cell.runs.keys() | cell.failed.keys())
         if cell.failed:
             lines.append(

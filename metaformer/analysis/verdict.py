@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from metaformer.analysis.cells import Cell, cells_of
+from metaformer.analysis.cells import Cell, at_seeds, cells_of
 from metaformer.analysis.comparison import Comparison, Contrast, Tested, compare, contrast, is_reference
 from metaformer.analysis.crossed import moderated
 from metaformer.analysis.grid import Shares, shares_of
@@ -53,6 +53,7 @@ class Verdicts:
     claims: list[Claim] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)  # taken so far
     added: list[Comparison] = field(default_factory=list)  # the confirmatory ones with the seeds that were not planned
+    lost: list[Cell] = field(default_factory=list)  # cells without a finished run
 
     @property
     def tested(self) -> list[Tested]:
@@ -66,24 +67,36 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
     Args:
         planned: the seeds of the first launch, where they are known: others count for no verdict.
     """
-    analysis, listed = study.analysis, list(runs)
-    every, cells = sorted({run.seed for run in listed}), cells_of(listed, analysis)
-    seeds = [seed for seed in every if planned is None or analysis.looks or seed in planned]
-    seeds = seeds[: analysis.looks[-1]] if analysis.looks else seeds
-    looks = [look for look in looks_at(seeds, analysis) if _reached(look, cells, analysis)]
-    pairs = [pair for a, b in combinations(cells, 2) if (pair := compare(a, b, study)) is not None]
-    stages = [_stage(look, cells, pairs, study) for look in looks or [Look(tuple(seeds), 0.0)]]
+    analysis, every = study.analysis, cells_of(runs := list(runs), study.analysis)
+    seeds = sorted({run.seed for run in runs} if planned is None else planned)
+    if analysis.looks:
+        seeds = seeds[: analysis.looks[-1]]
+    looks = [look for look in looks_at(seeds, analysis) if _reached(look, every, analysis)]
+    stages = [_stage(look, every, study) for look in looks or [Look(tuple(seeds), 0.0)]]
     confirmatory = _over_looks([_decided(stage.confirmatory, stage, analysis) for stage in stages])
     contrasts = _over_looks([_decided(stage.contrasts, stage, analysis) for stage in stages])
-    added = [pair for pair in pairs if _confirmatory(pair, study)] if len(every) > len(seeds) else []
-    others = [_exploratory(pair) for pair in pairs if not _confirmatory(pair, study) and pair.differences]
-    finished = [cell for cell in cells if cell.values]
-    claims = _claims(stages, study)
-    return Verdicts(finished, confirmatory, others, shares_of(finished, study), contrasts, claims, looks, added)
+    cells = [at_seeds(cell, stages[-1].look.seeds) for cell in every]
+    others = [pair for pair in _pairs(cells, study) if not _confirmatory(pair, study) and pair.differences]
+    extra = {seed for cell in every for seed in cell.values} - set(seeds)
+    return Verdicts(
+        [cell for cell in cells if cell.values],
+        confirmatory,
+        [_exploratory(pair) for pair in others],
+        shares_of(cells, study),
+        contrasts,
+        _claims(stages, study),
+        looks,
+        [pair for pair in _pairs(every, study) if _confirmatory(pair, study)] if extra else [],
+        [cell for cell in cells if not cell.values],
+    )
+
+
+def _pairs(cells: Sequence[Cell], study: Study) -> list[Comparison]:
+    return [pair for a, b in combinations(cells, 2) if (pair := compare(a, b, study)) is not None]
 
 
 def _reached(look: Look, cells: Sequence[Cell], analysis: Analysis) -> bool:
-    """A planned look is taken when some cell has all of its seeds; a cell that lacks one is not tested at it."""
+    """A planned look is taken when some cell has all of its seeds; what lacks one is not tested at it."""
     return analysis.looks is None or any(cell.values.keys() >= set(look.seeds) for cell in cells)
 
 
@@ -101,29 +114,25 @@ class _Stage:
     contrasts: Sequence[Contrast]
 
 
-def _stage(look: Look, cells: Sequence[Cell], pairs: Sequence[Comparison], study: Study) -> _Stage:
+def _stage(look: Look, every: Sequence[Cell], study: Study) -> _Stage:
     """The comparisons over the seeds of a look; even where nothing is finished one was planned, and counts."""
-    analysis = study.analysis
-    if not all(cell.values.keys() <= set(look.seeds) for cell in cells):
-        fewer = (compare(pair.cell, pair.reference, study, look.seeds) for pair in pairs)
-        pairs = [pair for pair in fewer if pair is not None]
-    planned: list[Tested] = [pair for pair in pairs if _confirmatory(pair, study)]
-    planned += [contrast(name, cells, study, look.seeds) for name in analysis.contrasts]
-    tested = _moderate(planned, analysis)
+    analysis, cells = study.analysis, [at_seeds(cell, look.seeds) for cell in every]
+    pairs = [pair for pair in _pairs(cells, study) if pair.factor == analysis.factor]
+    confirmatory = [pair for pair in pairs if _confirmatory(pair, study)]
     return _Stage(
         look,
-        _moderate([pair for pair in pairs if pair.factor == analysis.factor], analysis),
-        [t for t in tested if isinstance(t, Comparison)],
-        [t for t in tested if isinstance(t, Contrast)],
+        _moderate(pairs, look, analysis),
+        _moderate(confirmatory, look, analysis),
+        [contrast(name, cells, study) for name in analysis.contrasts],  # whose variances are of another size
     )
 
 
-def _moderate(family: Sequence[T], analysis: Analysis) -> list[T]:
+def _moderate(family: Sequence[Comparison], look: Look, analysis: Analysis) -> list[Comparison]:
     """The same with variances that know of each other, where the analysis says so."""
     few = max((t.crossed.seeds for t in family), default=0) <= MODERATED
     if analysis.variance == "own" or (analysis.variance == "auto" and not few):
         return list(family)
-    usable = [t for t in family if not _untestable(t, analysis)]
+    usable = [t for t in family if not _untestable(t, look, analysis)]
     better = dict(zip(map(id, usable), moderated([t.crossed for t in usable]), strict=True))
     return [replace(t, crossed=better.get(id(t), t.crossed)) for t in family]
 
@@ -131,7 +140,7 @@ def _moderate(family: Sequence[T], analysis: Analysis) -> list[T]:
 def _decided(tested: Sequence[T], stage: _Stage, analysis: Analysis) -> list[T]:
     """p values and verdicts, family by family; what cannot be tested counts in its family with p = 1."""
     whole: list[Tested] = [*stage.confirmatory, *stage.contrasts] if analysis.correction == "holm_study" else [*tested]
-    reasons = {id(t): _untestable(t, analysis) for t in whole}
+    reasons = {id(t): _untestable(t, stage.look, analysis) for t in whole}
     p: dict[int, tuple[float, float, int]] = {}
     for family in _families(whole, analysis):
         raw = [
@@ -167,17 +176,10 @@ def _word(equal: bool, different: bool) -> str:
 
 
 def _over_looks(looks: Sequence[Sequence[T]]) -> list[T]:
-    """The last look, with what any look has decided."""
-    decided = []
-    for same in zip(*looks, strict=True):
-        verdicts = [t.verdict for t in same]
-        equal = any(v in (EQUIVALENT, BOTH) for v in verdicts)
-        different = any(v in (DIFFERENT, BOTH) for v in verdicts)
-        last = same[-1]
-        if equal or different:
-            last = replace(last, verdict=_word(equal, different), seeds_needed=None)
-        decided.append(last)
-    return decided
+    """What the first look that decides says, or else the last one."""
+    return [
+        next((t for t in same if t.verdict not in (INCONCLUSIVE, NONE)), same[-1]) for same in zip(*looks, strict=True)
+    ]
 
 
 def first_step(analysis: Analysis, comparisons: int) -> float:
@@ -185,8 +187,8 @@ def first_step(analysis: Analysis, comparisons: int) -> float:
     return analysis.alpha / (comparisons if analysis.correction != "none" else 1)
 
 
-def _untestable(t: Tested, analysis: Analysis) -> str:
-    """Why no test can be made, or nothing."""
+def _untestable(t: Tested, look: Look, analysis: Analysis) -> str:
+    """Why no test can be made at a look, or nothing."""
     cells = [t.cell, t.reference] if isinstance(t, Comparison) else t.cells if isinstance(t, Contrast) else []
     if analysis.failed == "refuse" and (lost := [cell for cell in cells if cell.failed]):
         seeds = [f"{cell.name} (seed {', '.join(map(str, sorted(cell.failed)))})" for cell in lost]
@@ -195,9 +197,13 @@ def _untestable(t: Tested, analysis: Analysis) -> str:
         return f"no finished run of {' and '.join(lacking)}"
     if t.confounds:
         return "they differ in more than the factor: " + "; ".join(t.confounds)
-    n = len(t.differences)
+    if analysis.looks and not look.alpha:
+        return f"the first look is at {analysis.looks[0]} seeds"
+    n = len(look.seeds)
+    if short := [cell for cell in cells if len(cell.values) < n]:
+        return "; ".join(f"{cell.name} has {len(cell.values)} of {n} planned seeds" for cell in short)
     if n < FEWEST:
-        return f"{n or 'no'} seed{'s' * (n > 1)} that {'both' if len(cells) == 2 else 'all'} have: it takes {FEWEST}"
+        return f"{n} seed{'s' * (n > 1)}: it takes {FEWEST}"
     if np.ptp(t.differences) < 1e-9:
         return "no variance between seeds: the difference is the same at each of them"
     return ""
@@ -246,7 +252,7 @@ def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
         if not pairs:
             continue
         levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in (c.cell, c.reference))
-        usable = [not _untestable(c, analysis) for c in pairs]
+        usable = [not _untestable(c, stage.look, analysis) for c in pairs]
         checked = list(zip(pairs, usable, strict=True))
         equal = [c.crossed.equivalence_p(analysis.margin) if ok else 1.0 for c, ok in checked]
         beyond = holm([c.crossed.beyond_p(analysis.margin) if ok else 1.0 for c, ok in checked])

@@ -72,9 +72,12 @@ class Launch:
 
     @property
     def planned_seeds(self) -> list[int] | None:
-        """Those of the first launch; None where they are not known, or are those of the last one."""
+        """Those of the first launch, or all where it planned looks at growing numbers of them; None: not known."""
         first, last = self.analyses[0], self.analyses[-1]
-        return None if first.runs["ids"] == last.runs["ids"] else first.runs.get("seeds")
+        if first.analysis.get("looks") or first.runs["ids"] == last.runs["ids"]:
+            return sorted({entry.seed for entry in self.runs}) or None
+        seeds: list[int] | None = first.runs.get("seeds")
+        return seeds
 
 
 def setting_of(levels: Mapping[str, str], factor: str) -> str:

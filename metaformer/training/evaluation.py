@@ -1,7 +1,6 @@
 """Trained networks again: restored with their images and evaluated, and weights of other people on images."""
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from metaformer.models.build import build, crop_of, on_meta, try_on
 from metaformer.models.weights import classes_of, classifiers, load_into, read, to_ours
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
+from metaformer.training.restored import kept
 from metaformer.training.trainer import QUIET, make_trainer, workers
-
-KEPT = ("state_dict", "config", "classes", "mean", "std")  # of the weights.pt of a run
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,8 @@ class Evaluated:
 
 def kept_config(path: str | Path) -> Config | None:
     """The configuration in a file of weights, where a run of this package wrote it."""
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # whatever it is, it is not ours: who reads it for good will say what is wrong
-        return None
-    ours = isinstance(saved, Mapping) and all(key in saved for key in KEPT)
-    return structure(Config, saved["config"]) if ours else None
+    saved = kept(path)
+    return structure(Config, saved["config"]) if saved is not None else None
 
 
 def restore(config: Config, path: Path) -> tuple[nn.Module, Images]:

@@ -266,6 +266,6 @@ def keep(folder: Path, config: Config, net: nn.Module, scores: Scores, images: I
         labels=scores.labels.short().numpy(),
         logits=scores.logits.clamp(-largest, largest).half().numpy(),
     )
-    pixels = {"mean": images.mean, "std": images.std}
+    pixels = {"mean": images.mean, "std": images.std, "shape": list(images.shape)}
     content = {"state_dict": net.state_dict(), "config": plain(config), "classes": images.classes, **pixels}
     torch.save(content, folder / "weights.pt")

@@ -96,7 +96,7 @@ def test_moderation_draws_small_variances_up_and_leaves_large_ones():
     family = [Crossed(1.0, 3, v, 2) for v in (0.01, 0.1, 0.12, 0.08, 2.0)]
     found = moderated(family)
     assert found[0].by_seed > 0.01
-    assert found[-1].by_seed == 2.0
+    assert (found[-1].by_seed, found[-1].df) == (2.0, 2)  # the quantile is that of its own seeds, too
     assert all(f.by_seed >= c.by_seed and 2 <= f.df <= 10 for c, f in zip(family, found, strict=True))
     assert moderated(family[:1]) == family[:1]
     unsure = [*family, Crossed(1.0, 1, float("nan"), 0)]

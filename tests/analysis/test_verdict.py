@@ -5,7 +5,7 @@ import pytest
 from conftest import result_of, runs_of, study
 from scipy import stats
 
-from metaformer.analysis import comparison
+from metaformer.analysis import comparison, sentences
 from metaformer.analysis.crossed import over_seeds
 from metaformer.analysis.stats import holm
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
@@ -163,14 +163,22 @@ def test_a_key_as_factor_allows_that_key_and_a_row_of_a_list_one_thing():
 def test_one_seed_gives_no_verdict_and_says_why():
     (found,) = judge(study(), runs_of(pooling=[0.8], x=[0.9])).confirmatory
     assert found.verdict == NONE
-    assert "1 seed that both have: it takes 3" in found.notes
+    assert "1 seed: it takes 3" in found.notes
 
 
-def test_unequal_seeds_use_the_common_ones_and_say_so():
+def test_a_planned_seed_that_is_missing_leaves_no_verdict():
+    """Else a study could be judged after each seed, or a run removed that did not please."""
     (found,) = judge(study(), runs_of(pooling=BASE, x=shifted(5, 0.5)[:4])).confirmatory
-    assert found.difference.n == 4
-    assert found.verdict == DIFFERENT
-    assert found.notes == ["x lacks seed 4: the 4 common seeds are used"]
+    assert found.crossed.seeds == 4  # the estimate is shown
+    assert (found.verdict, found.notes) == (NONE, ["x has 4 of 5 planned seeds"])
+    runs = [r for r in runs_of(pooling=BASE, x=shifted(5, 0.5)) if r.seed != 3]
+    assert judge(study(), runs).confirmatory[0].verdict == DIFFERENT  # four were planned
+    found = judge(study(), runs, planned=range(5)).confirmatory[0]  # five were, and one is not even listed
+    assert found.notes == ["x has 4 of 5 planned seeds; pooling has 4 of 5 planned seeds"]
+    odd = [
+        replace(r, result=None, problem="test_loss is nan") if r.seed == 3 else r for r in runs_of(pooling=BASE, x=BASE)
+    ]
+    assert judge(study(), odd).confirmatory[0].verdict == NONE
 
 
 def test_no_variance_between_seeds_gives_no_verdict():
@@ -221,7 +229,7 @@ def test_what_has_no_finished_run_counts_in_its_family_and_has_a_reason():
     apart = runs_of(pooling=BASE, x=BASE)
     apart = [r for r in apart if (r.seed < 2) == (r.mixer == "x")]
     (none,) = judge(study(), apart).confirmatory
-    assert none.notes == ["no seed that both have: it takes 3"]
+    assert none.notes == ["x has 2 of 5 planned seeds; pooling has 3 of 5 planned seeds"]
 
 
 def test_an_option_of_the_mixer_as_factor():
@@ -273,6 +281,10 @@ def test_a_run_that_failed_leaves_its_cell_without_a_verdict():
     assert "failed" in found.shares.reason
     (guessed,) = judge(study(failed="chance"), runs).confirmatory
     assert guessed.verdict == INCONCLUSIVE
+    everything = [replace(r, result=None, problem="failed: x") if r.cell == "x" else r for r in runs]
+    lost = judge(study(), everything)
+    assert "runs of x failed" in lost.shares.reason
+    assert sentences.failures(lost) == ["x: 5 of 5 runs failed (x)."]
     assert guessed.crossed.seeds == 5
     assert guessed.difference.mean == pytest.approx(-6, abs=1)  # one of five is a guess between two classes
     assert "x failed at seed 3 and counts as a guess there" in guessed.notes
@@ -287,7 +299,7 @@ def test_a_collapsed_run_is_counted_and_told():
 
 def test_two_seeds_give_no_verdict():
     (found,) = judge(study(), runs_of(pooling=BASE[:2], x=BASE[1:3])).confirmatory
-    assert (found.verdict, found.notes[0]) == (NONE, "2 seeds that both have: it takes 3")
+    assert (found.verdict, found.notes[0]) == (NONE, "2 seeds: it takes 3")
 
 
 def test_the_lint_reads_every_seed():
@@ -348,6 +360,10 @@ def test_the_claim_is_an_intersection_union_test():
     flat, deep = judge(study(), other).claims
     assert (flat.outcome, deep.outcome) == ("shown", "refuted")
     assert "deep x - pooling" in {c.name for c in deep.by}
+    fewer = [r for r in other if r.cell != "deep y"]
+    said = sentences.headline(judge(study(), fewer), study())[0]
+    assert "flat SHOWN" in said
+    assert "deep (x, pooling) REFUTED" in said
     (unclear,) = judge(study(), runs_of(pooling=BASE, x=shifted(0.8, 1.5))).claims
     assert unclear.outcome == "not shown"
     (with_identity,) = judge(study(claim_without=[]), runs_of(pooling=BASE, identity=shifted(-9, 0.1))).claims
@@ -363,6 +379,13 @@ def test_a_contrast_is_tested_like_a_comparison():
     assert contrast.difference.mean == pytest.approx(-4)
     assert contrast.verdict == DIFFERENT
     assert contrast in found.tested
+    assert contrast.crossed.df == 4  # its own variance, which is of another size than that of a pair
+    without = judge(study(), runs).confirmatory[0]
+    assert found.confirmatory[0].p_difference == without.p_difference
+    costly = [replace(r, result=replace(r.result, params=2000)) if r.cell == "layer identity" else r for r in runs]
+    assert judge(study(contrasts={"a": weights}), costly).contrasts[0].verdict == NONE
+    with pytest.raises(ConfigError, match=r"contrasts\.a: group pooling: no such cell"):
+        judge(study(contrasts={"a": weights}), [r for r in runs if r.cell != "group pooling"])
     both = judge(study(contrasts={"a": weights, "b": weights}, variance="own"), runs).contrasts
     single = judge(study(contrasts={"a": weights}, variance="own"), runs).contrasts[0]
     assert both[0].p_difference == pytest.approx(2 * single.p_difference)  # a family of their own
@@ -381,20 +404,29 @@ def test_looks_spend_alpha_and_a_verdict_of_an_early_one_stays():
     x = [value + (5 + w) / 100 for value, w in zip(more, wobble, strict=True)]
     options = {"looks": [5, 8, 12], "variance": "own"}
     early = judge(study(**options), runs_of(pooling=more[:4], x=x[:4]))
-    assert (early.looks, early.confirmatory[0].verdict) == ([], INCONCLUSIVE)
+    assert (early.looks, early.confirmatory[0].verdict) == ([], NONE)
+    assert early.confirmatory[0].notes == ["the first look is at 5 seeds"]
+    assert early.claims[0].outcome == "not shown"
     found = judge(study(**options), runs_of(pooling=more, x=x))
     assert [len(look.seeds) for look in found.looks] == [5, 8]
     assert found.confirmatory[0].verdict == DIFFERENT
-    assert found.confirmatory[0].crossed.seeds == 8  # the ninth waits for the third look
+    assert found.confirmatory[0].crossed.seeds == 5  # the look that decided, with its estimate
+    assert found.shares.seeds == 8  # the ninth waits for the third look
+    part = judge(study(**options), runs_of(pooling=more, x=x, y=[*BASE[:4], *more[4:7]][:7])).confirmatory
+    assert [c.crossed.seeds for c in part if c.level == "y"] == [7]  # what lacks a seed of the second look
+    assert [c.notes for c in part if c.level == "y"] == [["y has 7 of 8 planned seeds"]]
 
 
 def test_seeds_that_were_not_planned_count_for_no_verdict():
     more = [*BASE, 0.80, 0.81]
     x = [*shifted(1, 1), 0.9, 0.9]
     planned = judge(study(), runs_of(pooling=BASE, x=x[:5])).confirmatory[0]
-    found = judge(study(), runs_of(pooling=more, x=x), planned=[0, 1, 2, 3, 4])
+    found = judge(study(), failed(runs_of(pooling=more, x=x), "x", 6), planned=[0, 1, 2, 3, 4])
     assert found.confirmatory[0].p_difference == planned.p_difference
-    assert found.added[0].crossed.seeds == 7
+    assert found.added[0].crossed.seeds == 6  # one of the added ones failed, which takes no verdict away
+    assert found.shares.seeds == 5
+    late = judge(study(looks=[5, 7]), runs_of(pooling=more, x=x), planned=[0, 1, 2, 3, 4])
+    assert [len(look.seeds) for look in late.looks] == [5]  # looks that nobody planned buy no second one
     assert np.isnan(found.added[0].p_difference)
 
 

@@ -131,9 +131,13 @@ def test_the_ledger_tells_what_was_known_before(tmp_path):
 
 def test_the_seeds_of_the_first_launch_are_the_planned_ones(tmp_path):
     launch.record(study(), entries(0, 1), COMMAND, tmp_path)
-    assert launch.read_launch("mine").planned_seeds is None  # all of them
-    launch.record(study(), entries(0, 1, 2), COMMAND, tmp_path)
     assert launch.read_launch("mine").planned_seeds == [0, 1]
+    launch.record(study(), entries(0, 1, 2), COMMAND, tmp_path)
+    launch.record(study(looks=[3, 5]), entries(0, 1, 2), COMMAND, tmp_path)
+    assert launch.read_launch("mine").planned_seeds == [0, 1]
+    launch.record(replace(study(looks=[3, 5]), name="looked"), entries(0, 1, 2), COMMAND, tmp_path)
+    launch.record(replace(study(looks=[3, 5]), name="looked"), entries(0, 1, 2, 3, 4), COMMAND, tmp_path)
+    assert launch.read_launch("looked").planned_seeds == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""A trained network for other programs: with its classes and its way of seeing images, without its data set.
+
+trained = metaformer.load("runs/RUN")
+probabilities = trained.net(trained.transform(image)[None]).softmax(1)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from metaformer.config.schema import Config, Data
+from metaformer.config.validate import structure
+from metaformer.data.decoding import plain
+from metaformer.data.module import evaluation_transform
+from metaformer.data.registry import shape
+from metaformer.models import weights
+from metaformer.models.build import build, crop_of
+from metaformer.models.metaformer import MetaFormer
+from metaformer.runs.finished import finished
+from metaformer.system.errors import ConfigError
+
+KEPT = ("state_dict", "config", "classes", "mean", "std")  # of the weights.pt of a run
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A PIL image of any mode and size -> [C, H, W] fp32, as the network saw the images of its test."""
+
+    data: Data  # channels and range of the pixels
+    size: tuple[int, int]
+    mean: Tensor  # of each channel, from 0 to 255
+    std: Tensor
+    streamed: Any = None  # timm's transform, where photographs were read one at a time
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        whole = plain(ImageOps.exif_transpose(image), "image", self.data)
+        if self.streamed is not None:
+            return torch.as_tensor(self.streamed(whole))
+        height, width = self.size
+        fitted = ImageOps.fit(whole, (width, height), method=Image.Resampling.BICUBIC)
+        pixels: Tensor = pil_to_tensor(fitted)
+        return (pixels.float() - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, in eval mode and channels_last."""
+
+    net: nn.Module
+    classes: list[str]
+    transform: Transform
+    config: Config
+
+
+def load(source: str | Path, name: str | None = None, **options: Any) -> Trained | MetaFormer:
+    """A finished run by its folder or its weights.pt, or a published model as `metaformer.weights.load` has it.
+
+    Raises:
+        ConfigError: there is no such run, or the file cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        finished(path)
+        path = path / "weights.pt"
+    saved = kept(path) if path.exists() else None
+    if saved is None:
+        return weights.load(source, name, **options)
+    if name is not None or options:
+        words = ", ".join(["name"] if name else list(options))
+        raise ConfigError(f"{path}: is a run, which knows its model; {words} belongs to a published one")
+    return _trained(saved, path)
+
+
+def kept(path: str | Path) -> Mapping[str, Any] | None:
+    """The contents of a file of weights, where a run of this package wrote it."""
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:  # whatever it is, it is not ours: who reads it for good will say what is wrong
+        return None
+    return saved if isinstance(saved, Mapping) and all(key in saved for key in KEPT) else None
+
+
+def _trained(saved: Mapping[str, Any], path: Path) -> Trained:
+    config, classes = structure(Config, saved["config"]), list(saved["classes"])
+    data = replace(config.data, classes=len(classes))
+    found = tuple(saved["shape"]) if "shape" in saved else shape(data)[0]  # older files do not say it
+    net = build(config.model, config.mixer, config.seed, shape=found, classes=len(classes))
+    try:
+        net.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: its weights do not fit its model: {str(error).splitlines()[1].strip()}") from error
+    mean, std = saved["mean"], saved["std"]
+    streamed = None
+    if config.recipe.scale is not None:
+        pixels = {"mean": (mean / 255).tolist(), "std": (std / 255).tolist()}
+        streamed = evaluation_transform(crop_of(config.model), found, pixels, "bicubic")
+    seen = Transform(replace(data, channels=found[0]), (found[1], found[2]), mean, std, streamed)
+    return Trained(net.eval().to(memory_format=torch.channels_last), classes, seen, config)
