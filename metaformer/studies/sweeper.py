@@ -22,7 +22,7 @@ from metaformer.runs.launch import check_study, collect, record
 from metaformer.runs.result import failure_of, read_result
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
-from metaformer.studies.worker import Outcome, found, job
+from metaformer.studies.worker import Outcome, found, job, warn_of_bf16
 from metaformer.system.errors import ConfigError
 
 
@@ -55,6 +55,8 @@ class StudySweeper(Sweeper):
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
+        if pending:
+            warn_of_bf16(next((p for p in pending if p.config.recipe.precision == "bf16"), pending[0]).config)
         if whole:
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
         outcomes: list[Outcome] = []

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from metaformer.config.compose import choices_of, config_of
 from metaformer.config.identity import FILES, differences
 from metaformer.config.metrics import in_words, metric_of, selecting
+from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
@@ -99,6 +100,8 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
     force = (config.runtime.force and not requeued) or config.debug.mode != "none"
     if not force and (result := found(planned)) is not None:
         return Outcome(folder.name, "found", folder, result)
+    if log is None:
+        warn_of_bf16(config)
     with output_to(Path(os.devnull) if log else None):
         from metaformer.training.fit import fit, prepare
 
@@ -114,6 +117,18 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
         if not force and (result := found(planned)) is not None:
             return Outcome(folder.name, "found", folder, result)
         return _train(planned, prepared, jobs=jobs, log=log, force=force)
+
+
+def warn_of_bf16(config: Config) -> None:
+    """Say what a precision costs that the processor has to emulate, before anything trains."""
+    runtime = config.runtime
+    on_cpu = runtime.accelerator == "cpu" or (runtime.accelerator == "auto" and not machine.gpus())
+    if config.recipe.precision == "bf16" and on_cpu and machine.emulates_bf16():
+        print(
+            "note: recipe.precision=bf16: this processor emulates it, and a step of an S12 took ten times as long as "
+            "in fp32; recipe.precision=fp32 is what to set here",
+            file=sys.stderr,
+        )
 
 
 def found(planned: Planned) -> Result | None:

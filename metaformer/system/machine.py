@@ -6,6 +6,7 @@ places.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,19 @@ def gpus() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@cache
+def emulates_bf16() -> bool:
+    """Whether this processor has no instructions for products in bf16; False where nobody can tell, as beside x86."""
+    try:
+        flags = set(re.findall(r"\w+", CPUINFO.read_text()))
+    except OSError:
+        return False
+    return "sse2" in flags and not flags & {"avx512_bf16", "amx_bf16"}
 
 
 def places(accelerator: str, per_gpu: int) -> int:

@@ -18,8 +18,10 @@ from metaformer.mixers import Pooling
 from metaformer.models import zoo
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import read_result, write_result
+from metaformer.studies import worker
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import Outcome, found, run
+from metaformer.system import machine
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive
 from metaformer.tasks.classification import Classifier, first_not_finite
@@ -471,3 +473,21 @@ def test_overfitting_takes_every_class(monkeypatch):
     monkeypatch.setattr(Classifier, "training_step", lambda self, b: (seen.append(b[1]), step(self, b))[1])
     go("debug=overfit", "recipe.batch=20")
     assert seen[0].bincount().tolist() == [2] * 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "warned"),
+    [
+        ("flags : sse2 avx2", ("recipe.precision=bf16",), True),
+        ("flags : sse2 avx512f avx512_bf16", ("recipe.precision=bf16",), False),
+        ("Features : asimd", ("recipe.precision=bf16",), False),
+        ("flags : sse2 avx2", (), False),
+    ],
+)
+def test_bf16_that_is_emulated_is_told(monkeypatch, tmp_path, capsys, flags, words, warned):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    machine.emulates_bf16.cache_clear()
+    worker.warn_of_bf16(compose(*words, "runtime.accelerator=cpu"))
+    machine.emulates_bf16.cache_clear()
+    assert ("recipe.precision=fp32 is what to set here" in capsys.readouterr().err) == warned
