@@ -122,7 +122,8 @@ def test_a_sweep_goes_on_past_a_failure_and_tells_it(cli, tmp_path):
     done = cli("train", "-m", "mixer=identity,breaks,attention", "seed=0,1", "model.dims=[40,40,40,40]", *TINY)
     assert done.returncode == 1
     assert "6 runs, 0 finished, 6 to do" in done.stdout
-    assert done.stdout.count("RuntimeError: no more") == 2
+    assert done.stdout.count(": RuntimeError: no more") == 2
+    assert "breaks: 2 of 2 runs failed (RuntimeError: no more)." in done.stdout
     assert done.stdout.count("dim=40 is not divisible by head_dim=32") == 2
     assert "4 of 6 runs did not finish" in done.stdout
     assert {name.split("-")[0] for name in results(tmp_path)} == {"identity"}
