@@ -15,7 +15,7 @@ TWO = (*ONE, "runtime.devices=2", "runtime.runs=two")
 
 
 def the(root, name):
-    return next(root.glob(f"{name}/*"))
+    return next(root.glob(f"{name}/*-*"))
 
 
 def compare(tmp_path) -> None:
