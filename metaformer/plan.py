@@ -27,7 +27,7 @@ from metaformer.data.registry import tested_images
 from metaformer.runs.launch import check_study, collect
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
-from metaformer.studies.power import assumed_error, scatter, scatter_of, size, tell_power
+from metaformer.studies.power_of_seeds import assumed_error, scatter, scatter_of, size, tell_power
 from metaformer.studies.sweeper import changes
 from metaformer.system.errors import ConfigError
 

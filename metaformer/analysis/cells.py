@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from metaformer.analysis.crossed import over_seeds, over_seeds_and_images
+from metaformer.analysis.inference import over_seeds, over_seeds_and_images
 from metaformer.analysis.stats import Estimate
 from metaformer.analysis.terms import FROM_LOGITS, terms
 from metaformer.config.identity import flat

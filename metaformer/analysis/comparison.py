@@ -8,7 +8,7 @@ import numpy as np
 
 from metaformer.analysis import lint
 from metaformer.analysis.cells import Cell
-from metaformer.analysis.crossed import Crossed, over_seeds, over_seeds_and_images
+from metaformer.analysis.inference import Crossed, over_seeds, over_seeds_and_images
 from metaformer.analysis.stats import Estimate
 from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.schema import Analysis, Study

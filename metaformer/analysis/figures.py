@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from metaformer.analysis.cells import Cell
 from metaformer.analysis.comparison import Comparison, best_rate, by_rate
-from metaformer.analysis.crossed import mean_interval
+from metaformer.analysis.inference import mean_interval
 from metaformer.analysis.shares import Component
 from metaformer.analysis.stats import Estimate
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts

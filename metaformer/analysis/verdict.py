@@ -14,9 +14,9 @@ import numpy as np
 
 from metaformer.analysis.cells import Cell, at_seeds, cells_of
 from metaformer.analysis.comparison import Comparison, Contrast, Tested, compare, contrast, is_reference
-from metaformer.analysis.crossed import moderated
 from metaformer.analysis.grid import Shares, shares_of
-from metaformer.analysis.looks import Look, looks_at
+from metaformer.analysis.inference import moderated
+from metaformer.analysis.interim_looks import Look, looks_at
 from metaformer.analysis.stats import Scatter, holm
 from metaformer.config.schema import Analysis, Study
 from metaformer.runs.launch import Run

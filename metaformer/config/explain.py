@@ -9,6 +9,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metaformer.config.schema import GROUPS, Config
+from metaformer.config.validate import leaves
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
 USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
@@ -59,6 +60,11 @@ def _no_such_choice(file: str, options: list[str]) -> str:
 
 
 def _no_such_key(key: str, causes: list[Exception]) -> str:
+    known, node = [path for path, _, _ in leaves(Config())], key.partition(".")[0]
+    if "." in key and node not in Config.__dataclass_fields__ and (hint := nearest(key, known)):
+        return f"{key}: no such key{hint}"
+    if places := [f"'{path}'" for path in known if path.rpartition(".")[2] == key]:
+        return f"{key}: no such key; did you mean {' or '.join(places)}?"
     siblings = _siblings(key) or [str(k) for c in causes for k in getattr(c, "parent_node", None) or ()]
     siblings = [sibling for sibling in dict.fromkeys(siblings) if sibling != "_target_"]
     hint = nearest(key.rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from metaformer.analysis.crossed import mean_interval
+from metaformer.analysis.inference import mean_interval
 from metaformer.analysis.stats import Estimate, cka
 from metaformer.analysis.text_table import Table, plus_minus
 from metaformer.probing.kept import CKA_IMAGES, Probed

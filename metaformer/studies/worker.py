@@ -151,7 +151,7 @@ def found(planned: Planned) -> Result | None:
 
 def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None, force: bool) -> Outcome:
     """Train in a folder that this process holds. A result is there before its checkpoints go."""
-    from metaformer.training import checkpoints
+    from metaformer.training import stop_and_resume
     from metaformer.training.fit import fit
 
     config, folder = planned.config, planned.folder
@@ -166,7 +166,7 @@ def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None
         result = _result(planned, measured)
         write_result(folder, result)
         note(folder.parent, result.run_id, config.study.name, result.finished)
-        checkpoints.remove(folder)
+        stop_and_resume.remove(folder)
     return Outcome(folder.name, "finished", folder, result)
 
 

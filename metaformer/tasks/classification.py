@@ -14,9 +14,9 @@ from metaformer.data.images import Images
 from metaformer.data.lightning_progress import done_batches
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
-from metaformer.tasks.metrics import Running, Scores, in_order, padded
 from metaformer.tasks.mixup import mixup_of
 from metaformer.tasks.optimization import make_optimizer, make_scheduler
+from metaformer.tasks.scores import Running, Scores, in_order, padded
 
 
 class Classifier(L.LightningModule):

@@ -29,13 +29,13 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.machine import rank
 from metaformer.system.version import library_versions
 from metaformer.tasks.classification import Classifier, balanced_weights, build_teacher
-from metaformer.tasks.metrics import Scores
 from metaformer.tasks.optimization import check_optimizer
-from metaformer.training import checkpoints
+from metaformer.tasks.scores import Scores
+from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
-from metaformer.training.checkpoints import Checkpoints, Saved
 from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import LIMITS, one_batch
+from metaformer.training.stop_and_resume import Checkpoints, Saved
 from metaformer.training.trainer import QUIET, device_name, make_trainer, threads, workers
 
 
@@ -124,7 +124,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: int) -> Measured | None:
     config, debug = planned.config, planned.config.debug.mode
     images, recipe, net = prepared.images, config.recipe, prepared.net
-    saved = checkpoints.read(planned.folder)
+    saved = stop_and_resume.read(planned.folder)
     own_threads = saved.threads if saved else threads(config.runtime, jobs)
     parts = saved.accumulate if saved else parts
     torch.set_num_threads(own_threads)
@@ -208,7 +208,7 @@ def _train_and_test(trainer: L.Trainer, module: Classifier, data: ImageData, sav
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
         try:
-            with checkpoints.listening(trainer):
+            with stop_and_resume.listening(trainer):
                 trainer.fit(module, data, ckpt_path=saved.path if saved else None, weights_only=True)
                 for average in trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(average, EMAWeightAveraging):  # also where nothing was left to train

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from metaformer.analysis.crossed import Crossed, mean_interval, over_seeds
+from metaformer.analysis.inference import Crossed, mean_interval, over_seeds
 from metaformer.analysis.stats import Scatter, holm
 
 

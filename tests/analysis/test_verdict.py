@@ -6,7 +6,7 @@ from conftest import result_of, runs_of, study
 from scipy import stats
 
 from metaformer.analysis import comparison, sentences
-from metaformer.analysis.crossed import over_seeds
+from metaformer.analysis.inference import over_seeds
 from metaformer.analysis.stats import holm
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
 from metaformer.config.schema import Data

@@ -14,7 +14,7 @@ from conftest import compose
 
 from metaformer import probe as command
 from metaformer.analysis import page
-from metaformer.analysis.crossed import mean_interval
+from metaformer.analysis.inference import mean_interval
 from metaformer.config.validate import plain
 from metaformer.models.build import build
 from metaformer.probing import kept, one_run, selection, tables

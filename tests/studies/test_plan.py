@@ -14,7 +14,7 @@ from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
 from metaformer.runs.result import write_result
 from metaformer.studies.cell_cost import cost_of
 from metaformer.studies.points import expand
-from metaformer.studies.power import power_table
+from metaformer.studies.power_of_seeds import power_table
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores
 

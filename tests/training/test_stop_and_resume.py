@@ -12,8 +12,8 @@ from trained import equal, go, steps_of, stop_at
 
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
-from metaformer.training import checkpoints
-from metaformer.training.checkpoints import Checkpoints
+from metaformer.training import stop_and_resume
+from metaformer.training.stop_and_resume import Checkpoints
 
 EVERYTHING = (
     *("recipe.ema=0.9", "recipe.mixup=0.4", "recipe.cutmix=1.0", "recipe.flip=true", "model.drop_path=0.2"),
@@ -45,9 +45,9 @@ def test_a_signal_saves_at_the_step_and_the_run_goes_on_there(monkeypatch, capfd
 
 def test_after_a_run_signals_go_where_they_went_before():
     """Lightning leaves a listener behind that does nothing: a later SIGTERM would be lost."""
-    before = {number: signal.getsignal(number) for number in checkpoints.SIGNALS}
+    before = {number: signal.getsignal(number) for number in stop_and_resume.SIGNALS}
     assert go("recipe.epochs=1").status == "finished"
-    assert {number: signal.getsignal(number) for number in checkpoints.SIGNALS} == before
+    assert {number: signal.getsignal(number) for number in stop_and_resume.SIGNALS} == before
 
 
 def test_a_signal_that_comes_during_the_test_is_obeyed_after_it(monkeypatch):
@@ -147,7 +147,7 @@ def test_a_checkpoint_cut_in_half_falls_back_to_the_one_before(monkeypatch, capf
 
 def test_where_no_checkpoint_can_be_read_it_is_said(monkeypatch):
     folder = interrupted(monkeypatch, at=24)
-    for name in checkpoints.NAMES:
+    for name in stop_and_resume.NAMES:
         (folder / name).write_bytes(b"no checkpoint")
     with pytest.raises(ConfigError, match=r"last.ckpt: cannot be read .*previous.ckpt: cannot be read .*remove it"):
         go(*EVERYTHING)
@@ -176,7 +176,7 @@ def test_other_devices_wait_for_the_first_to_requeue_the_job(monkeypatch, first)
     done = []
     callback = Checkpoints(Path(), 15, {})
     callback.listener = lambda number, frame: done.append("listened")
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: done.append("waited"))
+    monkeypatch.setattr(stop_and_resume.time, "sleep", lambda seconds: done.append("waited"))
     trainer = type("Trainer", (), {"is_global_zero": first, "global_step": 3})()
     with pytest.raises(SystemExit):
         callback.stop(trainer, signal.SIGUSR2)

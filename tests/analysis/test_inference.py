@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from metaformer.analysis.crossed import Crossed, moderated, over_seeds, over_seeds_and_images
-from metaformer.analysis.looks import looks_at, spent
+from metaformer.analysis.inference import Crossed, moderated, over_seeds, over_seeds_and_images
+from metaformer.analysis.interim_looks import looks_at, spent
 from metaformer.config.schema import Analysis
 
 IMAGES = 300

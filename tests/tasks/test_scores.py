@@ -6,7 +6,7 @@ import torch
 from sklearn import metrics as sk
 
 from metaformer.config.metrics import METRICS, in_words, metric_of, metrics_of, selecting
-from metaformer.tasks.metrics import Running, Scores, in_order, padded
+from metaformer.tasks.scores import Running, Scores, in_order, padded
 
 
 def scores(images: int, classes: int, seed: int, missing: int | None = None) -> Scores:
