@@ -47,7 +47,7 @@ def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
     """An image with eight bits a channel, nothing transparent, in the channels that are wanted."""
     wanted = "L" if data.channels == 1 else "RGB"
     if image.mode in DEEP or image.mode in ("I", "F"):
-        return Image.fromarray(_scaled(np.asarray(image), image.mode in DEEP, name, data)).convert(wanted)
+        return Image.fromarray(scaled(np.asarray(image), image.mode in DEEP, name, data)).convert(wanted)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, "white")
@@ -55,10 +55,10 @@ def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
     return image.convert("RGB").convert(wanted) if image.mode not in ("L", wanted) else image.convert(wanted)
 
 
-def _scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarray:
-    """Numbers of more than eight bits, as eight bits of their range."""
+def scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarray:
+    """Numbers of more than eight bits, as eight bits of their range, which of 16 bits is known."""
     if data.range is None and not sixteen:
-        raise ConfigError(f"{name}: has 32 bits a pixel, whose range nobody can know; set data.range=[low,high]")
+        raise ConfigError(f"{name}: {values.dtype}, whose range nobody can know; set data.range=[low,high]")
     low, high = data.range if data.range is not None else (0, 65535)
     shares = (values.astype(np.float64) - low) / (high - low)
     return np.asarray((255 * shares.clip(0, 1)).round(), dtype=np.uint8)

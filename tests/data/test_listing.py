@@ -245,9 +245,7 @@ def test_every_bad_file_is_one_line_with_its_path(tmp_path):
             assert str(tmp_path) in str(error.value)
             assert "\n" not in str(error.value)
     deep = folder([*items_of(), Item("train", "cat", "deep.tif", _float_tiff())], tmp_path / "deep")
-    assert refused(deep).endswith(
-        "deep.tif: has 32 bits a pixel, whose range nobody can know; set data.range=[low,high]"
-    )
+    assert refused(deep).endswith("deep.tif: float32, whose range nobody can know; set data.range=[low,high]")
 
 
 def _read_all(data) -> None:

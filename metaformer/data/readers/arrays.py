@@ -10,6 +10,7 @@ import numpy as np
 
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data
+from metaformer.data.decoding import scaled
 from metaformer.data.digests import digest, digests_of
 from metaformer.data.listing import root_of, split_of
 from metaformer.system.errors import ConfigError
@@ -133,8 +134,4 @@ def _pixels(images: np.ndarray, labels: int, name: str, data: Data) -> np.ndarra
         raise ConfigError(f"{name}: {images.shape} with {labels} labels; expected [N, H, W] or [N, H, W, 3]")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
-    if data.range is None and images.dtype != np.uint16:
-        raise ConfigError(f"{name}: {images.dtype}, whose range nobody can know; set data.range=[low,high]")
-    low, high = data.range if data.range is not None else (0, 65535)
-    shares = ((images.astype(np.float64) - low) / (high - low)).clip(0, 1)
-    return np.asarray((255 * shares).round(), dtype=np.uint8)
+    return scaled(images, images.dtype == np.uint16, name, data)
