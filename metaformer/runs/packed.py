@@ -35,6 +35,7 @@ def pack(runs: Sequence[Run], path: Path, *, logits: bool) -> int:
     for i, (run, result) in enumerate((run, run.result) for run in runs if run.result is not None):
         answers = run.answers(logits=logits)
         entry: dict[str, Any] = {"result": written(result), "curve": list(run.epochs())}
+        entry["result"]["config"]["data"]["root"] = None  # a place on one machine
         if answers is not None:
             small = np.uint8 if max(answers.predictions.max(), answers.labels.max()) < 256 else np.uint16
             known = (n for n, other in enumerate(labels) if np.array_equal(other, answers.labels))
