@@ -1,8 +1,8 @@
 """What is tested: two cells that differ in one factor, or a contrast of several cells that the analysis names."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,15 +22,20 @@ class Tested:
     """A difference over the seeds that its cells have in common, in the unit of the metric."""
 
     name: str
+    cells: Sequence[Cell]
     differences: Sequence[float]  # by seed
     crossed: Crossed  # over seeds and images, as it is tested
-    fixed: Crossed  # over seeds, of these images alone
     confounds: Sequence[str] = ()  # why its cells are not comparable
     notes: Sequence[str] = ()
     p_difference: float = math.nan  # adjusted within the family where it is confirmatory
     p_equivalence: float = math.nan
     verdict: str = ""
     seeds_needed: tuple[int | None, int | None] | None = None  # for a verdict, the fewest and the most; None: no number
+
+    @property
+    def fixed(self) -> Crossed:
+        """Over seeds, of these images alone, with its own variance."""
+        return over_seeds(self.differences)
 
     @property
     def difference(self) -> Estimate:
@@ -46,34 +51,43 @@ class Tested:
 class Comparison(Tested):
     """`cell` minus `reference`."""
 
-    cell: Cell
-    reference: Cell
     factor: str
     setting: str  # the levels of the other factors
+
+    @property
+    def cell(self) -> Cell:
+        return self.cells[0]
+
+    @property
+    def reference(self) -> Cell:
+        return self.cells[1]
 
     @property
     def level(self) -> str:
         return self.cell.levels[self.factor]
 
     @property
+    def pair(self) -> str:
+        """The two levels, without the setting."""
+        return " - ".join(cell.levels[self.factor] for cell in self.cells)
+
+    @property
     def pairing(self) -> float:
         """Variance of the paired difference by that of seeds without anything in common: below 1 pairing helps."""
-        seeds = sorted(self.cell.values.keys() & self.reference.values.keys())
-        if len(seeds) < 2 or len(seeds) != len(self.differences):
+        if len(self.differences) < 2:
             return math.nan
-        apart = sum(
-            float(np.var([cell.values[seed] for seed in seeds], ddof=1)) for cell in (self.cell, self.reference)
-        )
+        seeds = self.cell.values.keys() & self.reference.values.keys()
+        apart = sum(float(np.var([cell.values[seed] for seed in seeds], ddof=1)) for cell in self.cells)
         return float(np.var(self.differences, ddof=1)) / apart if apart else math.nan
 
     def ratio(self, key: str) -> float | None:
         """Of params, macs or seconds; None where it means nothing, like times of two devices."""
-        if not self.cell.runs or not self.reference.runs:
+        if not all(cell.runs for cell in self.cells):
             return None
         if key == "seconds":
-            places = {(run.device, run.threads) for c in (self.cell, self.reference) for run in c.runs.values()}
+            places = {(run.device, run.threads) for cell in self.cells for run in cell.runs.values()}
             return self.cell.seconds / self.reference.seconds if len(places) == 1 and self.reference.seconds else None
-        mine, other = (getattr(cell.first, key) for cell in (self.cell, self.reference))
+        mine, other = (getattr(cell.first, key) for cell in self.cells)
         return mine / other if mine is not None and other else None
 
 
@@ -81,20 +95,20 @@ class Comparison(Tested):
 class Contrast(Tested):
     """A weighted sum of cells whose weights add up to nothing, like a difference of differences."""
 
-    cells: Sequence[Cell]
-    weights: Mapping[str, float] = field(default_factory=dict)  # by the name of the cell
 
+def weighted(weights: Mapping[str, float], cells: Sequence[Cell]) -> tuple[list[float], Crossed]:
+    """The weighted sum of cells at each seed that all have, and over seeds and, where all keep these, images.
 
-def crossed(weights: Mapping[str, float], cells: Sequence[Cell], seeds: Collection[int]) -> tuple[list[float], Crossed]:
-    """The weighted sum of cells at each seed, and over seeds and images where all of them keep these."""
+    Args:
+        weights: by the name of the cell.
+    """
+    seeds = sorted(set.intersection(*(set(cell.values) for cell in cells)))
     values = [sum(weights[cell.name] * cell.values[seed] for cell in cells) for seed in seeds]
     shapes = {cell.terms[seed].shape if seed in cell.terms else None for cell in cells for seed in seeds}
     if not seeds or None in shapes or len(shapes) > 1:
         return values, over_seeds(values)
-    terms = np.zeros((len(seeds), *next(shape for shape in shapes if shape)))
-    for cell in cells:
-        terms += weights[cell.name] * np.array([cell.terms[seed] for seed in seeds])
-    return values, over_seeds_and_images(terms)
+    terms = sum(weights[cell.name] * np.array([cell.terms[seed] for seed in seeds]) for cell in cells)
+    return values, over_seeds_and_images(np.asarray(terms))
 
 
 def is_reference(cell: Cell, study: Study) -> bool:
@@ -109,17 +123,14 @@ def compare(a: Cell, b: Cell, study: Study) -> Comparison | None:
     if factors[0] == study.analysis.factor and is_reference(a, study):
         a, b = b, a
     factor, setting = factors[0], a.setting(factors[0])
-    common = sorted(a.values.keys() & b.values.keys())
-    values, over = crossed({a.name: 1.0, b.name: -1.0}, [a, b], common)
+    values, over = weighted({a.name: 1.0, b.name: -1.0}, [a, b])
     return Comparison(
         name=" ".join(filter(None, (setting, f"{a.levels[factor]} - {b.levels[factor]}"))),
+        cells=[a, b],
         differences=values,
         crossed=over,
-        fixed=over_seeds(values),
         confounds=lint.confounds(a, b, factor, study),
         notes=lint.notes([a, b], study.analysis),
-        cell=a,
-        reference=b,
         factor=factor,
         setting=setting,
     )
@@ -135,20 +146,18 @@ def contrast(name: str, cells: Sequence[Cell], study: Study) -> Contrast:
     own = [cell for cell in cells if cell.name in weights]
     if lost := weights.keys() - {cell.name for cell in own}:
         raise ConfigError(f"study.analysis.contrasts.{name}: {', '.join(sorted(lost))}: no such cell")
-    values, over = crossed(weights, own, sorted(set.intersection(*(set(cell.values) for cell in own))))
+    values, over = weighted(weights, own)
     finished = [cell for cell in own if cell.runs]
     found = lint.of_grid(finished, list(own[0].levels), study) if finished else []
     for cell in finished[1:]:
         found += lint.costs(finished[0], cell, study.analysis)
     return Contrast(
         name=name,
+        cells=own,
         differences=values,
         crossed=over,
-        fixed=over_seeds(values),
         confounds=list(dict.fromkeys(found)),
         notes=lint.notes(own, study.analysis),
-        cells=own,
-        weights=weights,
     )
 
 

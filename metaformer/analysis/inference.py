@@ -38,7 +38,7 @@ class Crossed:
             return math.nan
         tail = (1 - confidence) / 2
         t, z = special.stdtrit(self.df, tail), special.ndtri(tail)
-        return math.sqrt(float(t) ** 2 * self.by_seed + float(z) ** 2 * max(self.by_image, 0.0))
+        return math.sqrt(float(t) ** 2 * self.by_seed + float(z) ** 2 * self.by_image)
 
     def estimate(self, confidence: float = 0.95) -> Estimate:
         half = self.half(confidence)
@@ -68,11 +68,6 @@ class Crossed:
     def beyond_p(self, margin: float) -> float:
         """One-sided test that the mean is no further from zero than the margin: small where it is."""
         return self.tail(abs(self.mean) - margin)
-
-    @property
-    def on_these_images(self) -> "Crossed":
-        """The same for the images of the test set alone."""
-        return replace(self, images=0, by_image=0.0)
 
 
 def over_seeds(differences: Sequence[float]) -> Crossed:

@@ -82,8 +82,8 @@ def costs(a: Cell, b: Cell, analysis: Analysis) -> list[str]:
     """Parameters and MACs that differ by more than the tolerance."""
     if analysis.tolerance is None:
         return []
-    found, costs = [], {"parameters": (a.first.params, b.first.params), "MACs": (a.first.macs, b.first.macs)}
-    for name, (one, two) in costs.items():
+    found, both = [], {"parameters": (a.first.params, b.first.params), "MACs": (a.first.macs, b.first.macs)}
+    for name, (one, two) in both.items():
         if one is None or two is None:
             found.append(f"{name} not counted")
         elif abs(one / two - 1) > analysis.tolerance:

@@ -42,8 +42,7 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: boo
         console.print("no run is finished: nothing to report")
         return
     study = effective(study, runs)
-    launched = read_launch(study.name) if study.name else None
-    verdicts = judge(study, runs, launched.planned_seeds if launched else None)
+    verdicts = verdicts_of(study, runs)
     if study.name:
         console.print(analysis_words(study), markup=False, highlight=False)
     console.print(accuracy_table(verdicts, study).rich())
@@ -58,6 +57,12 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: boo
     elif study.name:
         folder = study_folder(study.name)
         console.print(f"not the whole study as it is defined: the files of {folder} stay as they are")
+
+
+def verdicts_of(study: Study, runs: Sequence[Run]) -> Verdicts:
+    """What the runs say of a study, by the seeds of its first launch, where there was one."""
+    launched = read_launch(study.name) if study.name else None
+    return judge(study, runs, launched.planned_seeds if launched else None)
 
 
 def effective(study: Study, runs: Sequence[Run]) -> Study:

@@ -63,7 +63,7 @@ def _by(claim: Claim, places: int) -> str:
     worst = max(claim.by, key=lambda c: abs(c.difference.mean) if c.crossed.seeds else 0.0)
     if not worst.crossed.seeds or worst.confounds:
         return f" ({worst.level} against {worst.reference.levels[worst.factor]} cannot be tested)"
-    pair = f"{worst.level} - {worst.reference.levels[worst.factor]} {worst.difference.mean:+.{places}f}"
+    pair = f"{worst.pair} {worst.crossed.mean:+.{places}f}"
     others = len(claim.by) - 1
     more = f" and {others} other pair{'s' * (others > 1)}" if others else ""
     return f" by {pair}{more}" if claim.outcome == REFUTED else f" ({pair}{more})"

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-FROM_LOGITS = ("loss", "macro_auroc", "calibration_error")
-BINS = 15  # of the calibration error
+from metaformer.config.metrics import METRICS
+
+BINS = METRICS["calibration_error"].options["n_bins"]
 
 
 def terms(name: str, predictions: np.ndarray, labels: np.ndarray, logits: np.ndarray | None) -> np.ndarray | None:
@@ -22,7 +23,7 @@ def terms(name: str, predictions: np.ndarray, labels: np.ndarray, logits: np.nda
         logits: [images, classes].
     """
     if name in FROM_LOGITS:
-        return None if logits is None else np.asarray(_FROM_LOGITS[name](logits.astype(float), labels))
+        return None if logits is None else np.asarray(FROM_LOGITS[name](logits.astype(float), labels))
     by_image = _FROM_PREDICTIONS.get(name)
     return None if by_image is None else np.asarray(by_image(predictions, labels))
 
@@ -63,18 +64,16 @@ def _macro_f1(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(1, keepdims=True)
-    return np.asarray(np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels])
+    from scipy.special import log_softmax
 
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
+    return np.asarray(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels])
 
 
 def _calibration_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The gap of a bin, |sum of (right - confidence)|, without the image and with it."""
-    probabilities = _probabilities(logits)
+    from scipy.special import softmax
+
+    probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(1)
     gap = (probabilities.argmax(1) == labels) - confidence
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -84,9 +83,10 @@ def _calibration_error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _macro_auroc(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Each class against the others: an area is the share of pairs in the right order, which can be left out."""
+    from scipy.special import softmax
     from scipy.stats import rankdata
 
-    probabilities, n = _probabilities(logits), len(labels)
+    probabilities, n = softmax(logits, axis=1), len(labels)
     present = [c for c in np.unique(labels) if (labels == c).sum() < n]
     total = np.zeros(n)
     for label in present:
@@ -110,7 +110,7 @@ _FROM_PREDICTIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "sensitivity": _recall_of(1),
     "specificity": _recall_of(0),
 }
-_FROM_LOGITS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+FROM_LOGITS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "loss": _loss,
     "macro_auroc": _macro_auroc,
     "calibration_error": _calibration_error,

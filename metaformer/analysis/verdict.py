@@ -8,7 +8,6 @@ analysis block are a family of their own.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TypeVar
 
 import numpy as np
 
@@ -28,8 +27,6 @@ SHOWN, REFUTED, NOT_SHOWN = "shown", "refuted", "not shown"
 FEWEST = 3  # seeds of a verdict: an interval from two says next to nothing
 MODERATED = 5  # seeds up to which variances are moderated, unless the analysis says otherwise
 SD_CONFIDENCE = 0.8  # of the scatter, for the range of seeds that would tell
-
-T = TypeVar("T", bound=Tested)
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,15 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
         seeds = seeds[: analysis.looks[-1]]
     looks = [look for look in looks_at(seeds, analysis) if _reached(look, every, analysis)]
     stages = [_stage(look, every, study) for look in looks or [Look(tuple(seeds), 0.0)]]
-    confirmatory = _over_looks([_decided(stage.confirmatory, stage, analysis) for stage in stages])
-    contrasts = _over_looks([_decided(stage.contrasts, stage, analysis) for stage in stages])
-    cells = [at_seeds(cell, stages[-1].look.seeds) for cell in every]
-    others = [pair for pair in _pairs(cells, study) if not _confirmatory(pair, study) and pair.differences]
+    tested = _over_looks([_decided(stage, analysis) for stage in stages])
+    cells, pairs = stages[-1].cells, stages[-1].pairs
     extra = {seed for cell in every for seed in cell.values} - set(seeds)
     return Verdicts(
         [cell for cell in cells if cell.values],
-        confirmatory,
-        [_exploratory(pair) for pair in others],
+        [t for t in tested if isinstance(t, Comparison)],
+        [_exploratory(pair) for pair in pairs if not _confirmatory(pair, study) and pair.differences],
         shares_of(cells, study),
-        contrasts,
+        [t for t in tested if isinstance(t, Contrast)],
         _claims(stages, study),
         looks,
         [pair for pair in _pairs(every, study) if _confirmatory(pair, study)] if extra else [],
@@ -106,25 +101,23 @@ def _confirmatory(pair: Comparison, study: Study) -> bool:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What is tested at one look."""
+    """What is tested at one look; even where nothing is finished it was planned, and counts."""
 
     look: Look
-    pairs: Sequence[Comparison]  # all that differ in the factor of the study
-    confirmatory: Sequence[Comparison]
-    contrasts: Sequence[Contrast]
+    cells: Sequence[Cell]  # over the seeds of the look
+    pairs: Sequence[Comparison]  # all that differ in one factor
+    claimed: Sequence[Comparison]  # those that differ in the factor of the study
+    tested: Sequence[Tested]  # those that are confirmatory, and the contrasts
 
 
 def _stage(look: Look, every: Sequence[Cell], study: Study) -> _Stage:
-    """The comparisons over the seeds of a look; even where nothing is finished one was planned, and counts."""
     analysis, cells = study.analysis, [at_seeds(cell, look.seeds) for cell in every]
-    pairs = [pair for pair in _pairs(cells, study) if pair.factor == analysis.factor]
-    confirmatory = [pair for pair in pairs if _confirmatory(pair, study)]
-    return _Stage(
-        look,
-        _moderate(pairs, look, analysis),
-        _moderate(confirmatory, look, analysis),
-        [contrast(name, cells, study) for name in analysis.contrasts],  # whose variances are of another size
-    )
+    pairs = _pairs(cells, study)
+    claimed = [pair for pair in pairs if pair.factor == analysis.factor]
+    confirmatory = [pair for pair in claimed if _confirmatory(pair, study)]
+    contrasts = [contrast(name, cells, study) for name in analysis.contrasts]  # their variances are of another size
+    tested = [*_moderate(confirmatory, look, analysis), *contrasts]
+    return _Stage(look, cells, pairs, _moderate(claimed, look, analysis), tested)
 
 
 def _moderate(family: Sequence[Comparison], look: Look, analysis: Analysis) -> list[Comparison]:
@@ -137,45 +130,43 @@ def _moderate(family: Sequence[Comparison], look: Look, analysis: Analysis) -> l
     return [replace(t, crossed=better.get(id(t), t.crossed)) for t in family]
 
 
-def _decided(tested: Sequence[T], stage: _Stage, analysis: Analysis) -> list[T]:
+def _decided(stage: _Stage, analysis: Analysis) -> list[Tested]:
     """p values and verdicts, family by family; what cannot be tested counts in its family with p = 1."""
-    whole: list[Tested] = [*stage.confirmatory, *stage.contrasts] if analysis.correction == "holm_study" else [*tested]
-    reasons = {id(t): _untestable(t, stage.look, analysis) for t in whole}
-    p: dict[int, tuple[float, float, int]] = {}
-    for family in _families(whole, analysis):
+    decided: dict[int, Tested] = {}
+    for family in _families(stage.tested, analysis):
+        reasons = [_untestable(t, stage.look, analysis) for t in family]
         raw = [
-            (1.0, 1.0) if reasons[id(t)] else (t.crossed.difference_p(), t.crossed.equivalence_p(analysis.margin))
-            for t in family
+            (1.0, 1.0) if reason else (t.crossed.difference_p(), t.crossed.equivalence_p(analysis.margin))
+            for t, reason in zip(family, reasons, strict=True)
         ]
         different, equal = (holm(values) for values in zip(*raw, strict=True))
-        p |= {id(t): (d, e, len(family)) for t, d, e in zip(family, different, equal, strict=True)}
-    return [_verdict(t, reasons[id(t)], *p[id(t)], analysis, stage.look) for t in tested]
+        for t, reason, d, e in zip(family, reasons, different, equal, strict=True):
+            if reason:
+                decided[id(t)] = replace(t, verdict=NONE, notes=[reason, *t.notes])
+            else:
+                decided[id(t)] = _verdict(t, d, e, len(family), analysis, stage.look.alpha)
+    return [decided[id(t)] for t in stage.tested]
 
 
 def _families(tested: Sequence[Tested], analysis: Analysis) -> list[list[Tested]]:
-    """What is corrected together."""
+    """What is corrected together: by default the comparisons of a setting, and the contrasts."""
     if analysis.correction == "none":
         return [[t] for t in tested]
-    families: dict[str, list[Tested]] = {}
+    families: dict[str | None, list[Tested]] = {}
     for t in tested:
-        one_setting = isinstance(t, Comparison) and analysis.correction == "holm"
-        families.setdefault(t.setting if one_setting and isinstance(t, Comparison) else "", []).append(t)
+        setting = t.setting if isinstance(t, Comparison) and analysis.correction == "holm" else None
+        families.setdefault(setting, []).append(t)
     return list(families.values())
 
 
-def _verdict(t: T, reason: str, different: float, equal: float, family: int, analysis: Analysis, look: Look) -> T:
-    if reason:
-        return replace(t, verdict=NONE, notes=[reason, *t.notes])
-    verdict = _word(equal <= look.alpha, different <= look.alpha)
+def _verdict(t: Tested, different: float, equal: float, family: int, analysis: Analysis, alpha: float) -> Tested:
+    said = (equal <= alpha, different <= alpha)
+    verdict = {(True, True): BOTH, (True, False): EQUIVALENT, (False, True): DIFFERENT}.get(said, INCONCLUSIVE)
     needed = _needed(t, analysis, family) if verdict == INCONCLUSIVE else None
     return replace(t, p_difference=different, p_equivalence=equal, verdict=verdict, seeds_needed=needed)
 
 
-def _word(equal: bool, different: bool) -> str:
-    return BOTH if equal and different else EQUIVALENT if equal else DIFFERENT if different else INCONCLUSIVE
-
-
-def _over_looks(looks: Sequence[Sequence[T]]) -> list[T]:
+def _over_looks(looks: Sequence[Sequence[Tested]]) -> list[Tested]:
     """What the first look that decides says, or else the last one."""
     return [
         next((t for t in same if t.verdict not in (INCONCLUSIVE, NONE)), same[-1]) for same in zip(*looks, strict=True)
@@ -189,18 +180,17 @@ def first_step(analysis: Analysis, comparisons: int) -> float:
 
 def _untestable(t: Tested, look: Look, analysis: Analysis) -> str:
     """Why no test can be made at a look, or nothing."""
-    cells = [t.cell, t.reference] if isinstance(t, Comparison) else t.cells if isinstance(t, Contrast) else []
-    if analysis.failed == "refuse" and (lost := [cell for cell in cells if cell.failed]):
+    if analysis.failed == "refuse" and (lost := [cell for cell in t.cells if cell.failed]):
         seeds = [f"{cell.name} (seed {', '.join(map(str, sorted(cell.failed)))})" for cell in lost]
         return f"a run failed: {'; '.join(seeds)}"
-    if lacking := [cell.name for cell in cells if not cell.values]:
+    if lacking := [cell.name for cell in t.cells if not cell.values]:
         return f"no finished run of {' and '.join(lacking)}"
     if t.confounds:
         return "they differ in more than the factor: " + "; ".join(t.confounds)
     if analysis.looks and not look.alpha:
         return f"the first look is at {analysis.looks[0]} seeds"
     n = len(look.seeds)
-    if short := [cell for cell in cells if len(cell.values) < n]:
+    if short := [cell for cell in t.cells if len(cell.values) < n]:
         return "; ".join(f"{cell.name} has {len(cell.values)} of {n} planned seeds" for cell in short)
     if n < FEWEST:
         return f"{n} seed{'s' * (n > 1)}: it takes {FEWEST}"
@@ -213,8 +203,8 @@ def _needed(t: Tested, analysis: Analysis, family: int) -> tuple[int | None, int
     """The range of numbers of seeds that would tell with 80%, for the scatter that these few seeds allow."""
     from scipy import stats
 
-    n, tail = t.fixed.seeds, (1 - SD_CONFIDENCE) / 2
-    variance = t.fixed.by_seed * n
+    own, tail = t.fixed, (1 - SD_CONFIDENCE) / 2
+    n, variance = own.seeds, own.by_seed * own.seeds
     least, most = (variance * (n - 1) / float(stats.chi2.ppf(q, n - 1)) for q in (1 - tail, tail))
     alpha, distance = first_step(analysis, family), abs(t.crossed.mean)
     low, high = (
@@ -242,16 +232,16 @@ def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
     It is refuted where a pair differs by more than the margin, corrected by Holm over the pairs.
     """
     analysis, found = study.analysis, []
-    for setting in dict.fromkeys(pair.setting for pair in stage.pairs):
+    for setting in dict.fromkeys(pair.setting for pair in stage.claimed):
         out = analysis.claim_without
         pairs = [
             c
-            for c in stage.pairs
-            if c.setting == setting and c.level not in out and c.reference.levels[c.factor] not in out
+            for c in stage.claimed
+            if c.setting == setting and not any(cell.levels[c.factor] in out for cell in c.cells)
         ]
         if not pairs:
             continue
-        levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in (c.cell, c.reference))
+        levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in c.cells)
         usable = [not _untestable(c, stage.look, analysis) for c in pairs]
         checked = list(zip(pairs, usable, strict=True))
         equal = [c.crossed.equivalence_p(analysis.margin) if ok else 1.0 for c, ok in checked]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.analysis import methods, page, sentences, tables
-from metaformer.analysis.verdict import Verdicts, judge
+from metaformer.analysis.verdict import Verdicts
 from metaformer.config.schema import Logger, Study
 from metaformer.config.validate import plain
-from metaformer.runs.launch import Run, read_launch, study_folder
+from metaformer.runs.launch import Run, study_folder
 from metaformer.runs.result import Result, read_curve, read_result
 from metaformer.runs.wandb_run import confusion, final, mark, marked, start, wandb_identity
 from metaformer.system.errors import ConfigError
@@ -83,8 +83,7 @@ def _line(error: Exception) -> str:
 def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
     """Summary run, workspace and report of a study; where each of them is."""
     study = page.effective(study, runs)
-    launched = read_launch(str(study.name))
-    verdicts = judge(study, runs, launched.planned_seeds if launched else None)
+    verdicts = page.verdicts_of(study, runs)
     mixers = list(dict.fromkeys(run.mixer for run in runs))
     offline = logger.mode == "offline"
     if offline and not logger.entity:

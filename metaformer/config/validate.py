@@ -260,7 +260,7 @@ def _check_analysis(analysis: Analysis) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e9
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _check_budget(budget: Budget, model: Model, study: Study) -> None:

@@ -55,6 +55,11 @@ def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
     return image.convert("RGB").convert(wanted) if image.mode not in ("L", wanted) else image.convert(wanted)
 
 
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image cut about its middle to the proportions of (height, width), and brought to that size."""
+    return ImageOps.fit(image, size[::-1], method=Image.Resampling.BICUBIC)
+
+
 def scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarray:
     """Numbers of more than eight bits, as eight bits of their range, which of 16 bits is known."""
     if data.range is None and not sixteen:

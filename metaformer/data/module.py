@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from timm.data import create_transform
+from torch import Tensor
 
 from metaformer.config.schema import Recipe
 from metaformer.data.batches import (
@@ -22,6 +23,11 @@ from metaformer.data.batches import (
 from metaformer.data.images import Images
 from metaformer.data.lightning_progress import asks_every_epoch, done_batches
 from metaformer.system.errors import ConfigError
+
+
+def normalisation(mean: Tensor, std: Tensor) -> dict[str, list[float]]:
+    """As timm's transforms take it, from the mean and deviation of pixels from 0 to 255."""
+    return {"mean": (mean / 255).tolist(), "std": (std / 255).tolist()}
 
 
 def training_transform(recipe: Recipe, shape: tuple[int, int, int], pixels: Mapping[str, Any]) -> Any:
@@ -79,7 +85,7 @@ class ImageData(L.LightningDataModule):
         self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
         self.streams: dict[str, Stream] = {}
         if recipe.scale is not None:
-            pixels = {"mean": (data.mean / 255).tolist(), "std": (data.std / 255).tolist()}
+            pixels = normalisation(data.mean, data.std)
             evaluation = evaluation_transform(crop_pct, data.shape, pixels, interpolation)
             training = training_transform(recipe, data.shape, pixels) if augment else evaluation
             for name, split in data.splits().items():

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from metaformer.config.schema import Data
-from metaformer.data.decoding import VERSION, decode
+from metaformer.data.decoding import VERSION, decode, fit
 from metaformer.data.images import Images, Photos, Split, carved
 from metaformer.data.listing import Part
 from metaformer.data.registry import listing_of, size_of
@@ -108,8 +108,7 @@ def _decode(split: Photos, shape: tuple[int, int, int, int], file: Path) -> None
     pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
 
     def write(row: int) -> None:
-        image = ImageOps.fit(split.read(row), (shape[2], shape[1]), method=Image.Resampling.BICUBIC)
-        pixels[row] = np.asarray(image).reshape(shape[1:])
+        pixels[row] = np.asarray(fit(split.read(row), shape[1:3])).reshape(shape[1:])
 
     try:
         with ThreadPoolExecutor() as pool:

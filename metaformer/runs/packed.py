@@ -4,6 +4,7 @@ A clone without run folders can draw the whole report from it. Scores of the cla
 needs them. Imports no torch.
 """
 
+import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from metaformer.runs.answers import Answers
 from metaformer.runs.launch import Entry, Run, collect, study_folder
 from metaformer.runs.result import Result, parse, written
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import write
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ def pack(runs: Sequence[Run], path: Path, *, logits: bool) -> int:
             entry["labels"] = place
         told.append(entry)
     arrays["runs"] = np.frombuffer(json.dumps(told, allow_nan=False).encode(), dtype=np.uint8)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part.npz")
-    np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
-    return path.stat().st_size
+    write(path, content.getvalue())
+    return len(content.getvalue())
 
 
 def unpack(path: Path) -> dict[str, Packed]:

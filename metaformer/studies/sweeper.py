@@ -18,7 +18,8 @@ from rich.console import Console
 
 from metaformer.analysis.page import summarise
 from metaformer.config.hydra_internals import make_launcher, register_sweeper
-from metaformer.runs.launch import check_study, collect, record
+from metaformer.runs.launch import check_study, record
+from metaformer.runs.packed import gather
 from metaformer.runs.result import failure_of, read_result
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
@@ -55,15 +56,14 @@ class StudySweeper(Sweeper):
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
-        if pending:
-            warn_of_bf16(next((p for p in pending if p.config.recipe.precision == "bf16"), pending[0]).config)
+        warn_of_bf16(*(p.config for p in pending))
         if whole:
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
         outcomes: list[Outcome] = []
         if pending:
             with follow(listed, pending, console, show=runtime.progress):
                 outcomes = self._launch(pending)
-        summarise(study, collect(entries, Path(runtime.runs)), console, write=whole)
+        summarise(study, gather(study.name if whole else None, entries, Path(runtime.runs)), console, write=whole)
         if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:
             _tell(failures, len(listed), console)
             raise SystemExit(1)

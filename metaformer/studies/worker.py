@@ -119,11 +119,11 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
         return _train(planned, prepared, jobs=jobs, log=log, force=force)
 
 
-def warn_of_bf16(config: Config) -> None:
-    """Say what a precision costs that the processor has to emulate, before anything trains."""
-    runtime = config.runtime
-    on_cpu = runtime.accelerator == "cpu" or (runtime.accelerator == "auto" and not machine.gpus())
-    if config.recipe.precision == "bf16" and on_cpu and machine.emulates_bf16():
+def warn_of_bf16(*configs: Config) -> None:
+    """Say once what a precision costs that the processor has to emulate, before anything trains."""
+    accelerators = {config.runtime.accelerator for config in configs if config.recipe.precision == "bf16"}
+    on_cpu = "cpu" in accelerators or ("auto" in accelerators and not machine.gpus())
+    if on_cpu and machine.emulates_bf16():
         print(
             "note: recipe.precision=bf16: this processor emulates it, and a step of an S12 took ten times as long as "
             "in fp32; recipe.precision=fp32 is what to set here",

@@ -20,7 +20,7 @@ from metaformer.models.build import build, crop_of, on_meta, try_on
 from metaformer.models.weights import classes_of, classifiers, load_into, read, to_ours
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
-from metaformer.training.restored import kept
+from metaformer.training.restored import fill, kept
 from metaformer.training.trainer import QUIET, make_trainer, workers
 
 
@@ -60,11 +60,7 @@ def restore(config: Config, path: Path) -> tuple[nn.Module, Images]:
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     net = net.to(memory_format=torch.channels_last)
     try_on(net, images.sample())
-    try:
-        net.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise ConfigError(f"{path}: its weights do not fit the model for these images: {first}") from error
+    fill(net, saved, path, "the model for these images")
     return net.eval(), images
 
 

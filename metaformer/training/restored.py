@@ -1,7 +1,9 @@
 """A trained network for other programs: with its classes and its way of seeing images, without its data set.
 
-trained = metaformer.load("runs/RUN")
-probabilities = trained.net(trained.transform(image)[None]).softmax(1)
+    trained = metaformer.load("runs/RUN")
+    probabilities = trained.net(trained.transform(image)[None]).softmax(1)
+
+The network is in eval mode; an image may be of any mode and size.
 """
 
 from collections.abc import Mapping
@@ -16,8 +18,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from metaformer.config.schema import Config, Data
 from metaformer.config.validate import structure
-from metaformer.data.decoding import plain
-from metaformer.data.module import evaluation_transform
+from metaformer.data.decoding import fit, plain
+from metaformer.data.module import evaluation_transform, normalisation
 from metaformer.data.registry import shape
 from metaformer.models import weights
 from metaformer.models.build import build, crop_of
@@ -42,9 +44,7 @@ class Transform:
         whole = plain(ImageOps.exif_transpose(image), "image", self.data)
         if self.streamed is not None:
             return torch.as_tensor(self.streamed(whole))
-        height, width = self.size
-        fitted = ImageOps.fit(whole, (width, height), method=Image.Resampling.BICUBIC)
-        pixels: Tensor = pil_to_tensor(fitted)
+        pixels: Tensor = pil_to_tensor(fit(whole, self.size))
         return (pixels.float() - self.mean[:, None, None]) / self.std[:, None, None]
 
 
@@ -86,19 +86,24 @@ def kept(path: str | Path) -> Mapping[str, Any] | None:
     return saved if isinstance(saved, Mapping) and all(key in saved for key in KEPT) else None
 
 
+def fill(net: nn.Module, saved: Mapping[str, Any], path: Path, model: str) -> None:
+    """Load the weights of a run's file into a network; a ConfigError that names the first that does not fit `model`."""
+    try:
+        net.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ConfigError(f"{path}: its weights do not fit {model}: {first}") from error
+
+
 def _trained(saved: Mapping[str, Any], path: Path) -> Trained:
     config, classes = structure(Config, saved["config"]), list(saved["classes"])
     data = replace(config.data, classes=len(classes))
     found = tuple(saved["shape"]) if "shape" in saved else shape(data)[0]  # older files do not say it
     net = build(config.model, config.mixer, config.seed, shape=found, classes=len(classes))
-    try:
-        net.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: its weights do not fit its model: {str(error).splitlines()[1].strip()}") from error
+    fill(net, saved, path, "its model")
     mean, std = saved["mean"], saved["std"]
     streamed = None
     if config.recipe.scale is not None:
-        pixels = {"mean": (mean / 255).tolist(), "std": (std / 255).tolist()}
-        streamed = evaluation_transform(crop_of(config.model), found, pixels, "bicubic")
+        streamed = evaluation_transform(crop_of(config.model), found, normalisation(mean, std), "bicubic")
     seen = Transform(replace(data, channels=found[0]), (found[1], found[2]), mean, std, streamed)
     return Trained(net.eval().to(memory_format=torch.channels_last), classes, seen, config)
