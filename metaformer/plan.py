@@ -41,22 +41,22 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     config, entries = points[0].config, [point.entry for point in points]
     if config.study.name and not changes(given.overrides):
         check_study(config.study, entries)
+    unit = metric_of(config.study.analysis.metric).unit
+    throughput = positive("throughput", given.own.get("throughput"), "training images a second")
+    images = int(positive("images", given.own.get("images"), "test images") or tested_images(config.data))
+    sd = positive("sd", given.own.get("sd"), unit, below=100)
     folder = Path(config.runtime.runs)
     runs = collect(entries, folder)
     study = effective(config.study, runs)
     counts = Counter(run.problem.partition(":")[0] or "finished" for run in runs)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"[bold]{study.name or 'sweep'}[/]: {len(runs)} runs: {states}", highlight=False)
-    throughput = positive("throughput", given.own.get("throughput"), "training images a second")
     for line in estimate(points, runs, folder, throughput):
         console.print(line, highlight=False)
     seeds, comparisons = size(study, runs)
     if not comparisons:
         console.print("nothing is compared with a reference: there is no power to speak of")
         return
-    unit, told = metric_of(study.analysis.metric).unit, given.own.get("images")
-    images = int(positive("images", told, "test images") or 0) if told else tested_images(config.data)
-    sd = positive("sd", given.own.get("sd"), unit, below=100)
     if sd is not None:
         spread, source = Scatter(sd, assumed_error(images) if unit == "points" else 0.0), "as stated"
     else:

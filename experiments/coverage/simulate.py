@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from metaformer.analysis.looks import looks_at
 
 from metaformer.analysis.inference import Crossed, moderated, over_seeds, over_seeds_and_images
+from metaformer.analysis.interim_looks import looks_at
 from metaformer.analysis.shares import variance_shares
 from metaformer.analysis.stats import Scatter, holm
 from metaformer.config.schema import Analysis

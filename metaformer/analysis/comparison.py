@@ -12,7 +12,6 @@ from metaformer.analysis.inference import Crossed, over_seeds, over_seeds_and_im
 from metaformer.analysis.stats import Estimate
 from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.schema import Analysis, Study
-from metaformer.system.errors import ConfigError
 
 MATCHED = 0.1  # share by which parameters or MACs may differ where cells are called matched, without a tolerance
 
@@ -137,15 +136,9 @@ def compare(a: Cell, b: Cell, study: Study) -> Comparison | None:
 
 
 def contrast(name: str, cells: Sequence[Cell], study: Study) -> Contrast:
-    """A contrast of the analysis block. Its cells may differ in all factors of the study, and in nothing else.
-
-    Raises:
-        ConfigError: one of its cells is none of the study.
-    """
+    """A contrast of the analysis block. Its cells may differ in all factors of the study, and in nothing else."""
     weights = {key: float(weight) for key, weight in study.analysis.contrasts[name].items()}
     own = [cell for cell in cells if cell.name in weights]
-    if lost := weights.keys() - {cell.name for cell in own}:
-        raise ConfigError(f"study.analysis.contrasts.{name}: {', '.join(sorted(lost))}: no such cell")
     values, over = weighted(weights, own)
     finished = [cell for cell in own if cell.runs]
     found = lint.of_grid(finished, list(own[0].levels), study) if finished else []

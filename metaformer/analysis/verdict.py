@@ -18,7 +18,7 @@ from metaformer.analysis.inference import moderated
 from metaformer.analysis.interim_looks import Look, looks_at
 from metaformer.analysis.stats import Scatter, holm
 from metaformer.config.schema import Analysis, Study
-from metaformer.runs.launch import Run
+from metaformer.runs.launch import Run, check_contrasts
 
 EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclusive", "no verdict"
 BOTH = "equivalent (a difference smaller than the margin)"
@@ -63,8 +63,12 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
 
     Args:
         planned: the seeds of the first launch, where they are known: others count for no verdict.
+
+    Raises:
+        ConfigError: the runs lack the metric, or a cell of a contrast, or list a seed twice.
     """
     analysis, every = study.analysis, cells_of(runs := list(runs), study.analysis)
+    check_contrasts(analysis, {cell.name for cell in every})
     seeds = sorted({run.seed for run in runs} if planned is None else planned)
     if analysis.looks:
         seeds = seeds[: analysis.looks[-1]]

@@ -6,7 +6,7 @@ A report reads them there instead of composing hundreds of configurations.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,12 @@ def check_study(study: Study, listed: Sequence[Entry]) -> None:
         if level not in levels and [level] != Analysis().claim_without:
             expected = ", ".join(by_closeness(level, levels))
             raise ConfigError(f"study.analysis.claim_without: {level}: expected a {factor} of the study, of {expected}")
-    cells = {entry.cell for entry in listed}
-    for name, weights in study.analysis.contrasts.items():
+    check_contrasts(study.analysis, {entry.cell for entry in listed})
+
+
+def check_contrasts(analysis: Analysis, cells: Collection[str]) -> None:
+    """Refuse a contrast of cells that are none of the study."""
+    for name, weights in analysis.contrasts.items():
         for cell in weights:
             if cell not in cells:
                 expected = ", ".join(by_closeness(cell, cells)[:5])

@@ -1,10 +1,14 @@
 """Intervals and tests over seeds and images: exact where one of them is nothing, and right for other images."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import repository
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
@@ -129,6 +133,16 @@ def test_alpha_is_spent_over_four_looks_and_no_more(spending):
     ]
     assert np.mean(said) <= 0.05 + 0.0126
     assert np.mean(naive) > 0.08
+
+
+def test_the_committed_simulation_runs_and_draws_all_of_its_tables():
+    script = repository() / "experiments" / "coverage" / "simulate.py"
+    done = subprocess.run([sys.executable, script, "studies=8"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    headers = [line for line, rule in pairwise(done.stdout.splitlines()) if rule.startswith("| ---")]
+    page = script.with_name("README.md").read_text()
+    assert len(headers) == 5
+    assert all(header in page for header in headers)
 
 
 def test_spending():
