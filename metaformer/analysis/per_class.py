@@ -49,7 +49,7 @@ def confusion(cells: Sequence[Cell]) -> Figure | None:
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         if len(shares) <= MOST:  # in squares that a page holds as text
             image = axes.pcolormesh(shares, vmin=0, vmax=1, cmap="cividis")
-            axes.invert_yaxis()
+            axes.set_ylim(len(shares), 0)  # the first class on top; the panels share it
             axes.set_aspect("equal")
         else:
             image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis")

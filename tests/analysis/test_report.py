@@ -11,6 +11,7 @@ from conftest import on_disk, runs_of, study
 from rich.console import Console
 
 from metaformer.analysis import figures, methods, page, tables
+from metaformer.analysis.per_class import confusion
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
@@ -59,6 +60,15 @@ def test_a_table_in_latex():
     assert r"\texttt{z} & $<$0.001 \\" in text
     assert r"\caption{100\% of \{it\}}" in text
     assert r"cell & a\_b \\" in text
+
+
+@pytest.mark.parametrize("cells", [2, 3])
+def test_a_confusion_matrix_has_its_first_class_on_top(cells):
+    """The panels share their axis: turned once for each, an even number of them stood on its head."""
+    named = dict.fromkeys(("pooling", "identity", "attention")[:cells], BASE)
+    figure = confusion(judge(study(), runs_of(**named)).cells)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_ylim() for axes in panels] == [(2.0, 0.0)] * cells
 
 
 def test_files_of_a_study(tmp_path, finished):
