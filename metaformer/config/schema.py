@@ -204,6 +204,7 @@ class Runtime:
     per_gpu: int = number(1, at_least=1)  # runs at once on each GPU of this machine
     runs: str = "runs"  # the folder of the run folders
     force: bool = False  # train again what is finished
+    packed: bool = False  # a run that experiments/NAME/runs.npz holds counts as finished, with no folder here
     progress: bool = True
 
     @property

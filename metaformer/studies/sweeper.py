@@ -18,8 +18,8 @@ from rich.console import Console
 
 from metaformer.analysis.page import summarise
 from metaformer.config.hydra_internals import make_launcher, register_sweeper
-from metaformer.runs.launch import check_study, record
-from metaformer.runs.packed import gather
+from metaformer.runs.launch import check_study, record, study_folder
+from metaformer.runs.packed import gather, unpack
 from metaformer.runs.result import failure_of, read_result
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
@@ -51,7 +51,8 @@ class StudySweeper(Sweeper):
         whole = bool(study.name) and not self._changed(arguments)
         if whole:
             check_study(study, entries)
-        pending = [p for p in listed if runtime.force or found(p.run) is None]
+        packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
+        pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
         # Its own descriptor, since a run in this process sends what it prints to a file.
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         console = Console(file=file, width=None if file.isatty() else 120)

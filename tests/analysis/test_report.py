@@ -214,6 +214,12 @@ def test_the_command(tmp_path, cli):
     assert again.returncode == 0, again.stderr
     assert page.exists()
     assert "within ±3 points" in page.read_text()
+    results = page.with_name("results.csv").read_text()
+    shutil.rmtree(tmp_path / "runs")  # as in a clone
+    packed = cli("train", "experiments=mine", "runtime.packed=true", "runtime.progress=false")
+    assert ", 0 to do" in packed.stdout
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+    assert page.with_name("results.csv").read_text() == results
     shutil.rmtree(tmp_path / "experiments" / "mine" / "figures")
     narrowed = cli("report", "experiments=mine", "seed=0,1")
     assert "stay as they are" in narrowed.stdout
