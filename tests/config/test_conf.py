@@ -50,9 +50,8 @@ def test_every_file_of_conf_composes_and_builds(file):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_composes_for_each_of_its_runs(name):
     if name in UNTUNED:
-        with pytest.raises(
-            ConfigCompositionException, match="trained/mixer/identity"
-        ):  # it cannot be trained before its rates are chosen
+        # it cannot be trained before its rates are chosen
+        with pytest.raises(ConfigCompositionException, match="trained/mixer/identity"):
             expand([f"experiments={name}"])
         return
     whole = load(loader(), [f"experiments={name}"])
