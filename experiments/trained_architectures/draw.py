@@ -3,8 +3,8 @@
     python experiments/trained_architectures/draw.py
 
 Each is drawn uniformly, without replacement, from all that these choices give and that have 200,000 to 350,000
-parameters with pooling: one or two stages, the second with half as many tokens a side; 1 to 4 blocks in each; widths that
-are multiples of 32, the second not below the first; patches that overlap or do not, in the stem and between stages
+parameters with pooling: one or two stages, the second with half as many tokens a side; 1 to 4 blocks in each; widths
+that are multiples of 32, the second not below the first; patches that overlap or do not, in the stem and between stages
 alike; GroupNorm or LayerNorm; an MLP ratio of 1, 2 or 4.
 """
 
