@@ -18,13 +18,21 @@ from metaformer.runs.result import REPORTED, Result, write_result
 torch.set_num_threads(1)
 MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
 MIXERS += ("shift", "max_pooling", "global_filter", "afno", "window_attention", "linear_attention")
-MIXERS += ("spatial_reduction", "large_kernel")
+MIXERS += ("spatial_reduction", "large_kernel", "conv", "grouped_conv")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
 
 
 def compose(*overrides: str) -> Config:
     """A validated configuration, as a run gets it."""
     return composition.compose(overrides)
+
+
+def configured(name: str, dim: int = 32, resolution: tuple[int, int] = (7, 5), *overrides: str) -> torch.nn.Module:
+    """A mixer of conf/mixer, with the weights of seed 0."""
+    from metaformer.mixers.factory import build, from_config
+
+    torch.manual_seed(0)
+    return build(from_config(compose(f"mixer={name}", *overrides).mixer, 4)[0], dim, resolution)
 
 
 @pytest.fixture(autouse=True)

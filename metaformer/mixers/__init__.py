@@ -13,7 +13,7 @@ never touches its weights. `python -m metaformer.check` tells whether a mixer ke
 
 from metaformer.mixers.adapter import AsTokens
 from metaformer.mixers.attention import Attention, LinearAttention, SpatialReductionAttention, WindowAttention
-from metaformer.mixers.convolution import DepthwiseConv, LargeKernelAttention, SepConv
+from metaformer.mixers.convolution import Conv, DepthwiseConv, LargeKernelAttention, SepConv
 from metaformer.mixers.fourier import AFNO, Fourier, GlobalFilter
 from metaformer.mixers.layout import to_map, to_tokens
 from metaformer.mixers.matrix import RandomMixing, SpatialMLP
@@ -23,6 +23,7 @@ __all__ = [
     "AFNO",
     "AsTokens",
     "Attention",
+    "Conv",
     "DepthwiseConv",
     "Fourier",
     "GlobalFilter",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.mixers.layout import init_weights, odd, positive
+from metaformer.mixers.layout import heads_of, init_weights, odd, positive
 
 
 class StarReLU(nn.Module):
@@ -27,6 +27,19 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True) -> None:
         odd(kernel_size=kernel_size)
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
+
+
+class Conv(nn.Conv2d):
+    """A convolution that mixes channels too; torch's, as torchvision's ResNet and RegNet have it between their 1x1s.
+
+    `group_dim=None` is dense (ResNet, arXiv:1512.03385); `group_dim=D` convolves groups of D channels apart (ResNeXt,
+    arXiv:1611.05431; group width as in RegNet, arXiv:2003.13678).
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 3, group_dim: int | None = None, bias: bool = True) -> None:
+        odd(kernel_size=kernel_size)
+        groups = 1 if group_dim is None else heads_of(dim, group_dim, "group_dim")
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
 
 
 class SepConv(nn.Module):

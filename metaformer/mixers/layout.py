@@ -38,11 +38,11 @@ def odd(**options: int) -> None:
             raise ValueError(f"{name}={value} is even: only an odd window keeps the resolution")
 
 
-def heads_of(dim: int, head_dim: int) -> int:
+def heads_of(dim: int, head_dim: int, name: str = "head_dim") -> int:
     """How many heads of `head_dim` channels there are in `dim`; a ValueError where they do not come out even."""
-    positive(head_dim=head_dim)
+    positive(**{name: head_dim})
     if dim % head_dim:
-        raise ValueError(f"dim={dim} is not divisible by head_dim={head_dim}")
+        raise ValueError(f"dim={dim} is not divisible by {name}={head_dim}")
     return dim // head_dim
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MIXERS, compose
+from conftest import MIXERS, configured
 from torch import nn
 
 from metaformer.mixers import (
@@ -22,11 +22,6 @@ from metaformer.mixers import (
 from metaformer.mixers.factory import build, from_config
 from metaformer.mixers.layout import to_map, to_tokens
 from metaformer.system.errors import ConfigError
-
-
-def configured(name: str, dim: int = 32, resolution: tuple[int, int] = (7, 5), *overrides: str) -> nn.Module:
-    torch.manual_seed(0)
-    return build(from_config(compose(f"mixer={name}", *overrides).mixer, 4)[0], dim, resolution)
 
 
 def test_pooling_of_a_constant_is_zero_up_to_the_border():
@@ -148,7 +143,7 @@ def test_contract(name):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_gradients_in_float64(name):
-    small = {"shift": "share=0.25", "afno": "blocks=2"} | dict.fromkeys(
+    small = {"shift": "share=0.25", "afno": "blocks=2", "grouped_conv": "group_dim=2"} | dict.fromkeys(
         ("attention", "window_attention", "linear_attention", "spatial_reduction"), "head_dim=2"
     )
     mixer = configured(name, 4, (3, 2), *([f"mixer.{small[name]}"] if name in small else [])).double()
