@@ -17,6 +17,7 @@ from metaformer.mixers.convolution import Conv, DepthwiseConv, LargeKernelAttent
 from metaformer.mixers.fourier import AFNO, Fourier, GlobalFilter
 from metaformer.mixers.layout import to_map, to_tokens
 from metaformer.mixers.matrix import RandomMixing, SpatialMLP
+from metaformer.mixers.neighbourhood import NeighbourhoodAttention
 from metaformer.mixers.pooling import Identity, MaxPooling, Pooling, Shift
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LargeKernelAttention",
     "LinearAttention",
     "MaxPooling",
+    "NeighbourhoodAttention",
     "Pooling",
     "RandomMixing",
     "SepConv",

@@ -2,7 +2,8 @@
 
 Convolutions, matrix products and attention are counted with torch's own formulas; pooling as one MAC for each
 element of its window, a Fourier transform of M points as 5/2 M log2 M. Norms, activations and element-wise arithmetic
-are free by convention. An op with no formula and not known to be free is named, never counted as zero.
+are free by convention. An op with no formula and not known to be free is named, never counted as zero. A module with a
+method `macs`, which takes what its `forward` takes, is counted by that and not by its ops.
 
 This is the one file that uses torch's private interfaces, its dispatch and its fake tensors;
 tests/models/test_cost.py tells when they change.
@@ -61,8 +62,8 @@ def count(net: nn.Module, image: Image) -> Cost:
     training = net.training
     hooks = []
     for name, module in net.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: counter.enter(name)))
-        hooks.append(module.register_forward_hook(lambda *_: counter.leave()))
+        hooks.append(module.register_forward_pre_hook(lambda module, _, name=name: counter.enter(name, module)))
+        hooks.append(module.register_forward_hook(counter.leave))
     net.eval()
     with torch.no_grad(), counter:
         net(torch.zeros(1, *image, dtype=first.dtype, device=first.device))
@@ -87,15 +88,28 @@ class _Counter(TorchDispatchMode):
         self.activations: Counter[str] = Counter()
         self.uncounted: set[str] = set()
         self.inside: list[str] = []
+        self.stated = 0  # how many of the modules that we are in say themselves what they cost
 
-    def enter(self, module: str) -> None:
-        self.inside.append(module)
+    def enter(self, name: str, module: nn.Module) -> None:
+        self.inside.append(name)
+        self.stated += hasattr(module, "macs")
 
-    def leave(self) -> None:
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if hasattr(module, "macs"):
+            self.stated -= 1
+            if not self.stated:
+                self.add(module.macs(*inputs), output)  # type: ignore[operator]
         self.inside.pop()
+
+    def add(self, macs: int, out: Any) -> None:
+        for module in set(self.inside):
+            self.macs[module] += macs
+            self.activations[module] += (out[0] if isinstance(out, tuple) else out).numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.stated:
+            return func(*args, **kwargs)
         op = func._overloadpacket
         if op not in flop_registry and op not in FORMULAS and op not in FREE:
             with self:
@@ -104,13 +118,10 @@ class _Counter(TorchDispatchMode):
                 return parts
             self.uncounted.add(str(op))
         out = func(*args, **kwargs)
-        if op in FORMULAS or op in flop_registry:
-            macs = (
-                FORMULAS[op](*args, out=out) if op in FORMULAS else flop_registry[op](*args, **kwargs, out_val=out) // 2
-            )
-            for module in set(self.inside):
-                self.macs[module] += macs
-                self.activations[module] += (out[0] if isinstance(out, tuple) else out).numel()
+        if op in FORMULAS:
+            self.add(FORMULAS[op](*args, out=out), out)
+        elif op in flop_registry:
+            self.add(flop_registry[op](*args, **kwargs, out_val=out) // 2, out)
         return out
 
 

@@ -144,7 +144,8 @@ def test_contract(name):
 @pytest.mark.parametrize("name", MIXERS)
 def test_gradients_in_float64(name):
     small = {"shift": "share=0.25", "afno": "blocks=2", "grouped_conv": "group_dim=2"} | dict.fromkeys(
-        ("attention", "window_attention", "linear_attention", "spatial_reduction"), "head_dim=2"
+        ("attention", "window_attention", "linear_attention", "spatial_reduction", "neighbourhood_attention"),
+        "head_dim=2",
     )
     mixer = configured(name, 4, (3, 2), *([f"mixer.{small[name]}"] if name in small else [])).double()
     assert torch.autograd.gradcheck(mixer, torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True))
