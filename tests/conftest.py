@@ -18,7 +18,7 @@ from metaformer.runs.result import REPORTED, Result, write_result
 torch.set_num_threads(1)
 MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
 MIXERS += ("shift", "max_pooling", "global_filter", "afno", "window_attention", "linear_attention")
-MIXERS += ("spatial_reduction", "large_kernel", "conv", "grouped_conv", "neighbourhood_attention")
+MIXERS += ("spatial_reduction", "large_kernel", "conv", "grouped_conv", "neighbourhood_attention", "state_space")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
 
 

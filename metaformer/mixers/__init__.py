@@ -19,6 +19,7 @@ from metaformer.mixers.layout import to_map, to_tokens
 from metaformer.mixers.matrix import RandomMixing, SpatialMLP
 from metaformer.mixers.neighbourhood import NeighbourhoodAttention
 from metaformer.mixers.pooling import Identity, MaxPooling, Pooling, Shift
+from metaformer.mixers.state_space import StateSpace
 
 __all__ = [
     "AFNO",
@@ -39,6 +40,7 @@ __all__ = [
     "Shift",
     "SpatialMLP",
     "SpatialReductionAttention",
+    "StateSpace",
     "WindowAttention",
     "to_map",
     "to_tokens",

@@ -15,9 +15,9 @@ FEW = 256  # tokens: up to here one product of all pairs under a mask is faster 
 
 
 class NeighbourhoodAttention(Attention):
-    """Attention of each token to the `kernel_size` x `kernel_size` tokens around it (NAT, arXiv:2204.07143, Eq. 1 to 3;
-    the operation of the official NATTEN, without its relative position bias, which NATTEN has dropped).
+    """Attention of each token to the `kernel_size` x `kernel_size` tokens around it (NAT, arXiv:2204.07143).
 
+    That is the operation of the official NATTEN, without the relative position bias, which NATTEN has no more.
     At the border the window shifts inwards, as in NATTEN, and is not clipped: every token has the same number of keys,
     and a window as large as the map is global attention. A map smaller than the window is one window. The weights are
     those of `Attention`, so that one can go on from the other.
