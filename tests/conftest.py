@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 MIXERS = ("identity", "pooling", "attention", "fourier", "spatial_mlp", "depthwise", "sepconv", "random")
 MIXERS += ("shift", "max_pooling", "global_filter", "afno", "window_attention", "linear_attention")
 MIXERS += ("spatial_reduction", "large_kernel", "conv", "grouped_conv", "neighbourhood_attention", "state_space")
+MIXERS += ("xca", "outlook_attention", "focal_modulation", "gated_conv", "spatial_gating")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
 
 

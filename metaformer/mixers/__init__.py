@@ -12,11 +12,18 @@ never touches its weights. `python -m metaformer.check` tells whether a mixer ke
 """
 
 from metaformer.mixers.adapter import AsTokens
-from metaformer.mixers.attention import Attention, LinearAttention, SpatialReductionAttention, WindowAttention
-from metaformer.mixers.convolution import Conv, DepthwiseConv, LargeKernelAttention, SepConv
+from metaformer.mixers.attention import (
+    Attention,
+    CrossCovarianceAttention,
+    LinearAttention,
+    OutlookAttention,
+    SpatialReductionAttention,
+    WindowAttention,
+)
+from metaformer.mixers.convolution import Conv, DepthwiseConv, FocalModulation, GatedConv, LargeKernelAttention, SepConv
 from metaformer.mixers.fourier import AFNO, Fourier, GlobalFilter
 from metaformer.mixers.layout import to_map, to_tokens
-from metaformer.mixers.matrix import RandomMixing, SpatialMLP
+from metaformer.mixers.matrix import RandomMixing, SpatialGating, SpatialMLP
 from metaformer.mixers.neighbourhood import NeighbourhoodAttention
 from metaformer.mixers.pooling import Identity, MaxPooling, Pooling, Shift
 from metaformer.mixers.state_space import StateSpace
@@ -26,18 +33,23 @@ __all__ = [
     "AsTokens",
     "Attention",
     "Conv",
+    "CrossCovarianceAttention",
     "DepthwiseConv",
+    "FocalModulation",
     "Fourier",
+    "GatedConv",
     "GlobalFilter",
     "Identity",
     "LargeKernelAttention",
     "LinearAttention",
     "MaxPooling",
     "NeighbourhoodAttention",
+    "OutlookAttention",
     "Pooling",
     "RandomMixing",
     "SepConv",
     "Shift",
+    "SpatialGating",
     "SpatialMLP",
     "SpatialReductionAttention",
     "StateSpace",

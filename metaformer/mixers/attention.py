@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from timm.models.pvt_v2 import Attention as PVTAttention
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition, window_reverse
+from timm.models.volo import OutlookAttention as TimmOutlookAttention
+from timm.models.xcit import XCA
 from torch import Tensor, nn
 
-from metaformer.mixers.layout import heads_of, init_weights, positive, to_map, to_tokens
+from metaformer.mixers.layout import heads_of, init_weights, odd, positive, to_map, to_tokens
 
 
 class Attention(nn.Module):
@@ -106,3 +108,40 @@ class SpatialReductionAttention(nn.Module):
         if min(x.shape[2:]) < self.reduction:
             raise ValueError(f"a map of {x.shape[2]}x{x.shape[3]} is smaller than reduction={self.reduction}")
         return to_map(self.attention(to_tokens(x), x.shape[2:]), like=x)
+
+
+class CrossCovarianceAttention(nn.Module):
+    """Attention between channels, by their covariance over the tokens (XCA of XCiT, arXiv:2106.09681); timm's layer.
+
+    Tokens meet in the covariance alone; the local patch interaction that follows it in XCiT is not part of it.
+    """
+
+    def __init__(self, dim: int, head_dim: int = 32) -> None:
+        super().__init__()
+        self.attention = XCA(dim, heads_of(dim, head_dim))
+        init_weights(self.attention.qkv)
+        init_weights(self.attention.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_map(self.attention(to_tokens(x)), like=x)
+
+
+class OutlookAttention(nn.Module):
+    """Weights for the tokens around each, from a linear layer of the token itself (VOLO, arXiv:2106.13112).
+
+    timm's layer. With `stride` 2, as in VOLO, every second token in each direction gives weights, by which each of the
+    k x k tokens around it becomes a mean of all of them; what overlaps is added.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 3, stride: int = 2, head_dim: int = 32) -> None:
+        super().__init__()
+        odd(kernel_size=kernel_size)
+        positive(stride=stride)
+        if stride > kernel_size:
+            raise ValueError(f"stride={stride}: expected at most kernel_size={kernel_size}, to reach every token")
+        self.attention = TimmOutlookAttention(dim, heads_of(dim, head_dim), kernel_size, kernel_size // 2, stride)
+        for layer in (self.attention.v, self.attention.attn, self.attention.proj):
+            init_weights(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

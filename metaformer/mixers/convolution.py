@@ -4,6 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.models.focalnet import FocalModulation as TimmFocalModulation
+from timm.models.mambaout import GatedConvBlock
 from torch import Tensor, nn
 
 from metaformer.mixers.layout import heads_of, init_weights, odd, positive
@@ -81,3 +83,42 @@ class LargeKernelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = F.gelu(self.proj1(x))
         return self.proj2(values * self.pointwise(self.dilated(self.local(values)))) + x
+
+
+class GatedConv(GatedConvBlock):
+    """A depthwise convolution gated by a projection: MambaOut, Mamba without its state space (arXiv:2405.07992).
+
+    timm's layer, the official code's GatedCNNBlock, without norm and shortcut, which are those of the block. A share
+    `conv_ratio` of the channels is convolved.
+    """
+
+    def __init__(self, dim: int, expansion: float = 8 / 3, kernel_size: int = 7, conv_ratio: float = 1.0) -> None:
+        odd(kernel_size=kernel_size)
+        hidden, convolved = int(expansion * dim), int(conv_ratio * dim)
+        if not 1 <= convolved <= hidden:
+            given = f"expansion={expansion:.3g}, conv_ratio={conv_ratio:.3g} of dim={dim}"
+            raise ValueError(f"{given}: {convolved} of {hidden} channels would be convolved")
+        super().__init__(dim, expansion, kernel_size, conv_ratio, norm_layer=nn.Identity)
+        for layer in (self.fc1, self.conv, self.fc2):
+            init_weights(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, kept, moved = self.fc1(x.permute(0, 2, 3, 1)).split(self.split_indices, -1)
+        moved = self.conv(moved.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(self.act(gate) * torch.cat([kept, moved], -1)).permute(0, 3, 1, 2)
+
+
+class FocalModulation(TimmFocalModulation):
+    """A gate from depthwise convolutions of growing kernels and the mean of the map (FocalNet, arXiv:2203.11926);
+    timm's layer, which is that of the official code.
+
+    `levels` kernels of `kernel_size`, `kernel_size` + 2, ... pixels, one on top of the other.
+    """
+
+    def __init__(self, dim: int, levels: int = 2, kernel_size: int = 3) -> None:
+        positive(levels=levels)
+        odd(kernel_size=kernel_size)
+        super().__init__(dim, focal_window=kernel_size, focal_level=levels)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                init_weights(layer)

@@ -1,6 +1,8 @@
 """Mixers by a matrix over the tokens."""
 
 import torch
+import torch.nn.functional as F
+from timm.models.mlp_mixer import SpatialGatingUnit
 from torch import Tensor, nn
 
 from metaformer.mixers.layout import check_resolution, init_weights, positive, to_map, to_tokens
@@ -43,3 +45,29 @@ class RandomMixing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_resolution(self, x)
         return to_map(self.matrix @ to_tokens(x), like=x)
+
+
+class SpatialGating(nn.Module):
+    """Half of the hidden channels, mixed by an N x N matrix, gates the other half (gMLP, arXiv:2105.08050).
+
+    timm's gating unit between gMLP's projections; norm and shortcut are those of the block. The gate is one at the
+    start. gMLP-S has `expansion` 6, and no channel MLP. Bound to the resolution it was built for.
+    """
+
+    def __init__(self, dim: int, resolution: tuple[int, int], expansion: int = 2) -> None:
+        super().__init__()
+        positive(expansion=expansion)
+        if expansion * dim % 2:
+            raise ValueError(f"expansion={expansion}, dim={dim}: expected an even number of hidden channels")
+        self.resolution = tuple(resolution)
+        hidden, tokens = expansion * dim, resolution[0] * resolution[1]
+        self.fc1 = nn.Linear(dim, hidden)
+        self.gate = SpatialGatingUnit(hidden, tokens)
+        self.fc2 = nn.Linear(hidden // 2, dim)
+        init_weights(self.fc1)
+        init_weights(self.fc2)
+        self.gate.init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_resolution(self, x)
+        return to_map(self.fc2(self.gate(F.gelu(self.fc1(to_tokens(x))))), like=x)

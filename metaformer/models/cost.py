@@ -33,7 +33,8 @@ _unsafe_view _reshape_alias reshape permute transpose t expand unsqueeze squeeze
 split_with_sizes unbind cat stack roll flip clone copy_ _to_copy detach alias contiguous real view_as_real
 view_as_complex constant_pad_nd empty empty_like zeros zeros_like ones ones_like new_zeros full new_empty
 full_like arange as_strided as_strided_ select_scatter complex cos sin erf log sqrt abs reciprocal softplus mish
-leaky_relu softshrink elu lift_fresh index hardsigmoid hardswish hardswish_ hardtanh clamp
+leaky_relu softshrink elu lift_fresh index hardsigmoid hardswish hardswish_ hardtanh clamp clamp_min
+linalg_vector_norm im2col col2im
 """
 FREE = {getattr(aten, name) for name in FREE_NAMES.split()}
 

@@ -143,10 +143,9 @@ def test_contract(name):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_gradients_in_float64(name):
-    small = {"shift": "share=0.25", "afno": "blocks=2", "grouped_conv": "group_dim=2"} | dict.fromkeys(
-        ("attention", "window_attention", "linear_attention", "spatial_reduction", "neighbourhood_attention"),
-        "head_dim=2",
-    )
+    small = {"shift": "share=0.25", "afno": "blocks=2", "grouped_conv": "group_dim=2"} | {
+        name: "head_dim=2" for name in MIXERS if "attention" in name or name in ("spatial_reduction", "xca")
+    }
     mixer = configured(name, 4, (3, 2), *([f"mixer.{small[name]}"] if name in small else [])).double()
     assert torch.autograd.gradcheck(mixer, torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True))
 
@@ -248,7 +247,7 @@ def test_large_kernel_attention_sees_23_pixels_and_has_the_papers_parameters():
     assert (seen.any(0).sum(), seen.any(1).sum()) == (23, 23)
 
 
-@pytest.mark.parametrize("name", ["spatial_mlp", "random", "global_filter"])
+@pytest.mark.parametrize("name", ["spatial_mlp", "random", "global_filter", "spatial_gating"])
 def test_a_mixer_bound_to_a_resolution_says_which(name):
     with pytest.raises(ValueError, match="was built for 7x5 tokens and got 8x8"):
         configured(name)(torch.randn(1, 32, 8, 8))
