@@ -21,6 +21,7 @@ from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIV
 from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Analysis
 from metaformer.runs.launch import Run
+from metaformer.system.files import replacing, write
 
 matplotlib.use("agg")
 
@@ -47,13 +48,14 @@ WIDTH = 7.2  # inches
 def save(figure: Figure, folder: Path, name: str) -> str:
     """Write NAME.png, NAME.pdf and NAME.svg; return the SVG for a page that holds several."""
     matplotlib.rcParams["svg.hashsalt"] = name  # ids that differ from one figure to the next
-    figure.savefig(folder / f"{name}.png", dpi=130)
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    for kind, how in (("png", {"dpi": 130}), ("pdf", {"metadata": {"CreationDate": None}})):
+        with replacing(folder / f"{name}.{kind}") as part:
+            figure.savefig(part, **how)
     svg = StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = svg.getvalue()
-    (folder / f"{name}.svg").write_text(text)
+    write(folder / f"{name}.svg", text)
     return text[text.index("<svg") :]
 
 

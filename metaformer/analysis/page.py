@@ -20,7 +20,7 @@ from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.schema import Study
 from metaformer.runs.launch import Launch, Run, read_launch, row, save, study_folder
 from metaformer.runs.packed import pack
-from metaformer.system.files import now
+from metaformer.system import files
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -76,7 +76,6 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
     """results.csv, tables/, figures/ and report.html in experiments/NAME; the last one's path."""
     name = str(study.name)
     folder, launched = study_folder(name), _with_images(read_launch(name), runs)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     edited = _edited(folder / "results.csv", launched)
     for warning in edited:
         console.print(warning, style="yellow", markup=False)
@@ -92,7 +91,7 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
         question=study.question,
         metric=metric_of(study.analysis.metric).words,
         counts=f"{rows} of {len(runs)} runs",
-        written=now()[:10],
+        written=files.now()[:10],
         headline=headline(verdicts, study),
         sureness=sureness(verdicts, study),
         methods=methods(verdicts, study),
@@ -106,17 +105,16 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
         command=(launched.command if launched else "") or f"python -m metaformer.train experiments={name}",
     )
     page = folder / "report.html"
-    page.write_text(content)
+    files.write(page, content)
     return page
 
 
 def _write_tables(tables: dict[str, Table], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         for kind, content in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
             file = folder / f"{name}.{kind}"
             if table.lines:
-                file.write_text(content)
+                files.write(file, content)
             else:
                 file.unlink(missing_ok=True)  # what an earlier report said is not said any more
 
@@ -128,7 +126,7 @@ def _write_results(runs: Sequence[Run], path: Path, launched: Launch | None) -> 
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.write_text(text.getvalue())
+    files.write(path, text.getvalue())
     if launched is not None:
         save(replace(launched, results_sha256=hashlib.sha256(text.getvalue().encode()).hexdigest()))
     return len(rows)
@@ -162,8 +160,8 @@ def _probes(folder: Path) -> list[dict[str, Any]]:
     found = []
     for page in sorted((folder / "probes").glob("*probes.html")):
         prefix = page.name.removesuffix("probes.html")
-        files = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
-        svgs = [text[text.index("<svg") :] for text in (file.read_text() for file in files if file.exists())]
+        drawn = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
+        svgs = [text[text.index("<svg") :] for text in (file.read_text() for file in drawn if file.exists())]
         found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": svgs})
     return found
 
@@ -195,7 +193,7 @@ def _edited(results: Path, launched: Launch | None) -> list[str]:
     if hashlib.sha256(results.read_bytes()).hexdigest() == recorded:
         return []
     kept = results.with_name("results.edited.csv")
-    kept.write_bytes(results.read_bytes())
+    files.write(kept, results.read_bytes())
     return [
         f"{results} was changed by hand: it is written again from the runs, the changed one is kept as {kept.name}."
     ]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +16,9 @@ from metaformer.data.decoding import VERSION, decode, fit
 from metaformer.data.images import Images, Photos, Split, carved
 from metaformer.data.listing import Part
 from metaformer.data.registry import listing_of, size_of
+from metaformer.system import locks
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import replacing
 
 BLOCK = 512  # images that are decoded before the next ones are begun
 
@@ -71,7 +72,7 @@ def decoded(split: Photos, shape: tuple[int, int, int], file: Path) -> Tensor:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists() and (pixels := _kept(file, whole)) is not None:
             return torch.from_numpy(pixels)
-        with FileLock(file.with_suffix(".lock")):
+        with locks.held(file.with_suffix(".lock")):
             if not file.exists() or _kept(file, whole) is None:
                 _decode(split, whole, file)
         return torch.from_numpy(np.load(file, mmap_mode="c"))
@@ -104,18 +105,12 @@ def _decode(split: Photos, shape: tuple[int, int, int, int], file: Path) -> None
             f"{need / 1e9:.1f}; set runtime.cache to another folder, or data.decode=always"
         )
     print(f"decoding {len(split):,} images once, to {file} ({need / 1e9:.2f} GB)", file=sys.stderr)
-    part = file.with_suffix(".part")
-    pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+    with replacing(file) as part, ThreadPoolExecutor() as pool:
+        pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
 
-    def write(row: int) -> None:
-        pixels[row] = np.asarray(fit(split.read(row), shape[1:3])).reshape(shape[1:])
+        def write(row: int) -> None:
+            pixels[row] = np.asarray(fit(split.read(row), shape[1:3])).reshape(shape[1:])
 
-    try:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(split), BLOCK):
-                list(pool.map(write, range(start, min(start + BLOCK, len(split)))))
-    except BaseException:
-        part.unlink()
-        raise
-    pixels.flush()
-    part.replace(file)
+        for start in range(0, len(split), BLOCK):
+            list(pool.map(write, range(start, min(start + BLOCK, len(split)))))
+        pixels.flush()

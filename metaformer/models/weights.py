@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.zoo import PUBLISHED, create, nearest_names
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import replacing
 
 Weights = dict[str, Tensor]
 
@@ -44,12 +45,13 @@ def read(source: str | Path) -> Weights:
 
 def save(weights: Weights, path: str | Path) -> None:
     """Write a state dict to .safetensors, or with torch.save; `to_timm` and `to_official` give it other names."""
-    if Path(path).suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with replacing(Path(path)) as part:
+        if part.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        save_file({key: value.contiguous() for key, value in weights.items()}, path)
-    else:
-        torch.save(dict(weights), path)
+            save_file({key: value.contiguous() for key, value in weights.items()}, part)
+        else:
+            torch.save(dict(weights), part)
 
 
 def load_strictly(net: nn.Module, weights: Weights, source: str) -> None:

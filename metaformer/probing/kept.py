@@ -12,7 +12,7 @@ import numpy as np
 
 from metaformer.config.validate import plain
 from metaformer.runs.finished import Finished
-from metaformer.system.files import file_hash
+from metaformer.system.files import file_hash, replacing
 
 VERSION = 1  # raise it when a measure changes: what was kept is then measured again
 CKA_IMAGES = 256  # at most
@@ -44,10 +44,8 @@ def write(folder: Path, key: str, probed: Probed) -> None:
         f"{name}{i}": array for name in ("matrices", "fields", "grams") for i, array in enumerate(getattr(probed, name))
     }
     told = {"key": key, "numbers": probed.numbers, "surgery": probed.surgery, "accuracy": probed.accuracy}
-    part = (folder / FILE).with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, told=json.dumps(told), **arrays)
-    part.replace(folder / FILE)
+    with replacing(folder / FILE) as part:
+        np.savez_compressed(part, told=json.dumps(told), **arrays)
 
 
 def read(folder: Path, key: str) -> Probed | None:

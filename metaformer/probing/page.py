@@ -6,7 +6,7 @@ from metaformer.analysis import figures
 from metaformer.analysis.page import template
 from metaformer.probing import pictures
 from metaformer.probing.tables import Cells, cka_table, instead_of, sentences, similarities, stage_table, surgery_table
-from metaformer.system.files import now
+from metaformer.system.files import now, write
 
 
 def write_page(cells: Cells, folder: Path, setting: str, title: str, command: str) -> Path:
@@ -14,10 +14,9 @@ def write_page(cells: Cells, folder: Path, setting: str, title: str, command: st
     prefix = f"{setting.replace(' ', '-').replace('/', '_')}-" if setting else ""
     found = similarities(cells)
     tables = {"stages": stage_table(cells), "surgery": surgery_table(cells), "cka": cka_table(found)}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        (folder / f"{prefix}{name}.csv").write_text(table.csv())
-        (folder / f"{prefix}{name}.md").write_text(table.markdown())
+        write(folder / f"{prefix}{name}.csv", table.csv())
+        write(folder / f"{prefix}{name}.md", table.markdown())
     drawn = {
         "mixing": pictures.mixing(cells),
         "fields": pictures.fields(cells),
@@ -26,7 +25,8 @@ def write_page(cells: Cells, folder: Path, setting: str, title: str, command: st
     }
     svgs = {name: figures.save(figure, folder, f"{prefix}{name}") for name, figure in drawn.items()}
     path = folder / f"{prefix}probes.html"
-    path.write_text(
+    write(
+        path,
         template("probe.html").render(
             title=title,
             setting=setting,
@@ -36,6 +36,6 @@ def write_page(cells: Cells, folder: Path, setting: str, title: str, command: st
             figures=svgs,
             tables=tables,
             command=command,
-        )
+        ),
     )
     return path

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from metaformer.config.compose import Choices
 from metaformer.config.identity import cell_id, content_of, run_id
 from metaformer.config.schema import Config
+from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 
 
@@ -71,30 +70,22 @@ def lock(folder: Path) -> Iterator[None]:
         Held: in a job of SLURM, which is not to wait on a device that others could use. It waits for a minute, as the
             process of a job that was requeued may still be leaving.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / ".lock")
+    path = folder / ".lock"
+    with contextlib.ExitStack() as stack:
         try:
-            held.acquire(timeout=0)
-        except Timeout:
-            print(f"another process trains {folder.name}; waiting for it", file=sys.stderr)
-            held.acquire(timeout=60 if "SLURM_JOB_ID" in os.environ else -1)
-    except Timeout as error:
-        raise Held("another process trains it") from error
-    except OSError as error:
-        raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror or error})") from error
-    try:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locks.held(path, 2 * locks.EVERY))  # who looks whether it is held is gone by then
+            except TimeoutError:
+                print(f"another process trains {folder.name}; waiting for it", file=sys.stderr)
+                stack.enter_context(locks.held(path, 60 if "SLURM_JOB_ID" in os.environ else float("inf")))
+        except TimeoutError as error:
+            raise Held("another process trains it") from error
+        except OSError as error:
+            raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror or error})") from error
         yield
-    finally:
-        held.release()
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process is at work on a run."""
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+    return locks.is_held(folder / ".lock")

@@ -131,9 +131,7 @@ def source_of(name: str) -> str:
 
 def save(launched: Launch) -> None:
     """Write launch.json."""
-    folder = study_folder(launched.study)
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "launch.json", json.dumps(asdict(launched), indent=1) + "\n")
+    write(study_folder(launched.study) / "launch.json", json.dumps(asdict(launched), indent=1) + "\n")
 
 
 def read_launch(name: str) -> Launch | None:

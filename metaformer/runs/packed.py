@@ -53,7 +53,6 @@ def pack(runs: Sequence[Run], path: Path, *, logits: bool) -> int:
     arrays["runs"] = np.frombuffer(json.dumps(told, allow_nan=False).encode(), dtype=np.uint8)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, content.getvalue())
     return len(content.getvalue())
 

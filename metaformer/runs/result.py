@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from io import StringIO
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -145,10 +147,20 @@ def read_curve(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], *, append: bool = False) -> None:
-    """Write rows to metrics.csv, or add them to it."""
-    with (folder / "metrics.csv").open("a" if append else "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not append:
-            writer.writeheader()
-        writer.writerows(rows)
+def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write metrics.csv anew."""
+    write(folder / "metrics.csv", _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]))
+
+
+def add_to_curve(folder: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to metrics.csv; it is on the disk before anything relies on it."""
+    with (folder / "metrics.csv").open("ab") as file:
+        file.write(_lines([row]).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = StringIO()
+    csv.DictWriter(text, COLUMNS).writerows(rows)
+    return text.getvalue()

@@ -20,6 +20,7 @@ from metaformer.config.compose import mixer_named
 from metaformer.config.named_code import hashes_of_code
 from metaformer.config.schema import BUDGET_KEYS, Config, Model
 from metaformer.config.validate import plain, structure
+from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
@@ -89,16 +90,21 @@ def _solve(content: str) -> Match:
     place |= {"precision": config.recipe.precision, "code": hashes_of_code(config.mixer)}
     key = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config.runtime.runs) / "budget.json"
-    try:
-        known = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); remove it to measure the times again") from error
-    if key in known:
+    if key in (known := _measured(path)):
         return Match(**known[key])
     match = solve(config, _cost)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps({**known, key: vars(match)}, indent=1))
-    return match
+    with locks.held(path.with_name(".budget.lock")):  # another command may have measured it meanwhile
+        known = {key: vars(match), **_measured(path)}
+        write(path, json.dumps(known, indent=1))
+    return Match(**known[key])
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to measure the times again") from error
 
 
 def solve(config: Config, cost: Callable[[Config], float]) -> Match:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from metaformer.data.registry import shape
 from metaformer.models.build import build, on_meta
 from metaformer.models.cost import Cost, count, training_memory
 from metaformer.models.cost import throughput as speed_of
+from metaformer.system import files
 from metaformer.system.errors import ConfigError
 
 
@@ -90,12 +92,13 @@ def rows_of(cell: str, config: Config, match: Row) -> list[Row]:
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write the rows as .json or .csv."""
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=2))
+        files.write(path, json.dumps(rows, indent=2))
         return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(path, text.getvalue())
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -4,7 +4,6 @@ This is the one door of the studies to torch, which is imported only to train.
 """
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -32,7 +31,7 @@ from metaformer.studies.orphans import end_with_launcher, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError
-from metaformer.system.files import now, output_to, write
+from metaformer.system.files import DISK, PART, now, output_to, write
 from metaformer.system.version import TRAINING_VERSION, git_state
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None
     from metaformer.training.fit import fit
 
     config, folder = planned.config, planned.folder
-    for stale in folder.iterdir() if force else [folder / "failed.json"]:
+    for stale in folder.iterdir() if force else [folder / "failed.json", *folder.glob(f"{PART}*")]:
         if stale.is_file() and stale.name != ".lock":
             stale.unlink(missing_ok=True)
     write(folder / "config.yaml", yaml.safe_dump({"choices": dict(planned.choices), **plain(config)}, sort_keys=False))
@@ -213,7 +212,7 @@ def recorded(folder: Path) -> Iterator[None]:
         failure = {"reason": reason_of(error), "traceback": traceback.format_exc(), "time": now()}
         with contextlib.suppress(OSError):
             write(folder / "failed.json", json.dumps(failure, indent=2))
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if isinstance(error, OSError) and error.errno in DISK:
             raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror})") from error
         raise
 

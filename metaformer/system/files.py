@@ -1,23 +1,60 @@
 """Files: written whole or not at all, hashed; and what a process prints, sent to one."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from metaformer.system.errors import ConfigError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # errors that are not of this package
+PART = ".part-"  # how the name of a file begins that is not whole yet
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`: there whole or not at all, and on the disk.
+
+    Until then it has a name that no other process writes to, on whatever machine. Its folder is made.
+
+    Raises:
+        ConfigError: the disk is full or read-only, or the folder is somebody else's.
+    """
+    part = path.with_name(f"{PART}{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        flush(part)
+        part.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+        raise
+    with contextlib.suppress(OSError):  # not every file system has this for folders
+        flush(path.parent)
+
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is either there whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    """Write a file by `replacing` it."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of the files in a folder, is on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def file_hash(path: str | Path) -> str:

@@ -9,14 +9,11 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from metaformer.system.errors import ConfigError
+from metaformer.system import locks
 
 
 def cores() -> int:
@@ -25,7 +22,7 @@ def cores() -> int:
     return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK") or there))  # not every site binds a job to its cores
 
 
-_held: list[FileLock] = []  # the place of this process
+_held: list[int] = []  # the lock on the place of this process
 
 
 @cache
@@ -67,19 +64,13 @@ def take(per_gpu: int) -> str | None:
         return None
     if _held:
         return os.environ["CUDA_VISIBLE_DEVICES"]
-    folder = Path(tempfile.gettempdir()) / f"metaformer-gpus-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error.strerror}); it holds the places on the GPUs") from error
+    folder = locks.own_folder("gpus")
     told = False
     while True:
         for place in range(per_gpu):
             for gpu in gpus():
-                lock = FileLock(folder / f"{gpu}.{place}.lock")
-                try:
-                    lock.acquire(timeout=0)
-                except Timeout:
+                lock = locks.take(folder / f"{gpu}.{place}.lock")
+                if lock is None:
                     continue
                 _held.append(lock)
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu

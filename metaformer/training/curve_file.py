@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning as L
 
-from metaformer.runs.result import COLUMNS, read_curve, write_curve
+from metaformer.runs.result import COLUMNS, add_to_curve, read_curve, write_curve
 from metaformer.runs.wandb_run import Mirror
+from metaformer.system.errors import ConfigError
 
 
 class CurveFile(L.Callback):
@@ -26,7 +27,13 @@ class CurveFile(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             there = self.rows() if (self.folder / "metrics.csv").exists() else []
-            write_curve(self.folder, [row for row in there if int(row["epoch"]) <= trainer.current_epoch])
+            kept = there[: trainer.current_epoch]  # later rows, whole or not, are of an epoch that is trained again
+            if [row["epoch"] for row in kept] != [str(1 + i) for i in range(trainer.current_epoch)]:
+                raise ConfigError(
+                    f"{self.folder}/metrics.csv: has no row for each of the {trainer.current_epoch} epochs of the "
+                    "checkpoint; remove the folder to train from the start"
+                )
+            write_curve(self.folder, kept)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.perf_counter()
@@ -46,7 +53,7 @@ class CurveFile(L.Callback):
         row |= {"seconds": round(self.before + time.perf_counter() - self.started, 3)}
         self.before, self.started = 0.0, time.perf_counter()
         if trainer.is_global_zero:
-            write_curve(self.folder, [row], append=True)
+            add_to_curve(self.folder, row)
         for name in ("train_loss", "val_loss"):
             if not math.isfinite(row.get(name, 0.0)):
                 raise FloatingPointError(

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid, save_image
 from metaformer.config.schema import Config, Recipe
 from metaformer.data.images import Images, balanced
 from metaformer.data.module import ImageData
+from metaformer.system.files import replacing
 from metaformer.tasks.classification import Classifier
 from metaformer.training.trainer import threads, workers
 
@@ -42,9 +43,9 @@ def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int =
         batch = module.mixup(*batch)
     mean, std = (v[:, None, None] / 255 for v in (images.mean, images.std))
     shown = (batch[0][:most] * std + mean).clamp(0, 1)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "batch.png"
-    save_image(make_grid(shown, nrow=int(len(shown) ** 0.5)), file)
+    with replacing(file) as part:
+        save_image(make_grid(shown, nrow=int(len(shown) ** 0.5)), part)
     return file
 
 

@@ -26,6 +26,7 @@ from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
 from metaformer.runs.wandb_run import wandb_run
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import replacing
 from metaformer.system.machine import rank
 from metaformer.system.version import library_versions
 from metaformer.tasks.classification import Classifier, balanced_weights, build_teacher
@@ -260,12 +261,14 @@ def _measured(
 def keep(folder: Path, config: Config, net: nn.Module, scores: Scores, images: Images) -> None:
     """Write the weights (a state_dict and plain data), and the predictions and logits of the test images."""
     largest = torch.finfo(torch.float16).max
-    np.savez_compressed(
-        folder / "predictions.npz",
-        predictions=scores.predictions.short().numpy(),
-        labels=scores.labels.short().numpy(),
-        logits=scores.logits.clamp(-largest, largest).half().numpy(),
-    )
+    with replacing(folder / "predictions.npz") as part:
+        np.savez_compressed(
+            part,
+            predictions=scores.predictions.short().numpy(),
+            labels=scores.labels.short().numpy(),
+            logits=scores.logits.clamp(-largest, largest).half().numpy(),
+        )
     pixels = {"mean": images.mean, "std": images.std, "shape": list(images.shape)}
     content = {"state_dict": net.state_dict(), "config": plain(config), "classes": images.classes, **pixels}
-    torch.save(content, folder / "weights.pt")
+    with replacing(folder / "weights.pt") as part, part.open("wb") as file:
+        torch.save(content, file)  # to a file that is open a full disk is an OSError

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import replacing
 
 NAMES = ("last.ckpt", "previous.ckpt")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: submitit's for a time limit or a preemption
@@ -60,7 +61,7 @@ def read(folder: Path) -> Saved | None:
 
 
 def remove(folder: Path) -> None:
-    for name in (*NAMES, "part.ckpt"):
+    for name in NAMES:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -116,12 +117,14 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: L.Trainer) -> None:
         """Write `last.ckpt` whole, and keep the one before it."""
-        part, last, previous = (self.folder / name for name in ("part.ckpt", *NAMES))
-        trainer.save_checkpoint(part)
+        last, previous = (self.folder / name for name in NAMES)
         if trainer.is_global_zero:
-            if last.exists():
-                last.replace(previous)
-            part.replace(last)
+            with replacing(last) as part:
+                trainer.save_checkpoint(part)
+                if last.exists():
+                    last.replace(previous)
+        else:
+            trainer.save_checkpoint(last)  # which the first device writes
         self.saved = time.monotonic()
 
     def stop(self, trainer: L.Trainer, number: int) -> None:

@@ -1,15 +1,18 @@
 """Data sets that are small enough for memory: the embedded one, torchvision's, scikit-learn's digits, and yours."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from metaformer.config.schema import Data
 from metaformer.data.images import Images, Split, balanced, carved
 from metaformer.data.readers import arrays
 from metaformer.data.registry import size_of
+from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -43,11 +46,9 @@ def torchvision_set(data: Data, cache: Path) -> Images:
     kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
     root = Path(data.root or "data").expanduser()
     splits = []
-    root.mkdir(parents=True, exist_ok=True)
     for train in (True, False):
         try:
-            with FileLock(root / ".download.lock"):  # the runs of a sweep would all download it at once
-                found = kind[data.name](root, train=train, download=True)
+            found = _found(partial(kind[data.name], root, train=train), root)
         except Exception as error:
             raise ConfigError(
                 f"data={data.name}: not found under {root} and could not be downloaded "
@@ -57,6 +58,16 @@ def torchvision_set(data: Data, cache: Path) -> Images:
         splits.append(Split(images if images.ndim == 4 else images[..., None], torch.as_tensor(found.targets)))
     train_split, test_split = splits
     return carved({"train": train_split, "test": test_split}, list(found.classes), data)
+
+
+def _found(reader: Callable[..., Any], root: Path) -> Any:
+    """What is under `root`, which may be read-only, or else is downloaded to it by one process at a time."""
+    try:
+        return reader()
+    except Exception:  # it is not there, or another process is about to write it
+        root.mkdir(parents=True, exist_ok=True)
+        with locks.held(root / ".download.lock"):
+            return reader(download=True)
 
 
 def digits(data: Data, cache: Path) -> Images:
