@@ -90,7 +90,7 @@ def _sample_sds(n: int) -> np.ndarray:
 def cka(k: np.ndarray, m: np.ndarray) -> float:
     """Linear centred kernel alignment by two gram matrices [n, n] of n images, whose diagonals are zero.
 
-    With the unbiased estimator of arXiv:2010.15327, Eq. 3.
+    With the unbiased estimator of arXiv:2010.15327, Eq. 3. NaN where one of them does not tell the images apart.
 
     Raises:
         ValueError: fewer than 4 images, which that estimator needs.
@@ -103,4 +103,8 @@ def cka(k: np.ndarray, m: np.ndarray) -> float:
         sums = a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a.sum(0) @ b.sum(0)) / (n - 2)
         return float(((a * b).sum() + sums) / (n * (n - 3)))
 
-    return hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
+    own = hsic(k, k), hsic(m, m)
+    # Of features that are the same for all images nothing is left but rounding.
+    if any(value <= 1e-12 * float((a * a).mean()) for value, a in zip(own, (k, m), strict=True)):
+        return math.nan
+    return hsic(k, m) / math.sqrt(own[0] * own[1])

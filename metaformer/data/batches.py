@@ -67,8 +67,7 @@ class Batches:
         self.seed, self.epoch, self.share, self.done = seed, epoch, share, done
         height, width = data.size
         self.rows, self.columns = torch.arange(height), torch.arange(width)
-        pad = (0, 0, crop, crop, crop, crop)
-        self.padded = torch.nn.functional.pad(self.split.pixels, pad) if crop else self.split.pixels
+        self.pad = (0, 0, crop, crop, crop, crop)
 
     def __len__(self) -> int:
         return len(self.split) // self.batch * self.share.accumulate
@@ -82,9 +81,12 @@ class Batches:
         for index in islice(self.share.of(order, self.batch), self.done(), None):
             rows = corner[index, :1] + self.rows
             columns = corner[index, 1:] + torch.where(mirrored[index, None], self.columns.flip(0), self.columns)
-            # One gather shuffles, crops and flips.
-            places = self.split.places(index)
-            picked = self.padded[places[:, None, None], rows[:, :, None], columns[:, None, :]]
+            # One gather shuffles, crops and flips. Where it crops, the batch alone is padded: the images may be a map
+            # that is larger than memory.
+            pixels, places = self.split.pixels, self.split.places(index)
+            if self.crop:
+                pixels, places = torch.nn.functional.pad(pixels[places], self.pad), torch.arange(len(places))
+            picked = pixels[places[:, None, None], rows[:, :, None], columns[:, None, :]]
             yield self.data.normalise(picked), self.split.labels[index]
 
 

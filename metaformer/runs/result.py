@@ -91,7 +91,11 @@ def written(result: Result) -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write result.json whole, rows of numbers on a line. A metric that is no number raises a ValueError."""
+    """Write result.json whole, rows of numbers on a line; a FloatingPointError where a metric is no number."""
+    for name, value in result.metrics.items():
+        if not math.isfinite(value):
+            kept = f"; the training is kept in {folder}/last.ckpt" if (folder / "last.ckpt").exists() else ""
+            raise FloatingPointError(f"{name} is {value}{kept}")
     text = json.dumps(written(result), indent=2, allow_nan=False)
     rows = re.sub(r"\[([^\[\]{}\"]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write(folder / "result.json", rows)

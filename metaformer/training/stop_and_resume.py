@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
@@ -151,6 +152,8 @@ def listening(trainer: L.Trainer) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
     try:
         yield
+    except SIGTERMException as stopped:  # it came before the first step; as Lightning has it, the status would be 0
+        raise SystemExit(128 + signal.SIGTERM) from stopped
     finally:
         for number, listener in before.items():
             signal.signal(number, listener)

@@ -62,6 +62,15 @@ def test_without_augmentation_an_epoch_is_a_permutation():
     assert torch.equal(images, data.normalise(data.train.images)[labels])
 
 
+def test_no_epoch_copies_all_images(monkeypatch):
+    """They may be a map that is larger than memory."""
+    padded = []
+    pad = torch.nn.functional.pad
+    monkeypatch.setattr(torch.nn.functional, "pad", lambda x, *how: (padded.append(len(x)), pad(x, *how))[1])
+    assert len(list(Batches(synthetic(), 5, seed=0, epoch=0, crop=1))) > 1
+    assert set(padded) == {5}
+
+
 def test_crop_and_flip_of_every_image_is_a_window_of_the_padded_image():
     data = synthetic(channels=3)
     padded = torch.nn.functional.pad(data.train.images, (0, 0, 2, 2, 2, 2))

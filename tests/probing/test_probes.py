@@ -149,6 +149,8 @@ def test_cka():
     assert abs(measures.cka(a, b)) < 0.1  # the biased estimator says 0.5
     assert measures.cka(a, a + torch.tensor(5.0)) == pytest.approx(1, abs=1e-4)  # centred
     assert measures.cka(a, b) == pytest.approx(measures.cka(b, a))
+    for nothing in (torch.zeros_like(a), torch.full_like(a, 3.7), a[:1].expand_as(a)):  # the same for every image
+        assert math.isnan(measures.cka(a, nothing))
     with pytest.raises(ValueError, match="needs 4"):
         measures.cka(a[:3], a[:3])
 

@@ -13,6 +13,7 @@ from trained import equal, go, steps_of, stop_at
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training import stop_and_resume
+from metaformer.training.curve_file import CurveFile
 from metaformer.training.stop_and_resume import Checkpoints
 
 EVERYTHING = (
@@ -64,6 +65,34 @@ def test_a_signal_that_comes_during_the_test_is_obeyed_after_it(monkeypatch):
     monkeypatch.setattr(Classifier, "test_step", signalled)
     go("recipe.epochs=1")
     assert heard == [0, signal.SIGTERM]
+
+
+def test_a_signal_that_comes_before_the_first_step_is_no_success(monkeypatch):
+    """Lightning's own answer would end the process with the status 0."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(CurveFile, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as stopped:
+            go("recipe.epochs=1")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert go("recipe.epochs=1").status == "finished"
+
+
+def test_a_loss_that_is_no_number_keeps_the_training(monkeypatch):
+    own = Classifier.on_test_epoch_end
+
+    def spoilt(self):
+        own(self)
+        self.log("test_loss", float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_test_epoch_end", spoilt)
+        with pytest.raises(FloatingPointError, match=r"test_loss is nan; the training is kept in .*last\.ckpt"):
+            go("recipe.epochs=1")
+    seen = steps_of(monkeypatch)
+    assert go("recipe.epochs=1").status == "finished"
+    assert seen == []
 
 
 def test_at_the_last_step_of_an_epoch_it_is_validated_first(monkeypatch):
