@@ -1,5 +1,6 @@
 """What a study found, printed and written: results.csv, tables, figures and one self-contained report.html."""
 
+import base64
 import csv
 import hashlib
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: boo
         console.print(line, markup=False, highlight=False)
     for line in sureness(verdicts, study):
         console.print(line, style="dim", markup=False, highlight=False)
-    for line in left_out(runs) if study.name else []:
+    for line in left_out([run for run in runs if study.name or not run.problem.startswith("failed")]):
         console.print(line, style="yellow", markup=False, highlight=False)
     if write:
         console.print(f"written: {write_files(study, verdicts, runs, console)}")
@@ -156,13 +157,16 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
 
 
 def _probes(folder: Path) -> list[dict[str, Any]]:
-    """The pages of `python -m metaformer.probe` for this study, as far as there are any, with their pictures."""
+    """The pages of `python -m metaformer.probe` for this study, as far as there are any, with their pictures.
+
+    Files that are found may hold scripts, which no browser runs in an image.
+    """
     found = []
     for page in sorted((folder / "probes").glob("*probes.html")):
         prefix = page.name.removesuffix("probes.html")
         drawn = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
-        svgs = [text[text.index("<svg") :] for text in (file.read_text() for file in drawn if file.exists())]
-        found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": svgs})
+        pictures = [base64.b64encode(file.read_bytes()).decode() for file in drawn if file.exists()]
+        found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": pictures})
     return found
 
 

@@ -4,9 +4,12 @@ A bad configuration in any cell is refused before anything runs, only what is no
 a summary.
 """
 
+import json
 import os
+import re
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +28,9 @@ from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.worker import Outcome, found, job, warn_of_bf16
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import now, write
+
+EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
 
 
 class StudySweeper(Sweeper):
@@ -86,14 +92,28 @@ class StudySweeper(Sweeper):
                 )
 
     def _launch(self, pending: Sequence[Point]) -> list[Outcome]:
-        """Run what is pending; where a worker dies, the folders tell which runs it took with it."""
+        """Run what is pending.
+
+        A worker that dies (out of memory, a crash in C) takes those beside it with it. All that were at work are tried
+        again, each alone: so the one that died is known, and the others go on.
+        """
+        since = time.time()
         try:
             returned = self.launcher.launch([p.overrides for p in pending], initial_job_idx=0)
             return [r.return_value for r in returned]
         except Exception as error:  # whatever a launcher raises when a worker is gone
-            died = f"its worker died ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
-            lost = [p.run.folder for p in pending if read_result(p.run.folder) is None]
-            return [Outcome(folder.name, "failed", folder, reason=failure_of(folder) or died) for folder in lost]
+            died = f"its worker died ({' '.join([type(error).__name__, *EXIT_CODES.findall(str(error))])})"
+        lost = [p for p in pending if read_result(p.run.folder) is None]
+        left = [p for p in lost if not _written_since(p.run.folder / "failed.json", since)]
+        outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]
+        if len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher":  # jobs of SLURM die one by one
+            return outcomes + [_dead(p, died) for p in left]
+        begun = [p for p in left if _written_since(p.run.folder / "config.yaml", since)]
+        rest = [p for p in left if p not in begun]
+        half = 0 if begun else len(rest) // 2  # it died before it wrote a file: in which half?
+        groups = [*([p] for p in begun), rest[:half], rest[half:]]
+        print(f"note: a worker died; {len(begun) or 'all'} that may be why are tried apart", file=sys.stderr)
+        return outcomes + [outcome for group in groups if group for outcome in self._launch(group)]
 
     def _changed(self, arguments: Sequence[str]) -> bool:
         """Whether the command line narrowed or changed the study that its file describes."""
@@ -124,6 +144,21 @@ def _announce(listed: Sequence[Point], pending: Sequence[Point], console: Consol
         console.print(study.question, markup=False)
     for words in dict.fromkeys(f"{p.cell}: {p.match.words}" for p in listed if p.match):
         console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def _written_since(path: Path, time: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= time
+
+
+def _failed(point: Point, reason: str) -> Outcome:
+    return Outcome(point.run.folder.name, "failed", point.run.folder, reason=reason)
+
+
+def _dead(point: Point, reason: str) -> Outcome:
+    """A run whose process is gone, with a note of it for the report."""
+    traceback = "none: the process ended at once; what it printed is in run.log"
+    write(point.run.folder / "failed.json", json.dumps({"reason": reason, "traceback": traceback, "time": now()}))
+    return _failed(point, reason)
 
 
 def _tell(failures: Sequence[Outcome], runs: int, console: Console) -> None:

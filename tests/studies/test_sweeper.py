@@ -1,10 +1,23 @@
-"""What a sweep refuses before anything runs."""
+"""What a sweep refuses before anything runs, and what becomes of it where a worker dies."""
+
+import shutil
+from io import StringIO
+from pathlib import Path
 
 import pytest
+from conftest import TINY, on_disk, result_of, runs_of
 from omegaconf import OmegaConf
+from rich.console import Console
 
+from metaformer.analysis import page
+from metaformer.config.compose import loader
+from metaformer.config.hydra_internals import load
+from metaformer.config.schema import Study
+from metaformer.runs.launch import collect
+from metaformer.runs.result import failure_of, write_result
 from metaformer.studies import sweeper
 from metaformer.studies.points import expand
+from metaformer.studies.worker import Outcome
 from metaformer.system.errors import ConfigError
 
 
@@ -20,3 +33,83 @@ def test_slurm_without_slurm(monkeypatch):
     monkeypatch.setattr(sweeper.shutil, "which", lambda _: None)
     with pytest.raises(ConfigError, match="hydra/launcher=slurm: there is no sbatch here; expected a login node"):
         study._check_launcher(planned)
+
+
+class JoblibLauncher:
+    """As joblib's: two at once, and where a worker dies all that are at work are lost and the rest never starts."""
+
+    def __init__(self, kills: str, writes: bool) -> None:
+        self.kills, self.writes, self.seen = kills, writes, []
+
+    def launch(self, words, initial_job_idx):
+        self.seen.append([word[0].partition("=")[2] for word in words])
+        returned = []
+        for i in range(0, len(words), 2):
+            together = [planned for planned in expand(["mixer=identity,pooling,attention,fourier,depthwise", "seed=0"])
+                        if planned.overrides in words[i : i + 2]]  # fmt: skip
+            for point in together if self.writes else []:
+                point.run.folder.mkdir(parents=True, exist_ok=True)
+                (point.run.folder / "config.yaml").touch()
+            if any(f"mixer={self.kills}" in word for point in together for word in point.overrides):
+                raise RuntimeError("A worker process was terminated.\n\nThe exit codes are {SIGKILL(-9)}\n")
+            for point in together:
+                write_result(point.run.folder, result_of(0, 0.5, point.run.run_id, config=point.config))
+                outcome = Outcome(point.run.folder.name, "finished", point.run.folder)
+                returned.append(type("Returned", (), {"return_value": outcome}))
+        return returned
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_worker_that_dies_is_named_and_the_others_are_trained(writes, capsys):
+    study = sweeper.StudySweeper(None)
+    study.launcher = JoblibLauncher("attention", writes)
+    pending = expand(["mixer=identity,pooling,attention,fourier,depthwise", "seed=0"])
+    outcomes = study._launch(pending)
+    (dead,) = [outcome for outcome in outcomes if outcome.status == "failed"]
+    assert dead.name.startswith("attention-")
+    assert dead.reason == failure_of(dead.folder) == "its worker died (RuntimeError {SIGKILL(-9)})"
+    finished = {point.config.mixer["_target_"] for point in pending if (point.run.folder / "result.json").exists()}
+    assert len(finished) == 4
+    if writes:
+        assert study.launcher.seen[1:] == [["attention"], ["fourier"], ["depthwise"]]
+    assert "a worker died" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_a_mixer_that_kills_its_worker_does_not_end_the_sweep(cli, tmp_path):
+    (tmp_path / "mixer").mkdir()
+    (tmp_path / "mixer" / "kills.yaml").write_text("_target_: kills.Kills\n")
+    (tmp_path / "kills.py").write_text(
+        "import os\nfrom torch import nn\n\n\nclass Kills(nn.Module):\n    def forward(self, x):\n"
+        "        if self.training and x.shape[0] > 2:\n            os.kill(os.getpid(), 9)\n        return x\n"
+    )
+    done = cli("train", "-m", "mixer=identity,kills,pooling", "seed=0,1", "hydra.launcher.n_jobs=2", *TINY)
+    assert done.returncode == 1
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 4, done.stderr
+    assert done.stdout.count("failed kills-tiny-digits-s") == 2
+    assert done.stdout.count("its worker died (TerminatedWorkerError {SIGKILL(-9)") == 2
+
+
+def test_a_copied_run_folder_is_told_in_a_sweep_without_a_name(tmp_path):
+    listed = on_disk(runs_of(pooling=[0.8, 0.7], identity=[0.6, 0.5]), tmp_path / "runs")
+    shutil.copytree(tmp_path / "runs" / "run-pooling1", tmp_path / "runs" / "copy-pooling1")
+    said = StringIO()
+    page.summarise(Study(), collect(listed, tmp_path / "runs"), Console(file=said, width=200), write=False)
+    assert (
+        "left out, two folders hold it, copy-pooling1 and run-pooling1; remove one: pooling (seed 1)" in said.getvalue()
+    )
+
+
+def test_a_study_may_choose_its_launcher_and_the_command_line_another():
+    Path("experiments").mkdir()
+    Path("experiments/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /data: digits, override /hydra/launcher: basic]\nseed: 3\n"
+    )
+
+    def chosen(*words: str) -> tuple[str, int, str]:
+        cfg = load(loader(), words, multirun=True)
+        return cfg.hydra.runtime.choices["hydra/launcher"], cfg.seed, cfg.data.name
+
+    assert chosen() == ("local", 0, "fashion_small")
+    assert chosen("experiments=mine") == ("basic", 3, "digits")
+    assert chosen("experiments=mine", "hydra/launcher=local") == ("local", 3, "digits")
