@@ -8,6 +8,7 @@
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -34,13 +35,20 @@ def decode(content: bytes, name: str, data: Data) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken EXIF, and of palettes
-            with Image.open(io.BytesIO(content)) as opened:
+            with Image.open(io.BytesIO(content), formats=_formats()) as opened:
                 return plain(ImageOps.exif_transpose(opened), name, data)
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise ConfigError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """All that Pillow reads but PostScript, which it would have Ghostscript run, whatever the file is called."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def plain(image: Image.Image, name: str, data: Data) -> Image.Image:

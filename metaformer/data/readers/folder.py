@@ -169,7 +169,7 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                name = posixpath.normpath(info.name)
+                name = posixpath.normpath(info.name).lstrip("/")
                 if any(hidden(part) for part in name.split("/")):
                     continue
                 if info.isfile():

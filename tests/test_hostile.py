@@ -1,0 +1,204 @@
+"""Files of strangers: whatever is in them, none of their code runs, and nothing is written outside."""
+
+import io
+import os
+import pickle
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose
+from PIL import Image
+from PIL.EpsImagePlugin import EpsImageFile  # noqa: F401  registered, as it is where anybody opened an unusual image
+from trained import go
+
+import metaformer
+from metaformer.analysis import page
+from metaformer.config.explain import USER_ERRORS, explain
+from metaformer.config.schema import Data
+from metaformer.data import photographs
+from metaformer.data.decoding import decode
+from metaformer.data.readers import arrays, folder
+from metaformer.models import weights
+from metaformer.probing import kept
+from metaformer.runs import answers, packed
+from metaformer.studies.points import expand
+from metaformer.system.errors import ConfigError
+from metaformer.training import evaluation, stop_and_resume
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {Path.cwd()}/canary",)
+
+
+@pytest.fixture(autouse=True)
+def canary(tmp_path):
+    yield
+    assert not (tmp_path / "canary").exists(), "a file of a stranger ran its code"
+
+
+def test_the_canary_sings():
+    pickle.loads(pickle.dumps(Evil()))
+    assert Path("canary").exists()
+    Path("canary").unlink()
+
+
+def zipped(path: Path) -> None:
+    torch.save({"state_dict": {"head.weight": torch.ones(2)}, "epoch": Evil()}, path)
+
+
+def old(path: Path) -> None:
+    torch.save({"state_dict": Evil()}, path, _use_new_zipfile_serialization=False)
+
+
+def bare(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+READERS = {
+    "weights": lambda file: weights.read(file),
+    "load": lambda file: metaformer.load(file, "poolformer_s12"),
+    "load a run": lambda file: metaformer.load(file),
+    "evaluate": lambda file: evaluation.evaluate_weights(str(file), compose("model=s12", "data=digits")),
+    "evaluate a run": lambda file: evaluation.restore(compose("data=digits"), file),
+    "fine-tune": lambda file: go("model=s12", f"recipe.initialize_from={file}", "data=fashion_small"),
+    "teacher": lambda file: go("recipe.distill.teacher=test_resnet", f"recipe.distill.weights={file}"),
+    "resume": lambda file: stop_and_resume.read(file.parent),
+}
+
+
+@pytest.mark.parametrize("make", [zipped, old, bare])
+@pytest.mark.parametrize("reader", READERS)
+def test_weights_and_checkpoints_run_nothing(make, reader, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    file = tmp_path / "theirs" / ("last.ckpt" if reader == "resume" else "theirs.pth")
+    make(file)
+    assert evaluation.kept_config(file) is None
+    with pytest.raises(ConfigError, match="cannot be read"):
+        READERS[reader](file)
+
+
+def test_a_resumed_run_runs_nothing(tmp_path):
+    """Not in what Lightning reads of a checkpoint, either."""
+    folder = go("recipe.epochs=1").folder
+    (folder / "result.json").unlink()
+    zipped(folder / "last.ckpt")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        go("recipe.epochs=1")
+
+
+def test_arrays_run_nothing(tmp_path):
+    evil = np.array([Evil()] * 2, dtype=object)
+    for name in ("predictions", "runs", "probes", "theirs"):
+        content = {"predictions": evil, "labels": evil, "logits": evil, "runs": evil, "told": evil}
+        np.savez(tmp_path / f"{name}.npz", **content, train_images=evil, train_labels=evil, test_images=evil)
+    np.save(tmp_path / "pixels.npy", evil)
+    for read in (
+        lambda: arrays.read(Data(name="npz", root=str(tmp_path / "theirs.npz"))),
+        lambda: answers.read_answers(tmp_path, logits=True),
+        lambda: packed.unpack(tmp_path / "runs.npz"),
+    ):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read()
+    assert kept.read(tmp_path, "key") is None
+    assert photographs._kept(tmp_path / "pixels.npy", (2,)) is None
+
+
+# ------------------------------------------------------------------ tar files
+
+
+def picture(value: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(content, "png")
+    return content.getvalue()
+
+
+def tar(path: Path, mode: str = "w", *odd: tarfile.TarInfo) -> Path:
+    names = ("a/1.png", "b/2.png", "../../canary", "../canary.png", "x/../../canary.png", "/etc/canary/3.png")
+    with tarfile.open(path, mode) as file:
+        for i, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(i))
+            file.addfile(info, io.BytesIO(picture(i)))
+        for info in odd:
+            file.addfile(info)
+    return path
+
+
+def odd(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, target, 0o6777
+    return info
+
+
+def test_a_tar_is_read_and_never_unpacked(tmp_path):
+    (tmp_path / "deep" / "data").mkdir(parents=True)
+    devices = [
+        odd("a/null.png", tarfile.CHRTYPE),
+        odd("a/disk.png", tarfile.BLKTYPE),
+        odd("a/pipe.png", tarfile.FIFOTYPE),
+    ]
+    path = tar(tmp_path / "deep" / "data" / "train.tar", "w", *devices)
+    before = sorted(tmp_path.rglob("*"))
+    found = folder._in_tars([path], Counter())
+    assert found.labels == ["a", "b", "etc"]
+    assert [found.items.read(i) for i in range(3)] == [picture(i) for i in (0, 1, 5)]
+    assert sorted(tmp_path.rglob("*")) == before
+    for kind, target in ((tarfile.SYMTYPE, "../../../../../etc/passwd"), (tarfile.LNKTYPE, "/etc/passwd")):
+        tar(path, "w", odd("a/link.png", kind, target))
+        with pytest.raises(ConfigError, match=r"is a link to .*etc/passwd, which is not before it in the file"):
+            folder._in_tars([path], Counter())
+    tar(path, "w:gz")
+    with pytest.raises(ConfigError, match="it is compressed"):
+        folder._in_tars([path], Counter())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ------------------------------------------------------------------ text and pictures
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system", "module:os"])
+@pytest.mark.parametrize("group", ["experiments", "mixer", "data"])
+def test_a_yaml_makes_no_objects(group, tag):
+    Path(group).mkdir()
+    Path(group, "theirs.yaml").write_text(f"# @package _global_\nx: !!python/{tag} ['touch canary']\n")
+    with pytest.raises(USER_ERRORS) as refused:
+        expand([f"{group}=theirs"])
+    line = explain(refused.value)
+    assert "could not determine a constructor for the tag" in line
+    assert "theirs.yaml" in line
+
+
+def test_an_image_runs_no_program(tmp_path, monkeypatch):
+    """Pillow gives PostScript, whatever its file is called, to Ghostscript."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/canary\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n%%EOF\n"
+    with pytest.raises(ConfigError, match=r"x\.png: cannot be read as an image \(it is no image\)"):
+        decode(content, "x.png", Data())
+
+
+def test_a_picture_that_is_found_runs_no_script_in_a_report(tmp_path):
+    probes = tmp_path / "probes"
+    probes.mkdir()
+    (probes / "probes.html").touch()
+    script = '<script>fetch("https://example.org")</script>'
+    (probes / "mixing.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)">{script}</svg>')
+    source = (Path(page.__file__).parent / "templates" / "report.html").read_text()
+    shown = re.search(r"{% if probes %}.*?{% endfor %}{% endfor %}{% endif %}", source, re.DOTALL)
+    html = (
+        page.template("report.html").environment.from_string(shown[0]).render(title="x", probes=page._probes(tmp_path))
+    )
+    assert '<img alt="" src="data:image/svg+xml;base64,' in html
+    assert "script" not in html
+    assert "onload" not in html
