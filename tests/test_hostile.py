@@ -66,7 +66,9 @@ READERS = {
     "weights": lambda file: weights.read(file),
     "load": lambda file: metaformer.load(file, "poolformer_s12"),
     "load a run": lambda file: metaformer.load(file),
-    "evaluate": lambda file: evaluation.evaluate_weights(str(file), compose("model=s12", "data=digits")),
+    "evaluate": lambda file: evaluation.evaluate_weights(
+        str(file), compose("model=s12", "data=image_folder", "data.root=pets", "data.size=32")
+    ),
     "evaluate a run": lambda file: evaluation.restore(compose("data=digits"), file),
     "fine-tune": lambda file: go("model=s12", f"recipe.initialize_from={file}", "data=fashion_small"),
     "teacher": lambda file: go("recipe.distill.teacher=test_resnet", f"recipe.distill.weights={file}"),
@@ -80,6 +82,9 @@ def test_weights_and_checkpoints_run_nothing(make, reader, tmp_path):
     (tmp_path / "theirs").mkdir()
     file = tmp_path / "theirs" / ("last.ckpt" if reader == "resume" else "theirs.pth")
     make(file)
+    for name in ("train/a/1", "train/b/2", "val/a/3", "val/b/4", "test/a/5", "test/b/6"):
+        Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("pets", f"{name}.png").write_bytes(picture(int(name[-1])))
     assert evaluation.kept_config(file) is None
     with pytest.raises(ConfigError, match="cannot be read"):
         READERS[reader](file)

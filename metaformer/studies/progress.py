@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from metaformer.config.metrics import in_words, metric_of, selecting
-from metaformer.runs.result import read_curve
+from metaformer.runs.curve_tail import last_row
 from metaformer.studies.points import Point
 
 
@@ -31,15 +31,6 @@ def follow(points: Sequence[Point], pending: Sequence[Point], console: Console, 
         stop.set()
         if show:
             thread.join()
-
-
-def last_row(folder: Path) -> dict[str, str] | None:
-    """The newest whole row of a run's metrics.csv."""
-    try:
-        rows = [row for row in read_curve(folder) if row.get("seconds")]
-    except OSError:
-        return None
-    return rows[-1] if rows else None
 
 
 def _ended(point: Point, since: float = 0.0) -> str | None:

@@ -12,6 +12,7 @@ from metaformer.config.schema import Distill, Recipe
 from metaformer.data.batches import Batch
 from metaformer.data.images import Images
 from metaformer.data.lightning_progress import done_batches
+from metaformer.models.weights import load_strictly, read
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
 from metaformer.tasks.mixup import mixup_of
@@ -198,15 +199,13 @@ def build_teacher(distill: Distill, images: Images) -> nn.Module | None:
     if distill.teacher is None:
         return None
     try:
-        teacher = timm.create_model(
-            distill.teacher,
-            in_chans=images.channels,
-            num_classes=len(images.classes),
-            checkpoint_path=distill.weights or "",
-        ).eval()
+        teacher = timm.create_model(distill.teacher, in_chans=images.channels, num_classes=len(images.classes)).eval()
+        load_strictly(teacher, read(str(distill.weights)), str(distill.weights))  # not timm's: some read any pickle
         with torch.no_grad():
             teacher(images.sample())
-    except Exception as error:  # whatever timm or a file of weights raises
+    except ConfigError as error:
+        raise ConfigError(f"recipe.distill.{error}") from error
+    except Exception as error:  # whatever timm raises
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"recipe.distill.teacher={distill.teacher}: {type(error).__name__}: {reason}") from error
     return teacher.requires_grad_(False).to(memory_format=torch.channels_last)

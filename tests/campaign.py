@@ -1,0 +1,163 @@
+"""Random kills of a sweep: every run has to end as one that was left alone, and no process may be left over.
+
+    python tests/campaign.py --kills 50 --seed 1
+    CAMPAIGN_KILLS=10 pytest -m campaign -n 0
+
+Launcher, one worker, or all of them at once are killed (SIGKILL) or asked to stop (SIGTERM; all of them Ctrl-C too) at
+a random moment, one to three times; then the same command is left to finish, and its runs are compared with those of
+the control: the curve, the metrics, and the weights bit for bit. Linux only, as it looks for processes in /proc.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+COMMAND = (
+    *("-m", "mixer=pooling,depthwise", "seed=0,1", "data=digits", "data.train=400", "model.dims=[8,8,8,8]"),
+    *("recipe.epochs=8", "recipe.batch=20", "recipe.mixup=0.4", "recipe.ema=0.9", "model.drop_path=0.1"),
+    *("runtime.threads=1", "hydra.launcher.n_jobs=2"),
+)
+GRACE = 60  # seconds within which every process of a command is to end with its launcher
+MARK = "METAFORMER_CAMPAIGN"
+
+
+@dataclass
+class Campaign:
+    """What has been seen so far."""
+
+    kills: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    compared: int = 0
+    unlike: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.kills)} kills, {self.compared} runs compared: {len(self.unlike)} unlike the control"]
+        return "\n".join([*lines, f"{len(self.orphans)} orphans", *self.unlike, *self.orphans])
+
+
+def start(folder: Path, runs: str, mark: str) -> subprocess.Popen:
+    """The command, whose processes all have a mark in their environment."""
+    with (folder / f"{runs}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "metaformer.train", *COMMAND, f"runtime.runs={runs}"],
+            cwd=folder, env={**os.environ, MARK: mark}, stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+
+def marked(mark: str) -> Iterator[tuple[int, str]]:
+    """Every living process with a mark: its number and its command line."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (place / "environ").read_bytes():
+                yield int(place.name), (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it ended meanwhile, or is no more than an entry
+
+
+def kill(process: subprocess.Popen, mark: str, draw: random.Random) -> str:
+    """Kill the launcher, one of its workers, or all; says which, or nothing where there was nobody to kill."""
+    workers = [pid for pid, words in marked(mark) if "popen_loky" in words]
+    target = draw.choice(["launcher", "worker", "group"])
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM, *([signal.SIGINT] if target == "group" else [])])
+    try:
+        if target == "group":
+            os.killpg(process.pid, number)
+        else:
+            os.kill(draw.choice(workers) if target == "worker" else process.pid, number)
+    except (IndexError, ProcessLookupError):
+        return ""
+    return f"{target} by {number.name}"
+
+
+def left_over(mark: str) -> list[str]:
+    """The processes of a command that is over which do not end either; they are ended here, one by one."""
+    end = time.monotonic() + GRACE
+    while (there := dict(marked(mark))) and time.monotonic() < end:
+        time.sleep(0.2)
+    for pid in there:
+        os.kill(pid, signal.SIGKILL)
+    return [f"orphan {pid}: {words}" for pid, words in there.items()]
+
+
+def finish(folder: Path, runs: str) -> float:
+    """Leave the command alone; the seconds that it took."""
+    begun = time.monotonic()
+    assert start(folder, runs, "").wait(timeout=1800) == 0, (folder / f"{runs}.log").read_text()
+    return time.monotonic() - begun
+
+
+def unlike(run: Path, control: Path) -> str:
+    """In what a run differs from that of the control, or nothing."""
+    curves, results, weights = [], [], []
+    for folder in (run, control):
+        with (folder / "metrics.csv").open(newline="") as file:
+            curves.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+        result = json.loads((folder / "result.json").read_text())
+        results.append({key: result[key] for key in ("metrics", "recall", "confusion", "run_id", "epochs")})
+        weights.append(torch.load(folder / "weights.pt", weights_only=True)["state_dict"])
+    same = weights[0].keys() == weights[1].keys() and all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+    named = {"curve": curves[0] == curves[1], "metrics": results[0] == results[1], "weights": same}
+    left = [path.name for path in run.glob("*.ckpt")] + [path.name for path in run.glob(".part-*")]
+    return ", ".join([name for name, equal in named.items() if not equal] + left)
+
+
+def campaign(kills: int, seed: int, folder: Path) -> Campaign:
+    """So many kills, and the comparison of all runs that went through them."""
+    draw, seen = random.Random(seed), Campaign()
+    print(f"campaign of {kills} kills, seed {seed}", flush=True)
+    whole = finish(folder, "control")
+    while len(seen.kills) < kills:
+        runs = f"runs{seen.compared}"
+        for _ in range(draw.randint(1, min(3, kills - len(seen.kills)))):
+            mark = secrets.token_hex(8)
+            process = start(folder, runs, mark)
+            time.sleep(whole * draw.uniform(0.2, 0.9))
+            told = kill(process, mark, draw) if process.poll() is None else ""
+            process.wait(timeout=1800)
+            seen.orphans += left_over(mark)
+            seen.kills += [told] if told else []
+            print(f"{len(seen.kills)}: {told or 'it was over'}", flush=True)
+        finish(folder, runs)
+        for control in sorted((folder / "control").glob("*-*")):
+            seen.compared += 1
+            if difference := unlike(folder / runs / control.name, control):
+                seen.unlike.append(f"{runs}/{control.name}: {difference}")
+    return seen
+
+
+@pytest.mark.campaign
+def test_no_kill_changes_a_result_or_leaves_a_process(tmp_path):
+    seed = int(os.environ.get("CAMPAIGN_SEED", random.randrange(10**6)))
+    seen = campaign(int(os.environ.get("CAMPAIGN_KILLS", 50)), seed, tmp_path)
+    print(seen)
+    assert (seen.unlike, seen.orphans) == ([], []), f"seed {seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        seen = campaign(given.kills, given.seed, Path(folder))
+    print(seen)
+    raise SystemExit(bool(seen.unlike or seen.orphans))
+
+
+if __name__ == "__main__":
+    main()
