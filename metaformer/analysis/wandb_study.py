@@ -12,7 +12,7 @@ from metaformer.config.schema import Logger, Study
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run, study_folder
 from metaformer.runs.result import Result, read_curve, read_result
-from metaformer.runs.wandb_run import confusion, final, mark, marked, start, wandb_identity
+from metaformer.runs.wandb_run import confusion, final, mark, marked, mixer_name, start, wandb_identity
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
@@ -32,7 +32,7 @@ def sync(folders: Sequence[Path], study: str | None, logger: Logger) -> tuple[in
         if there == tags:
             continue
         try:
-            with start(logger, {"silent": True}, **identity | {"tags": tags}, config=plain(result.config)) as run:
+            with start(logger, {"silent": True}, **identity | {"tags": tags}) as run:
                 if there is None:
                     _log(run, folder, result)
         except Exception as error:  # whatever wandb or the network raises
@@ -84,7 +84,7 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
     """Summary run, workspace and report of a study; where each of them is."""
     study = page.effective(study, runs)
     verdicts = page.verdicts_of(study, runs)
-    mixers = list(dict.fromkeys(run.mixer for run in runs))
+    mixers = list(dict.fromkeys(mixer_name(run.result) for run in runs if run.result))
     offline = logger.mode == "offline"
     if offline and not logger.entity:
         logger = replace(logger, entity="offline")  # nobody is logged in who could be asked

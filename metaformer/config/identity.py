@@ -78,10 +78,15 @@ def flat(config: Config) -> dict[str, Any]:
     """What counts for the result of a configuration, as `recipe.lr`: value; the options of the mixer one by one."""
     where = {f"data.{key}" for key in WHERE}
     found = {key: value for key, _, value in leaves(config) if key.split(".")[0] in HASHED and key not in where}
-    return {**_flat(found.pop("mixer"), "mixer"), **found, "recipe.select": _selected(config)}
+    return {**unfolded({"mixer": found.pop("mixer")}), **found, "recipe.select": _selected(config)}
 
 
-def _flat(node: Any, path: str) -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {path: node}
-    return {key: leaf for name, inner in node.items() for key, leaf in _flat(inner, f"{path}.{name}").items()}
+def unfolded(node: Mapping[str, Any], sign: str = ".") -> dict[str, Any]:
+    """A nested node as one flat one, whose keys are paths with a sign between their words."""
+    found: dict[str, Any] = {}
+    for name, inner in node.items():
+        if isinstance(inner, Mapping):
+            found |= {f"{name}{sign}{key}": leaf for key, leaf in unfolded(inner, sign).items()}
+        else:
+            found[name] = inner
+    return found

@@ -46,16 +46,17 @@ def hashes_of_code(node: Any) -> dict[str, str]:
     imports, in whatever form and in turn; of an installed library its version; code of this package does not count,
     it has `TRAINING_VERSION`.
     """
-    return {path: found for path in sorted(set(_dotted(node))) if (found := _hash_of(path))}
+    return {path: found for path in sorted(set(dotted_names(node))) if (found := _hash_of(path))}
 
 
-def _dotted(node: Any) -> Iterator[str]:
+def dotted_names(node: Any) -> Iterator[str]:
+    """Every string in a node that looks like the path of code, at any depth."""
     if isinstance(node, Mapping):
         for value in node.values():
-            yield from _dotted(value)
+            yield from dotted_names(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _dotted(value)
+            yield from dotted_names(value)
     elif isinstance(node, str) and DOTTED.fullmatch(node):
         yield node
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from metaformer.config.identity import unfolded
+from metaformer.config.named_code import dotted_names
 from metaformer.config.schema import Logger
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Planned
@@ -39,6 +41,12 @@ class Mirror:
             print(f"wandb: {type(error).__name__}: {error}; training goes on", file=sys.stderr)
 
 
+def mixer_name(run: Planned | Result) -> str:
+    """The mixer as it was chosen; of mixer=custom, which says nothing, the code that its node names."""
+    choice = run.choices["mixer"]
+    return choice if choice != "custom" else " ".join(dotted_names(run.config.mixer))
+
+
 def wandb_identity(run: Planned | Result, name: str) -> dict[str, Any]:
     """Where a run stands on wandb: its id is that of the run, its group the cell, its tags the study and the mixer.
 
@@ -48,11 +56,21 @@ def wandb_identity(run: Planned | Result, name: str) -> dict[str, Any]:
         name: of the run's folder.
     """
     study = run.config.study.name
+    names = {
+        "mixer": mixer_name(run),
+        "model": run.choices.get("model"),
+        "data": run.config.data.name,
+        "recipe": run.choices.get("recipe"),
+        "cell": name.replace(f"-s{run.config.seed}-{run.run_id}", f"-{run.cell_id}"),
+        "study": study,
+        "run_id": run.run_id,  # where an agent runs it, wandb has an id of its own
+    }
     return {
         "id": run.run_id,
         "name": name,
-        "group": name.replace(f"-s{run.config.seed}-{run.run_id}", f"-{run.cell_id}"),
-        "tags": [*([study] if study else []), f"mixer:{run.choices['mixer']}"],
+        "group": names["cell"],
+        "tags": [*([study] if study else []), f"mixer:{mixer_name(run)}"],
+        "config": unfolded(plain(run.config), "/") | names,  # wandb would take a dot in a key for a node
     }
 
 
@@ -117,7 +135,7 @@ def wandb_run(planned: Planned) -> Iterator[Mirror | None]:
         return
     identity = wandb_identity(planned, folder.name)
     try:
-        run = start(config.logger, {}, dir=folder, config=plain(config), **identity)
+        run = start(config.logger, {}, dir=folder, **identity)
     except Exception as error:  # whatever wandb or the network raises
         print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
         yield None

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from conftest import on_disk, repository, runs_of, study
+from conftest import on_disk, repository, result_of, runs_of, study
 from test_report import YAML
 
 from metaformer import dashboard
@@ -13,7 +13,7 @@ from metaformer.config.schema import Logger
 from metaformer.runs import launch
 from metaformer.runs.launch import Launch, Stage
 from metaformer.runs.result import COLUMNS
-from metaformer.runs.wandb_run import MARK
+from metaformer.runs.wandb_run import MARK, wandb_identity
 from metaformer.studies.points import expand
 from metaformer.system.errors import ConfigError
 
@@ -103,6 +103,20 @@ def test_a_run_that_is_there_for_another_study_gets_a_tag_and_nothing_else(serve
     (folders[0] / MARK).write_text("{")
     with pytest.raises(ConfigError, match=r"wandb\.json: cannot be read"):
         wandb_study.sync(folders, None, LOGGER)
+
+
+def test_a_mixer_of_ones_own_has_a_name_to_group_by():
+    shift, tokens = {"_target_": "my_mixer.Shift"}, {"_target_": "m.AsTokens", "layer": "timm.layers.Attention"}
+    for choice, node, name in (
+        ("pooling", {"_target_": "metaformer.mixers.Pooling", "pool_size": 3}, "pooling"),
+        ("my_shift", shift, "my_shift"),
+        ("custom", shift | {"step": 2}, "my_mixer.Shift"),
+        ("custom", tokens, "m.AsTokens timm.layers.Attention"),
+    ):
+        result = replace(result_of(0, 0.5, "1a2b"), choices={"mixer": choice, "model": "tiny"})
+        identity = wandb_identity(replace(result, config=replace(result.config, mixer=node)), "x-s0-1a2b")
+        assert (identity["config"]["mixer"], identity["tags"]) == (name, [f"mixer:{name}"])
+        assert identity["config"]["cell"] == identity["group"] == "x-c"
 
 
 def test_an_upload_that_breaks_off_goes_on(server, launched):

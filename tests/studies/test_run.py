@@ -303,7 +303,12 @@ def test_wandb_gets_a_group_a_tag_an_id_and_every_epoch(monkeypatch):
         f"pooling-tiny-digits-{cell}",
     )
     assert (calls["tags"], calls["mode"], calls["exit"]) == (["mine", "mixer:pooling"], "online", 0)
-    assert type(calls["config"]) is dict
+    sent = calls["config"]
+    assert [sent[key] for key in ("mixer", "model", "data", "cell", "study", "seed")] == [
+        "pooling", "tiny", "digits", calls["group"], "mine", 0
+    ]  # fmt: skip
+    assert (sent["mixer/pool_size"], sent["recipe/epochs"], sent["recipe/distill/alpha"]) == (3, 2, 0.5)
+    assert not any(isinstance(value, dict) or "." in key for key, value in sent.items())
     *curve, (_, last) = calls["log"]
     assert [(step, row["epoch"]) for step, row in curve] == [(1, 1), (2, 2)]
     assert {"val_accuracy", "val_macro_auroc", "val_calibration_error"} <= curve[0][1].keys()
