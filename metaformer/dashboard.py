@@ -4,8 +4,9 @@
     python -m metaformer.dashboard --sync                    # upload every finished run that is not there yet
     python -m metaformer.dashboard --sync experiments=NAME   # those of one study
 
-logger.project=, logger.entity= and runtime.runs= are as in `train`. logger.mode=offline needs no network: the summary
-and the runs wait in wandb/ for `wandb sync`, and the workspace and report are written as JSON beside the study.
+logger.project=, logger.entity= and runtime.runs= are as in `train`. logger.mode=offline needs no network: runs are
+written into their folders, where they wait for --sync with a network (or `wandb sync`), and the summary, workspace and
+report of a study into experiments/NAME/wandb. A command that is issued again sends nothing twice.
 Workspace and report need the extra: pip install 'metaformer-bench[dashboard]'.
 """
 
@@ -38,8 +39,12 @@ def command(arguments: Sequence[str]) -> None:
         if not folders:
             raise ConfigError(f"experiments={name}: no run is finished")
     if given.flags:
-        uploaded, there = sync(folders, name, config.logger)
-        print(f"{uploaded} runs uploaded, {there} were there")
+        sent, project = sync(folders, name, config.logger), f"project {config.logger.project}"
+        if config.logger.mode == "online":
+            print(f"{sent.now} runs uploaded to {project}, {sent.before} were there")
+        else:
+            print(f"{sent.now} runs written for {project}, {sent.before} were sent before; {sent.waiting} wait in "
+                  f"{folder}/*/wandb: the same command with logger.mode=online uploads them")  # fmt: skip
         return
     for line in publish(judged(config), runs, config.logger):
         print(line)

@@ -1,58 +1,76 @@
 """A study on wandb: its runs uploaded, a summary run, its views, all from the local files."""
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from metaformer.analysis import methods, page, sentences, tables
 from metaformer.analysis.verdict import Verdicts
+from metaformer.config.identity import unfolded
 from metaformer.config.schema import Logger, Study
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run, study_folder
 from metaformer.runs.result import Result, read_curve, read_result
-from metaformer.runs.wandb_run import confusion, final, mark, marked, mixer_name, start, wandb_identity
+from metaformer.runs.wandb_place import mark, marked, upload, waiting
+from metaformer.runs.wandb_run import confusion, final, mixer_name, start, wandb_identity
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
 
-def sync(folders: Sequence[Path], study: str | None, logger: Logger) -> tuple[int, int]:
-    """Upload finished runs, each once: a mark in its folder says that it is there. Returns uploaded and found there.
+@dataclass(frozen=True)
+class Sent:
+    """How many runs were sent by this command, and how many before; offline, how many of them wait in their folders."""
 
-    A run that is there for another study gets the tag of this one, and nothing else.
+    now: int
+    before: int
+    waiting: int = 0
+
+
+def sync(folders: Sequence[Path], study: str | None, logger: Logger) -> Sent:
+    """Send finished runs, each once: upload them, or offline write what `wandb sync` uploads. A mark notes it.
+
+    What was written offline is uploaded as it is: it has the values of single steps. A run that is there for another
+    study gets the tag of this one, and nothing else.
     """
-    uploaded = 0
+    sent = set[Path]()
+    if logger.mode == "online":
+        written = [folder for folder in folders if marked(folder, logger) and waiting(folder)]
+        if stuck := upload(written, logger):
+            raise ConfigError(f"wandb: {len(stuck)} of {len(written)} runs written offline, {stuck[0]} the first, were "
+                              "not uploaded; the same command goes on with them")  # fmt: skip
+        sent |= set(written)
     for folder in folders:
         result = read_result(folder)
         assert result is not None
-        identity = wandb_identity(result, folder.name)
-        there = marked(folder, logger)
-        tags = list(dict.fromkeys([*(there or []), *identity["tags"], *([study] if study else [])]))
-        if there == tags:
+        identity, there = wandb_identity(result, folder.name), marked(folder, logger)
+        known = there.tags if there else []
+        tags = list(dict.fromkeys([*known, *identity["tags"], *([study] if study else [])]))
+        if known == tags:
             continue
         try:
-            with start(logger, {"silent": True}, **identity | {"tags": tags}) as run:
+            with start(logger, folder, {"silent": True}, **identity | {"tags": tags}) as run:
                 if there is None:
                     _log(run, folder, result)
         except Exception as error:  # whatever wandb or the network raises
-            told = f"{uploaded} runs uploaded, the same command goes on with {folder.name}"
+            told = f"{len(sent)} runs sent, the same command goes on with {folder.name}"
             raise ConfigError(f"wandb: {_line(error)}; {told}") from error
-        uploaded += 1
-        if logger.mode == "online":
-            mark(folder, logger, tags)
-    return uploaded, len(folders) - uploaded
+        sent.add(folder)
+        mark(folder, logger, tags)
+    return Sent(len(sent), len(folders) - len(sent), sum(bool(waiting(folder)) for folder in folders))
 
 
 def _log(run: Any, folder: Path, result: Result) -> None:
     for row in read_curve(folder):
-        run.log({key: float(value) for key, value in row.items() if value}, step=int(row["epoch"]))
+        run.log({key: float(value) for key, value in row.items() if value}, step=int(row.get("step") or row["epoch"]))
     run.log({"confusion": confusion(result)})
     run.summary.update(final(result))
 
 
-def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger) -> None:
-    """One run for the study: its tables, figures and verdicts."""
+def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger) -> str:
+    """One run for the study, with its tables, figures and verdicts; where it is. It replaces one that waits."""
     import wandb
 
     name = str(study.name)
@@ -68,12 +86,18 @@ def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Log
     said: dict[str, Any] = {f"verdict/{c.name}": c.verdict for c in verdicts.confirmatory}
     said |= {f"share/{c.name}": c.share for c in verdicts.shares.everything}
     identity = {"id": f"study-{name}", "name": name, "job_type": "study", "tags": [name]}
+    for old in waiting(study_folder(name)):
+        shutil.rmtree(old)
     try:
-        with start(logger, {"silent": True}, **identity, config={"study": plain(study)}) as run:
+        with start(
+            logger, study_folder(name), {"silent": True}, **identity, config=unfolded({"study": plain(study)}, "/")
+        ) as run:
             run.log(content)
             run.summary.update({**said, "headline": "\n".join(sentences.headline(verdicts, study))})
+            place = run.url if logger.mode == "online" else None
     except Exception as error:  # whatever wandb or the network raises
         raise ConfigError(f"wandb: {_line(error)}; the same command tries again") from error
+    return place or " ".join(map(str, waiting(study_folder(name))))
 
 
 def _line(error: Exception) -> str:
@@ -92,19 +116,19 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
         "workspace": workspace(study, logger),
         "report": wandb_report(study, mixers, verdicts, logger, offline=offline),
     }
-    summarise(study, verdicts, runs, logger)
+    summary = f"summary: {summarise(study, verdicts, runs, logger)}"
     if not offline:
         for view in views.values():
             try:
                 view.save()
             except Exception as error:  # whatever wandb or the network raises
                 raise ConfigError(f"wandb: {_line(error)}; the summary run was written") from error
-        return [f"{name}: {view.url}" for name, view in views.items()]
+        return [summary, *(f"{name}: {view.url}" for name, view in views.items())]
     folder = study_folder(str(study.name)) / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     for name, view in views.items():
         write(folder / f"{name}.json", json.dumps(spec_of(view), indent=1) + "\n")
-    return [f"{name}: {folder}/{name}.json" for name in views]
+    return [summary, *(f"{name}: {folder}/{name}.json" for name in views)]
 
 
 def workspace(study: Study, logger: Logger) -> Any:

@@ -1,7 +1,6 @@
 """A run on wandb, which may fail: the local files are the truth, and nothing is ever read back."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,9 @@ from metaformer.config.schema import Logger
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured, Result
-from metaformer.system.errors import ConfigError
-from metaformer.system.files import write
+from metaformer.runs.wandb_place import mark
 
 MOST_CLASSES = 200  # whose recalls stand in the summary one by one
-MARK = "wandb.json"  # in the folder of a run that is on a server, with its tags
 
 
 class Mirror:
@@ -26,8 +23,9 @@ class Mirror:
     def __init__(self, run: Any) -> None:
         self.run, self.failed = run, False
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        self.attempt(lambda: self.run.log(dict(row), step=int(row["epoch"])))
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Values at a step of the optimizer. wandb drops what a resumed run says of a step for a second time."""
+        self.attempt(lambda: self.run.log(dict(row), step=step))
 
     def summarise(self, measured: Measured) -> None:
         self.attempt(lambda: self.run.summary.update(final(measured)))
@@ -94,32 +92,19 @@ def confusion(measured: Measured) -> Any:
     return wandb.plot_table("wandb/confusion_matrix/v1", table, {name: name for name in columns})
 
 
-def mark(folder: Path, logger: Logger, tags: list[str]) -> None:
-    """Note that a run is on the server, so that nobody uploads it again."""
-    where = {"project": logger.project, "entity": logger.entity}
-    write(folder / MARK, json.dumps({**where, "tags": tags}) + "\n")
+def start(logger: Logger, folder: Path, settings: Mapping[str, Any], **options: Any) -> Any:
+    """A wandb run where the `logger` node of a configuration says; resumed where its id is known there.
 
-
-def marked(folder: Path, logger: Logger) -> list[str] | None:
-    """The tags that a run has in this project, or None where it is not there."""
-    try:
-        found = json.loads((folder / MARK).read_text())
-        there = (found["project"], found["entity"]) == (logger.project, logger.entity)
-        return list(found["tags"]) if there else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{folder / MARK}: cannot be read ({error}); remove it to upload this run again") from error
-
-
-def start(logger: Logger, settings: Mapping[str, Any], **options: Any) -> Any:
-    """A wandb run where the `logger` node of a configuration says; resumed where its id is known there."""
+    Args:
+        folder: what wandb writes is in `wandb/` in it.
+    """
     import wandb
 
     return wandb.init(
         project=logger.project,
         entity=logger.entity,
         mode=logger.mode,  # type: ignore[arg-type]
+        dir=folder.resolve(),  # the process that writes may have been started elsewhere
         resume="allow",
         settings=wandb.Settings(init_timeout=60, **settings),
         **options,
@@ -135,7 +120,7 @@ def wandb_run(planned: Planned) -> Iterator[Mirror | None]:
         return
     identity = wandb_identity(planned, folder.name)
     try:
-        run = start(config.logger, {}, dir=folder, **identity)
+        run = start(config.logger, folder, {}, **identity)
     except Exception as error:  # whatever wandb or the network raises
         print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
         yield None
@@ -147,5 +132,5 @@ def wandb_run(planned: Planned) -> Iterator[Mirror | None]:
         code = 0
     finally:
         mirror.attempt(lambda: run.finish(exit_code=code))
-        if code == 0 and config.logger.mode == "online" and not mirror.failed:
+        if code == 0 and not mirror.failed:
             mark(folder, config.logger, identity["tags"])

@@ -24,6 +24,7 @@ from metaformer.config.hydra_internals import make_launcher, register_sweeper
 from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.result import failure_of, read_result
+from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.worker import Outcome, found, job, warn_of_bf16
@@ -71,6 +72,8 @@ class StudySweeper(Sweeper):
             with follow(listed, pending, console, show=runtime.progress):
                 outcomes = self._launch(pending)
         summarise(study, gather(study.name if whole else None, entries, Path(runtime.runs)), console, write=whole)
+        if listed[0].config.logger.wandb:
+            _tell_absent(listed, study.name if whole else None, console)
         if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:
             _tell(failures, len(listed), console)
             raise SystemExit(1)
@@ -159,6 +162,13 @@ def _dead(point: Point, reason: str) -> Outcome:
     traceback = "none: the process ended at once; what it printed is in run.log"
     write(point.run.folder / "failed.json", json.dumps({"reason": reason, "traceback": traceback, "time": now()}))
     return _failed(point, reason)
+
+
+def _tell_absent(listed: Sequence[Point], study: str | None, console: Console) -> None:
+    """Say which of the finished runs are not on wandb, and how they get there."""
+    finished = [point.run.folder for point in listed if (point.run.folder / "result.json").exists()]
+    if words := tell_absent(finished, listed[0].config.logger, study):
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell(failures: Sequence[Outcome], runs: int, console: Console) -> None:

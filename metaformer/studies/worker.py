@@ -27,6 +27,7 @@ from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
+from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.orphans import end_with_launcher, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
@@ -56,7 +57,12 @@ def job(cfg: DictConfig) -> Outcome:
     if hydra.mode != RunMode.MULTIRUN:
         if hydra.sweeper.params:
             raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
-        return run(_planned(cfg))
+        planned = _planned(cfg)
+        outcome, logger = run(planned), planned.config.logger
+        done = outcome.status in ("finished", "found") and planned.config.debug.mode == "none"
+        if logger.wandb and done and (words := tell_absent([planned.folder], logger)):
+            print(words, file=sys.stderr)
+        return outcome
     end_with_launcher()
     choices = choices_of(hydra)
     outcome = Outcome(f"{choices['mixer']}-{choices['model']}", "refused")

@@ -60,7 +60,7 @@ class CurveFile(L.Callback):
                     f"diverged: {name} is {row[name]} in epoch {row['epoch']} at lr {row['lr']:.3g}"
                 )
         if self.mirror is not None:
-            self.mirror.log(row)
+            self.mirror.log(row, trainer.global_step)
 
     def rows(self) -> list[dict[str, str]]:
         return read_curve(self.folder)

@@ -1,19 +1,24 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import on_disk, repository, result_of, runs_of, study
 from test_report import YAML
+from wandb_server import ENVIRONMENT, serving
+from wandb_server import Server as WandbServer
 
 from metaformer import dashboard
 from metaformer.analysis import wandb_study
 from metaformer.analysis.verdict import judge
+from metaformer.analysis.wandb_study import Sent
 from metaformer.config.schema import Logger
 from metaformer.runs import launch
 from metaformer.runs.launch import Launch, Stage
 from metaformer.runs.result import COLUMNS
-from metaformer.runs.wandb_run import MARK, wandb_identity
+from metaformer.runs.wandb_place import MARK, tell_absent, waiting
+from metaformer.runs.wandb_run import wandb_identity
 from metaformer.studies.points import expand
 from metaformer.system.errors import ConfigError
 
@@ -74,7 +79,7 @@ def launched(tmp_path):
 
 def test_sync_uploads_every_run_once(server, launched, capsys):
     dashboard.command(["--sync", "experiments=mine"])
-    assert capsys.readouterr().out == "6 runs uploaded, 0 were there\n"
+    assert capsys.readouterr().out == "6 runs uploaded to project metaformer, 0 were there\n"
     first = server.started[0]
     assert (first["id"], first["tags"]) == ("pooling0", ["mixer:pooling", "mine"])
     assert first["group"].startswith("pooling-tiny-digits-")
@@ -87,7 +92,7 @@ def test_sync_uploads_every_run_once(server, launched, capsys):
     assert server.summaries["pooling0"]["recall/cat"] == 0.7
     assert server.summaries["pooling0"]["final/test_accuracy"] == 0.7
     dashboard.command(["--sync", "experiments=mine"])
-    assert capsys.readouterr().out == "0 runs uploaded, 6 were there\n"
+    assert capsys.readouterr().out == "0 runs uploaded to project metaformer, 6 were there\n"
     assert len(server.started) == 6
 
 
@@ -95,11 +100,11 @@ def test_a_run_that_is_there_for_another_study_gets_a_tag_and_nothing_else(serve
     folders = [run.folder for run in launched]
     wandb_study.sync(folders, "first", LOGGER)
     logged = len(server.logged)
-    assert wandb_study.sync(folders, "second", LOGGER) == (6, 0)
+    assert wandb_study.sync(folders, "second", LOGGER) == Sent(6, 0)
     assert len(server.logged) == logged
     assert server.started[-1]["tags"] == ["mixer:identity", "first", "second"]
-    assert wandb_study.sync(folders, None, LOGGER) == (0, 6)
-    assert wandb_study.sync(folders, None, replace(LOGGER, project="other")) == (6, 0)
+    assert wandb_study.sync(folders, None, LOGGER) == Sent(0, 6)
+    assert wandb_study.sync(folders, None, replace(LOGGER, project="other")) == Sent(6, 0)
     (folders[0] / MARK).write_text("{")
     with pytest.raises(ConfigError, match=r"wandb\.json: cannot be read"):
         wandb_study.sync(folders, None, LOGGER)
@@ -122,15 +127,54 @@ def test_a_mixer_of_ones_own_has_a_name_to_group_by():
 def test_an_upload_that_breaks_off_goes_on(server, launched):
     folders = [run.folder for run in launched]
     server.fails_at = 2
-    with pytest.raises(ConfigError, match="unreachable; 2 runs uploaded, the same command goes on with pooling-tiny"):
+    with pytest.raises(ConfigError, match="unreachable; 2 runs sent, the same command goes on with pooling-tiny"):
         wandb_study.sync(folders, None, LOGGER)
     server.fails_at = None
-    assert wandb_study.sync(folders, None, LOGGER) == (4, 2)
+    assert wandb_study.sync(folders, None, LOGGER) == Sent(4, 2)
 
 
-def test_offline_runs_are_not_marked(server, launched):
-    wandb_study.sync([run.folder for run in launched], None, replace(LOGGER, mode="offline"))
-    assert not any((run.folder / MARK).exists() for run in launched)
+def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypatch):
+    """With wandb itself, and a stand-in for its server."""
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+    offline = ["--sync", "experiments=mine", "logger.mode=offline", "logger.entity=e"]
+    waits = "wait in runs/*/wandb: the same command with logger.mode=online uploads them\n"
+    dashboard.command(offline)
+    assert f"6 runs written for project metaformer, 0 were sent before; 6 {waits}" in capsys.readouterr().out
+    files = sorted(Path.cwd().rglob("*.wandb"))
+    assert [file.parents[2] for file in files] == sorted(run.folder.resolve() for run in launched)
+    dashboard.command(offline)
+    assert f"0 runs written for project metaformer, 6 were sent before; 6 {waits}" in capsys.readouterr().out
+    assert sorted(Path.cwd().rglob("*.wandb")) == files
+    with serving(WandbServer()) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        for sent, there in ((6, 0), (0, 6)):
+            dashboard.command(["--sync", "experiments=mine", "logger.entity=e"])
+            assert f"{sent} runs uploaded to project metaformer, {there} were there\n" in capsys.readouterr().out
+        dashboard.command(offline)
+        assert "0 runs written for project metaformer, 6 were sent before; 0 wait" in capsys.readouterr().out
+    assert set(server.runs) == {run.run_id for run in launched}
+    assert [row["val_accuracy"] for row in server.history["pooling0"] if "epoch" in row] == pytest.approx(
+        [0.1, 0.2, 0.3]
+    )
+    assert server.runs["pooling0"]["config"]["cell"] == server.runs["pooling0"]["groupName"]
+    assert server.summary["pooling0"]["final/test_accuracy"] == 0.7
+    assert sorted(Path.cwd().rglob("*.wandb")) == files
+
+
+def test_what_is_not_on_wandb_is_named_with_the_command_that_uploads_it(server, launched):
+    folders = [Path("runs", run.folder.name) for run in launched]
+    wandb_study.sync(folders[:2], None, LOGGER)
+    command = "python -m metaformer.dashboard --sync experiments=mine logger.project=p logger.entity=e"
+    told = tell_absent(folders, LOGGER, "mine")
+    assert (
+        told == f"not on wandb: 4 of 6 finished runs ({', '.join(f.name for f in folders[2:])}); {command} uploads them"
+    )
+    wandb_study.sync(folders, None, LOGGER)
+    assert tell_absent(folders, LOGGER, "mine") == ""
+    assert tell_absent(folders, Logger(), "mine").endswith(
+        "; python -m metaformer.dashboard --sync experiments=mine uploads them"
+    )
 
 
 def test_the_summary_of_a_study(server, launched, tmp_path):
@@ -144,6 +188,14 @@ def test_the_summary_of_a_study(server, launched, tmp_path):
     assert 0.5 < summary["share/mixer"] <= 1
     assert "Against pooling" in summary["headline"]
     assert (tmp_path / "experiments" / "mine" / "wandb" / "report.json").exists()
+
+
+def test_a_summary_that_waits_is_replaced(launched, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for _ in range(2):
+        dashboard.command(["experiments=mine", "logger.mode=offline"])
+        (part,) = waiting(launch.study_folder("mine"))
+        assert f"summary: {part}\n" in capsys.readouterr().out
 
 
 def test_the_workspace_groups_the_runs_of_the_study_by_cell():
@@ -197,7 +249,7 @@ def test_bad_input(launched, cli, monkeypatch, tmp_path):
         (["seed=1"], "seed: not of this command; expected experiments, logger, runtime"),
         ([], "expected experiments=NAME, a study, or --sync"),
         (["experiments=quickstart"], "it was never launched from this folder"),
-        (["--sync", "experiments=mine"], "0 runs uploaded"),
+        (["--sync", "experiments=mine"], "0 runs sent"),
     ):
         done = cli("dashboard", *arguments)
         assert done.returncode == 2

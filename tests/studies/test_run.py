@@ -12,12 +12,13 @@ import torch
 import yaml
 from conftest import TINY, compose, repository, result_of
 
-from metaformer.config.schema import Config
+from metaformer.config.schema import Config, Logger
 from metaformer.config.validate import plain
 from metaformer.mixers import Pooling
 from metaformer.models import zoo
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import read_result, write_result
+from metaformer.runs.wandb_place import absent, waiting
 from metaformer.studies import worker
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import Outcome, found, run
@@ -310,7 +311,7 @@ def test_wandb_gets_a_group_a_tag_an_id_and_every_epoch(monkeypatch):
     assert (sent["mixer/pool_size"], sent["recipe/epochs"], sent["recipe/distill/alpha"]) == (3, 2, 0.5)
     assert not any(isinstance(value, dict) or "." in key for key, value in sent.items())
     *curve, (_, last) = calls["log"]
-    assert [(step, row["epoch"]) for step, row in curve] == [(1, 1), (2, 2)]
+    assert [(step, row["epoch"]) for step, row in curve] == [(18, 1), (36, 2)]
     assert {"val_accuracy", "val_macro_auroc", "val_calibration_error"} <= curve[0][1].keys()
     assert sum(n for _, _, n in last["confusion"].table.data) == 300
     assert Fake.summary["recall/7"] > 0
@@ -349,7 +350,8 @@ def test_wandb_offline_for_real(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = go("logger=wandb", "logger.mode=offline").folder
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert not (folder / "wandb.json").exists()  # it is on no server yet
+    assert len(waiting(folder)) == 1
+    assert absent([folder], Logger(mode="offline")) == [folder]  # it is on no server yet
 
 
 def test_the_embedded_set_can_be_learnt():

@@ -1,0 +1,85 @@
+"""Whether a run is on wandb: a mark in its folder, and the files that wait there to be uploaded. Nothing is asked of
+the server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from metaformer.config.schema import Logger
+from metaformer.system.errors import ConfigError
+from metaformer.system.files import write
+
+MARK = "wandb.json"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a run was sent to, or written for, with which tags."""
+
+    project: str
+    entity: str | None
+    tags: list[str]
+    mode: str = "online"  # offline: it was written into the folder of the run, for `wandb sync`
+
+
+def mark(folder: Path, logger: Logger, tags: list[str]) -> None:
+    """Note that a run is on the server or waits for it, so that nobody sends it again."""
+    write(folder / MARK, json.dumps(asdict(Mark(logger.project, logger.entity, tags, logger.mode))) + "\n")
+
+
+def marked(folder: Path, logger: Logger) -> Mark | None:
+    """Where a run is in this project; None where it is not."""
+    try:
+        found = Mark(**json.loads((folder / MARK).read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / MARK}: cannot be read ({error}); remove it to upload this run again") from error
+    return found if (found.project, found.entity) == (logger.project, logger.entity) else None
+
+
+def waiting(folder: Path) -> list[Path]:
+    """The folders of what was written offline and is not uploaded: one for each start. wandb marks what it uploads."""
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    return [file.parent for file in files if not file.with_name(f"{file.name}.synced").exists()]
+
+
+def absent(folders: Sequence[Path], logger: Logger) -> list[Path]:
+    """Those of finished runs that are not on the server."""
+    return [folder for folder in folders if marked(folder, logger) is None or waiting(folder)]
+
+
+def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:
+    """Give what waits in some folders to `wandb sync`, and mark what arrived.
+
+    Returns:
+        Those where something still waits. What wandb says of them is on the terminal.
+    """
+    if not folders:
+        return []
+    where = ["--project", logger.project, *(["--entity", logger.entity] if logger.entity else [])]
+    parts = [str(part) for folder in folders for part in waiting(folder)]
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *where, *parts], check=False, stdout=subprocess.DEVNULL)
+    for folder in folders:
+        found = marked(folder, logger)
+        if found is not None and not waiting(folder):
+            mark(folder, replace(logger, mode="online"), found.tags)
+    return [folder for folder in folders if waiting(folder)]
+
+
+def tell_absent(folders: Sequence[Path], logger: Logger, study: str | None = None) -> str:
+    """Which of some finished runs are not on wandb, and the command that uploads them; nothing where all are."""
+    missing = absent(folders, logger)
+    if not missing:
+        return ""
+    usual = Logger()
+    words = [f"experiments={study}"] if study else []
+    words += [f"logger.{key}={getattr(logger, key)}" for key in ("project", "entity")
+              if getattr(logger, key) != getattr(usual, key)]  # fmt: skip
+    words += [f"runtime.runs={runs}" for runs in {folder.parent for folder in missing} if runs != Path("runs")]
+    names = ", ".join(folder.name for folder in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    command = " ".join(["python -m metaformer.dashboard --sync", *words])
+    return f"not on wandb: {len(missing)} of {len(folders)} finished runs ({names}); {command} uploads them"
