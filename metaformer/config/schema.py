@@ -221,6 +221,7 @@ class Logger:
     mode: str = choice("online", "offline")
     project: str = "metaformer"
     entity: str | None = None
+    every: int = number(50, at_least=0)  # every which step is told: loss, rate, gradient, speed; 0: none
 
 
 @dataclass

@@ -20,6 +20,7 @@ from metaformer.config.schema import (
     Budget,
     Config,
     Distill,
+    Logger,
     Model,
     Recipe,
     Runtime,
@@ -79,8 +80,9 @@ def validate(config: Config) -> None:
     _check_runtime(config.runtime, config.recipe)
     _check_study(config)
     _check_budget(config.budget, config.model, config.study)
-    if config.logger.mode != "online" and not config.logger.wandb:
-        raise ConfigError(f"logger.mode={config.logger.mode}: belongs to logger=wandb")
+    if not config.logger.wandb:
+        for key, value in _changed(config.logger, Logger()):
+            raise ConfigError(f"logger.{key}={value}: belongs to logger=wandb")
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -36,6 +36,7 @@ from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
 from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import LIMITS, one_batch
+from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Checkpoints, Saved
 from metaformer.training.trainer import QUIET, device_name, make_trainer, threads, workers
 
@@ -155,7 +156,8 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
         curve = CurveFile(planned.folder, mirror)
         kept = {"threads": own_threads, "accumulate": parts}
-        callbacks = [curve, *_callbacks(planned.folder, config, kept, show=show and main)]
+        steps = [StepValues(mirror, config.logger.every, recipe.batch)] if mirror and config.logger.every else []
+        callbacks = [curve, *steps, *_callbacks(planned.folder, config, kept, show=show and main)]
         trainer = _trainer(config, recipe, callbacks, parts=parts, folder=planned.folder, show=show and main)
         tested = _train_and_test(trainer, module, data, saved)
         if not main:

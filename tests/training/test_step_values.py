@@ -1,0 +1,100 @@
+"""What wandb gets of single steps, and that it costs no result and no step between."""
+
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import wandb
+from torch.overrides import TorchFunctionMode
+from trained import equal, go
+from wandb_server import Server, serving
+
+from metaformer.tasks.classification import Classifier
+from metaformer.training import fit
+from metaformer.training.step_values import StepValues
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with serving(Server()) as server:
+        for key, value in server.environment.items():
+            monkeypatch.setenv(key, value)
+        yield server
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The losses of all parts, and the rate and the norm of the gradient of all steps."""
+    losses, steps = [], []
+    step = Classifier.training_step
+
+    def watched(self, batch):
+        loss = step(self, batch)
+        losses.append(loss.item())
+        return loss
+
+    def before(self, optimizer):
+        squares = sum(p.grad.double().square().sum() for p in self.parameters() if p.grad is not None)
+        steps.append((optimizer.param_groups[0]["lr"], squares.sqrt().item()))
+
+    monkeypatch.setattr(Classifier, "training_step", watched)
+    monkeypatch.setattr(Classifier, "on_before_optimizer_step", before)
+    return losses, steps
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_wandb_gets_every_nth_step(server, seen, parts):
+    outcome = go("logger=wandb", "logger.entity=e", "logger.every=7", f"runtime.accumulate={parts}")
+    rows = [row for row in server.history[outcome.result.run_id] if "step/loss" in row]
+    assert [row["_step"] for row in rows] == [7, 14, 21, 28, 35]
+    losses, steps = seen
+    for row in rows:
+        step = row["_step"]
+        assert row["step/loss"] == pytest.approx(np.mean(losses[(step - 1) * parts : step * parts]), rel=1e-5)
+        assert (row["step/lr"], row["step/grad_norm"]) == pytest.approx(steps[step - 1], rel=1e-4)
+        assert row["step/images_per_second"] > 0
+    assert [row["_step"] for row in server.history[outcome.result.run_id] if "epoch" in row] == [18, 36]
+
+
+def test_a_run_is_the_same_with_and_without_wandb(server, monkeypatch):
+    callbacks = []
+    trainer = fit.make_trainer
+    monkeypatch.setattr(fit, "make_trainer", lambda *a, **k: (callbacks.append(k["callbacks"]), trainer(*a, **k))[1])
+    told = go("logger=wandb", "logger.every=1", "recipe.clip_grad=0.5", "runtime.runs=a").folder
+    silent = go("recipe.clip_grad=0.5", "runtime.runs=b").folder
+    assert equal(told, silent)
+    with np.load(told / "predictions.npz") as a, np.load(silent / "predictions.npz") as b:
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+    go("logger=wandb", "logger.every=0", "runtime.runs=c")
+    assert [any(isinstance(c, StepValues) for c in each) for each in callbacks] == [True, False, False]
+
+
+def test_steps_between_compute_nothing(monkeypatch):
+    """No operation, and with it no copy to the host, in the hooks of a step that is not sent."""
+    monkeypatch.setattr(wandb, "init", lambda **_: MagicMock())
+    used: dict[int, list[str]] = {}
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            used[self.step].append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def watched(name, before):
+        hook = getattr(StepValues, name)
+
+        def call(self, trainer, *arguments):
+            watch = Watch()
+            watch.step = trainer.global_step + before
+            used.setdefault(watch.step, [])
+            with watch:
+                hook(self, trainer, *arguments)
+
+        monkeypatch.setattr(StepValues, name, call)
+
+    watched("on_train_batch_start", 1)
+    watched("on_before_optimizer_step", 1)
+    watched("on_train_batch_end", 0)
+    go("logger=wandb", "logger.every=6")
+    assert {step for step, operations in used.items() if operations} == {6, 12, 18, 24, 30, 36}
+    assert len(used) == 36
+    assert sum("tolist" in operation for operation in used[6]) == 1  # the only copy to the host
