@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,19 @@ from metaformer.config.identity import unfolded
 from metaformer.config.schema import Logger, Study
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run, study_folder
-from metaformer.runs.result import Result, read_curve, read_result
-from metaformer.runs.wandb_place import mark, marked, upload, waiting
-from metaformer.runs.wandb_run import confusion, final, mixer_name, start, wandb_identity
+from metaformer.runs.result import read_curve, read_result
+from metaformer.runs.wandb_place import Mark, mark, marked, upload, waiting, written
+from metaformer.runs.wandb_run import (
+    Pictures,
+    artifact,
+    charts,
+    check_size,
+    final,
+    mixer_name,
+    shown,
+    start,
+    wandb_identity,
+)
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
@@ -29,44 +39,66 @@ class Sent:
     waiting: int = 0
 
 
-def sync(folders: Sequence[Path], study: str | None, logger: Logger) -> Sent:
+def nothing(folder: Path) -> Pictures:
+    """No pictures."""
+    return {}
+
+
+def sync(
+    folders: Sequence[Path], study: str | None, logger: Logger, drawn: Callable[[Path], Pictures] = nothing
+) -> Sent:
     """Send finished runs, each once: upload them, or offline write what `wandb sync` uploads. A mark notes it.
 
-    What was written offline is uploaded as it is: it has the values of single steps. A run that is there for another
-    study gets the tag of this one, and nothing else.
+    What was written offline is uploaded as it is: it has the values of single steps. A run that is there gets what is
+    new, and nothing else: the tag of another study, its weights where they are asked for, pictures of its mixers.
+
+    Args:
+        drawn: the pictures of the mixers of a run, once it was probed.
     """
+    for folder in folders if logger.weights else ():
+        check_size(logger, (folder / "weights.pt").stat().st_size, str(folder))
     sent = set[Path]()
     if logger.mode == "online":
-        written = [folder for folder in folders if marked(folder, logger) and waiting(folder)]
-        if stuck := upload(written, logger):
-            raise ConfigError(f"wandb: {len(stuck)} of {len(written)} runs written offline, {stuck[0]} the first, were "
+        waited = [folder for folder in folders if written(folder, logger)]
+        if stuck := upload(waited, logger):
+            raise ConfigError(f"wandb: {len(stuck)} of {len(waited)} runs written offline, {stuck[0]} the first, were "
                               "not uploaded; the same command goes on with them")  # fmt: skip
-        sent |= set(written)
+        sent |= set(waited)
     for folder in folders:
-        result = read_result(folder)
-        assert result is not None
-        identity, there = wandb_identity(result, folder.name), marked(folder, logger)
-        known = there.tags if there else []
-        tags = list(dict.fromkeys([*known, *identity["tags"], *([study] if study else [])]))
-        if known == tags:
-            continue
         try:
-            with start(logger, folder, {"silent": True}, **identity | {"tags": tags}) as run:
-                if there is None:
-                    _log(run, folder, result)
+            if _send(folder, study, logger, drawn):
+                sent.add(folder)
+        except ConfigError:
+            raise
         except Exception as error:  # whatever wandb or the network raises
             told = f"{len(sent)} runs sent, the same command goes on with {folder.name}"
             raise ConfigError(f"wandb: {_line(error)}; {told}") from error
-        sent.add(folder)
-        mark(folder, logger, tags)
     return Sent(len(sent), len(folders) - len(sent), sum(bool(waiting(folder)) for folder in folders))
 
 
-def _log(run: Any, folder: Path, result: Result) -> None:
-    for row in read_curve(folder):
-        run.log({key: float(value) for key, value in row.items() if value}, step=int(row.get("step") or row["epoch"]))
-    run.log({"confusion": confusion(result)})
-    run.summary.update(final(result))
+def _send(folder: Path, study: str | None, logger: Logger, drawn: Callable[[Path], Pictures]) -> bool:
+    """Send what is new of a run; whether there was anything."""
+    result, there = read_result(folder), marked(folder, logger)
+    assert result is not None
+    identity, known = wandb_identity(result, folder.name), there or Mark(logger.project, logger.entity, [])
+    tags = list(dict.fromkeys([*known.tags, *identity["tags"], *([study] if study else [])]))
+    pictures = {} if "mixing" in known.more else drawn(folder)
+    weights = logger.weights and "weights" not in known.more
+    if known.tags == tags and not pictures and not weights:
+        return False
+    with start(logger, folder, {"silent": True}, **identity | {"tags": tags}) as run:
+        if there is None:
+            for row in read_curve(folder):
+                values = {key: float(value) for key, value in row.items() if value}
+                run.log(values, step=int(row.get("step") or row["epoch"]))
+            run.log(charts(result))
+            run.summary.update(final(result))
+        if pictures:
+            run.log(shown(pictures))
+        if weights:
+            run.log_artifact(artifact(folder / "weights.pt"))
+    mark(folder, logger, tags, [*known.more, *["mixing"] * bool(pictures), *["weights"] * weights])
+    return True
 
 
 def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger) -> str:

@@ -222,6 +222,8 @@ class Logger:
     project: str = "metaformer"
     entity: str | None = None
     every: int = number(50, at_least=0)  # every which step is told: loss, rate, gradient, speed; 0: none
+    weights: bool = False  # the weights.pt of a run as an artifact
+    weights_limit: float = number(500.0, above=0)  # MB; larger ones are refused, before training
 
 
 @dataclass

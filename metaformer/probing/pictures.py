@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -11,7 +12,9 @@ from matplotlib.lines import Line2D
 
 from metaformer.analysis.figures import PALETTE, WIDTH, span
 from metaformer.analysis.stats import Estimate
+from metaformer.probing import kept
 from metaformer.probing.tables import Cells, first, losses
+from metaformer.runs.finished import finished
 
 COLOURS = "magma"
 
@@ -23,6 +26,18 @@ def mixing(cells: Cells) -> Figure:
     figure = _maps(columns, lambda i: f"stage {i + 1}", square)
     figure.supxlabel("across: token put in; down: token put out. Each map to its own largest weight", fontsize=8)
     return figure
+
+
+def mixing_of(folder: Path) -> dict[str, list[tuple[Figure, str]]]:
+    """That picture of a run with its caption, where it was probed with these weights; else nothing."""
+    if not (folder / kept.FILE).exists():
+        return {}
+    run = finished(folder)
+    probed = kept.read(folder, kept.key_of(run))
+    if probed is None:
+        return {}
+    drawn = mixing({run.result.choices["mixer"]: {run.config.seed: probed}})
+    return {"probe/mixing": [(drawn, "the mixing matrix of the first block of each stage")]}
 
 
 def fields(cells: Cells) -> Figure:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from metaformer.config.schema import Logger
@@ -23,11 +23,12 @@ class Mark:
     entity: str | None
     tags: list[str]
     mode: str = "online"  # offline: it was written into the folder of the run, for `wandb sync`
+    more: list[str] = field(default_factory=list)  # sent beside curves and results: weights, mixing
 
 
-def mark(folder: Path, logger: Logger, tags: list[str]) -> None:
+def mark(folder: Path, logger: Logger, tags: list[str], more: list[str]) -> None:
     """Note that a run is on the server or waits for it, so that nobody sends it again."""
-    write(folder / MARK, json.dumps(asdict(Mark(logger.project, logger.entity, tags, logger.mode))) + "\n")
+    write(folder / MARK, json.dumps(asdict(Mark(logger.project, logger.entity, tags, logger.mode, more))) + "\n")
 
 
 def marked(folder: Path, logger: Logger) -> Mark | None:
@@ -47,9 +48,15 @@ def waiting(folder: Path) -> list[Path]:
     return [file.parent for file in files if not file.with_name(f"{file.name}.synced").exists()]
 
 
+def written(folder: Path, logger: Logger) -> bool:
+    """Whether a run was written offline for this project, and is not uploaded."""
+    there = marked(folder, logger)
+    return there is not None and there.mode == "offline" and bool(waiting(folder))
+
+
 def absent(folders: Sequence[Path], logger: Logger) -> list[Path]:
     """Those of finished runs that are not on the server."""
-    return [folder for folder in folders if marked(folder, logger) is None or waiting(folder)]
+    return [folder for folder in folders if marked(folder, logger) is None or written(folder, logger)]
 
 
 def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:
@@ -66,7 +73,7 @@ def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:
     for folder in folders:
         found = marked(folder, logger)
         if found is not None and not waiting(folder):
-            mark(folder, replace(logger, mode="online"), found.tags)
+            mark(folder, replace(logger, mode="online"), found.tags, found.more)
     return [folder for folder in folders if waiting(folder)]
 
 

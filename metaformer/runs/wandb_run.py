@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ from metaformer.config.validate import plain
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured, Result
 from metaformer.runs.wandb_place import mark
+from metaformer.system.errors import ConfigError
 
 MOST_CLASSES = 200  # whose recalls stand in the summary one by one
+
+
+Pictures = Mapping[str, Sequence[tuple[Any, str]]]  # by name: images of PIL, or figures, with their captions
 
 
 class Mirror:
@@ -29,7 +33,15 @@ class Mirror:
 
     def summarise(self, measured: Measured) -> None:
         self.attempt(lambda: self.run.summary.update(final(measured)))
-        self.attempt(lambda: self.run.log({"confusion": confusion(measured)}))
+        self.attempt(lambda: self.run.log(charts(measured)))
+
+    def show(self, pictures: Callable[[], Pictures]) -> None:
+        """What a function draws; one that cannot is no reason to lose a result."""
+        self.attempt(lambda: self.run.log(shown(pictures())))
+
+    def keep(self, weights: Path) -> None:
+        """A file of weights as an artifact."""
+        self.attempt(lambda: self.run.log_artifact(artifact(weights)))
 
     def attempt(self, action: Callable[[], Any]) -> None:
         try:
@@ -80,8 +92,47 @@ def final(measured: Measured) -> dict[str, Any]:
     return values | {"params": measured.params, "macs": measured.macs, "seconds": measured.seconds}
 
 
+def charts(measured: Measured) -> dict[str, Any]:
+    """The confusion matrix, and a table of the classes with shares of the test images."""
+    import wandb
+
+    counts = measured.confusion
+    taken, names = [sum(column) for column in zip(*counts, strict=True)], list(measured.recall)
+    rows = [
+        [name, sum(counts[i]), measured.recall[name], counts[i][i] / taken[i] if taken[i] else None]
+        for i, name in enumerate(names)
+    ]
+    classes = wandb.Table(columns=["class", "images", "recall", "precision"], data=rows)
+    return {"confusion": confusion(measured), "classes": classes}
+
+
+def shown(pictures: Pictures) -> dict[str, Any]:
+    """Pictures and their captions as wandb has them."""
+    import wandb
+
+    return {name: [wandb.Image(picture, caption=words) for picture, words in some] for name, some in pictures.items()}
+
+
+def artifact(weights: Path) -> Any:
+    """The weights.pt of a run, with the name of its folder."""
+    import wandb
+
+    made = wandb.Artifact(f"weights-{weights.parent.name}", type="model")
+    made.add_file(str(weights))
+    return made
+
+
+def check_size(logger: Logger, size: float, what: str) -> None:
+    """Refuse weights that are asked for as an artifact and too large for one. `size` in bytes."""
+    if logger.weights and size > 1e6 * logger.weights_limit:
+        raise ConfigError(
+            f"logger.weights=true: {what} has {size / 1e6:.1f} MB of weights, more than "
+            f"logger.weights_limit={logger.weights_limit:g}; raise it, or leave the weights here"
+        )
+
+
 def confusion(measured: Measured) -> Any:
-    """wandb's own chart of a confusion matrix, from the counts."""
+    """wandb's own chart of a confusion matrix."""
     import wandb
 
     names, columns = list(measured.recall), ("Actual", "Predicted", "nPredictions")
@@ -133,4 +184,4 @@ def wandb_run(planned: Planned) -> Iterator[Mirror | None]:
     finally:
         mirror.attempt(lambda: run.finish(exit_code=code))
         if code == 0 and not mirror.failed:
-            mark(folder, config.logger, identity["tags"])
+            mark(folder, config.logger, identity["tags"], ["weights"] if config.logger.weights else [])

@@ -24,7 +24,7 @@ from metaformer.models.build import build, crop_of, ready
 from metaformer.models.cost import Cost, count
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
-from metaformer.runs.wandb_run import wandb_run
+from metaformer.runs.wandb_run import check_size, wandb_run
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
 from metaformer.system.machine import rank
@@ -36,6 +36,7 @@ from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
 from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import LIMITS, one_batch
+from metaformer.training.examples import examples
 from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Checkpoints, Saved
 from metaformer.training.trainer import QUIET, device_name, make_trainer, threads, workers
@@ -79,6 +80,7 @@ def prepare(config: Config) -> Prepared:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     net = ready(net, images.sample(), recipe.initialize_from)
+    check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
     return Prepared(images, net, build_teacher(recipe.distill, images))
 
 
@@ -163,10 +165,13 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         if not main:
             return None
         measured = _measured(curve.rows(), tested, cost, trainer, images, **kept)
+        if debug == "none":
+            keep(planned.folder, config, net, tested.scores, images)
         if mirror is not None:
             mirror.summarise(measured)
-    if debug == "none":
-        keep(planned.folder, config, net, tested.scores, images)
+            mirror.show(lambda: examples(images, tested.scores))
+            if config.logger.weights:
+                mirror.keep(planned.folder / "weights.pt")
     return measured
 
 

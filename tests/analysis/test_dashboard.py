@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import on_disk, repository, result_of, runs_of, study
@@ -30,6 +31,7 @@ class Server:
 
     def __init__(self) -> None:
         self.started, self.logged, self.summaries, self.fails_at = [], [], {}, None
+        self.artifacts = []
 
     def init(self, **options):
         if len(self.started) == self.fails_at:
@@ -42,6 +44,9 @@ class Server:
 
             def log(self, row, step=None):
                 server.logged.append((name, step, row))
+
+            def log_artifact(self, artifact):
+                server.artifacts.append(artifact)
 
             def __enter__(self):
                 return self
@@ -87,6 +92,7 @@ def test_sync_uploads_every_run_once(server, launched, capsys):
     *curve, (_, step, last) = [logged for logged in server.logged if logged[0] == "pooling0"]
     assert [(step, row["epoch"]) for _, step, row in curve] == [(1, 1), (2, 2), (3, 3)]
     assert step is None
+    assert last["classes"].data == [["cat", 400, 0.7, 0.6], ["dog", 400, 0.5, 2 / 3]]
     counts = last["confusion"].table.data
     assert counts == [["cat", "cat", 300], ["cat", "dog", 100], ["dog", "cat", 200], ["dog", "dog", 200]]
     assert server.summaries["pooling0"]["recall/cat"] == 0.7
@@ -122,6 +128,27 @@ def test_a_mixer_of_ones_own_has_a_name_to_group_by():
         identity = wandb_identity(replace(result, config=replace(result.config, mixer=node)), "x-s0-1a2b")
         assert (identity["config"]["mixer"], identity["tags"]) == (name, [f"mixer:{name}"])
         assert identity["config"]["cell"] == identity["group"] == "x-c"
+
+
+def test_weights_and_pictures_are_added_once(server, launched):
+    folders = [run.folder for run in launched][:2]
+    for folder in folders:
+        (folder / "weights.pt").write_bytes(b"x" * 2_000_000)
+    limited = replace(LOGGER, weights=True, weights_limit=1.0)
+    with pytest.raises(ConfigError, match=r"has 2\.0 MB of weights, more than logger\.weights_limit=1; raise it"):
+        wandb_study.sync(folders, None, limited)
+    assert server.started == []
+    drawn = {"probe/mixing": [(np.zeros((2, 2)), "words")]}
+    for logger, pictures, sent in (
+        (LOGGER, {}, 2),
+        (LOGGER, drawn, 2),
+        (replace(LOGGER, weights=True), drawn, 2),
+        (replace(LOGGER, weights=True), drawn, 0),
+    ):
+        assert wandb_study.sync(folders, None, logger, lambda _, now=pictures: now).now == sent
+    assert [a.name for a in server.artifacts] == [f"weights-{folder.name}" for folder in folders]
+    logged = [row for name, _, row in server.logged if name == "pooling0"]
+    assert [set(row) for row in logged[-2:]] == [{"confusion", "classes"}, {"probe/mixing"}]
 
 
 def test_an_upload_that_breaks_off_goes_on(server, launched):

@@ -61,6 +61,8 @@ def error_of(*overrides: str) -> str:
         (["logger.mode=offline"], "logger.mode=offline: belongs to logger=wandb"),
         (["logger.every=10"], "logger.every=10: belongs to logger=wandb"),
         (["logger=wandb", "logger.every=-1"], "logger.every=-1: expected at least 0"),
+        (["logger.weights=true"], "logger.weights=True: belongs to logger=wandb"),
+        (["logger=wandb", "logger.weights_limit=0"], "logger.weights_limit=0.0: expected above 0"),
         (["logger.project=mine"], "logger.project=mine: belongs to logger=wandb"),
         (["runtime.threads=0"], "runtime.threads=0: expected at least 1"),
         (["runtime.per_gpu=0"], "runtime.per_gpu=0: expected at least 1"),

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from trained import equal, go
 from wandb_server import Server, serving
 
+from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training import fit
 from metaformer.training.step_values import StepValues
@@ -54,6 +55,18 @@ def test_wandb_gets_every_nth_step(server, seen, parts):
         assert (row["step/lr"], row["step/grad_norm"]) == pytest.approx(steps[step - 1], rel=1e-4)
         assert row["step/images_per_second"] > 0
     assert [row["_step"] for row in server.history[outcome.result.run_id] if "epoch" in row] == [18, 36]
+
+
+def test_a_run_ends_with_classes_examples_and_weights(server):
+    run = go("logger=wandb", "logger.entity=e", "logger.weights=true").result
+    last = {key: value for row in server.history[run.run_id] for key, value in row.items()}
+    assert (last["classes"]["nrows"], last["classes"]["ncols"]) == (10, 4)
+    for kind in ("same", "worst"):
+        assert (last[f"examples/{kind}"]["_type"], last[f"examples/{kind}"]["count"]) == ("images/separated", 16)
+    assert len(set(last["examples/worst"]["captions"])) > 1
+    assert f"weights-{run.name}" in server.artifacts
+    with pytest.raises(ConfigError, match=r"this model has 0\.\d MB of weights, more than logger\.weights_limit=0\.01"):
+        go("logger=wandb", "logger.weights=true", "logger.weights_limit=0.01", "seed=1")
 
 
 def test_a_run_is_the_same_with_and_without_wandb(server, monkeypatch):
