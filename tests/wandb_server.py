@@ -49,7 +49,8 @@ class Server(ThreadingHTTPServer):
             case "CreateAgent":
                 return {"createAgent": {"agent": {"id": "a"}}}
             case "Heartbeat":
-                todo = [self.commands.pop(0)] if self.commands else [{"type": "exit"}]
+                busy = any(json.loads(values["runState"]).values())
+                todo = [] if busy else [self.commands.pop(0)] if self.commands else [{"type": "exit"}]
                 return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(todo)}}
             case "CreateArtifact":  # as if it had all of its files already
                 self.artifacts.append(values["input"]["artifactCollectionName"])

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from metaformer.analysis.wandb_study import Sent
 from metaformer.config.schema import Logger
 from metaformer.runs import launch
 from metaformer.runs.launch import Launch, Stage
-from metaformer.runs.result import COLUMNS
+from metaformer.runs.result import COLUMNS, read_result
 from metaformer.runs.wandb_place import MARK, tell_absent, waiting
 from metaformer.runs.wandb_run import wandb_identity
 from metaformer.studies.points import expand
@@ -296,3 +299,22 @@ def test_the_sweep_file_describes_the_quickstart():
     assert command[-5:-1] == ["${program}", "logger=wandb", "study.name=quickstart", "model.mlp_ratio=1"]
     (point,) = expand([*command[-4:-1], *arguments["args_no_hyphens"]])
     assert point.run.run_id in {p.run.run_id for p in points}
+
+
+def test_an_agent_trains_a_cell_of_the_sweep_file(tmp_path):
+    """The agent of wandb, the command line of our file, a run of ours, and its metric on the server."""
+    sweep = (repository() / "experiments" / "quickstart" / "sweep.yaml").read_text()
+    dealt = {"mixer": "identity", "seed": 1, "data": "digits", "recipe.epochs": 2, "runtime.threads": 1}
+    arguments = {key: {"value": value} for key, value in dealt.items()}
+    task = {"type": "run", "run_id": "dealt1", "program": yaml.safe_load(sweep)["program"], "args": arguments}
+    with serving(WandbServer(sweep, [task])) as server:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, **server.environment, "PATH": path}
+        agent = [sys.executable, "-m", "wandb", "agent", "e/metaformer/s"]
+        done = subprocess.run(agent, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (result,) = (read_result(path.parent) for path in tmp_path.glob("runs/*/result.json"))
+    assert result.config.study.name == "quickstart"
+    run, metric = server.runs["dealt1"], yaml.safe_load(sweep)["metric"]["name"]
+    assert (run["sweep"], run["config"]["mixer"], run["config"]["run_id"]) == ("s", "identity", result.run_id)
+    assert server.summary["dealt1"][metric] == pytest.approx(result.metrics[metric])
