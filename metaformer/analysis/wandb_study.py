@@ -1,7 +1,6 @@
 """A study on wandb: its runs uploaded, a summary run, its views, all from the local files."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from metaformer.config.schema import Logger, Study
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run, study_folder
 from metaformer.runs.result import read_curve, read_result
-from metaformer.runs.wandb_place import Mark, mark, marked, upload, waiting, written
+from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, written
 from metaformer.runs.wandb_run import (
     Pictures,
     artifact,
@@ -86,6 +85,8 @@ def _send(folder: Path, study: str | None, logger: Logger, drawn: Callable[[Path
     weights = logger.weights and "weights" not in known.more
     if known.tags == tags and not pictures and not weights:
         return False
+    if not (folder / MARK).exists():
+        discard(folder)  # of a training that broke off or lost its connection
     with start(logger, folder, {"silent": True}, **identity | {"tags": tags}) as run:
         if there is None:
             for row in read_curve(folder):
@@ -118,8 +119,7 @@ def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Log
     said: dict[str, Any] = {f"verdict/{c.name}": c.verdict for c in verdicts.confirmatory}
     said |= {f"share/{c.name}": c.share for c in verdicts.shares.everything}
     identity = {"id": f"study-{name}", "name": name, "job_type": "study", "tags": [name]}
-    for old in waiting(study_folder(name)):
-        shutil.rmtree(old)
+    discard(study_folder(name))
     try:
         with start(
             logger, study_folder(name), {"silent": True}, **identity, config=unfolded({"study": plain(study)}, "/")

@@ -2,6 +2,8 @@
 the server."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,6 +50,12 @@ def waiting(folder: Path) -> list[Path]:
     return [file.parent for file in files if not file.with_name(f"{file.name}.synced").exists()]
 
 
+def discard(folder: Path) -> None:
+    """Remove what waits there, since what follows is the whole of it."""
+    for part in waiting(folder):
+        shutil.rmtree(part)
+
+
 def written(folder: Path, logger: Logger) -> bool:
     """Whether a run was written offline for this project, and is not uploaded."""
     there = marked(folder, logger)
@@ -69,7 +77,11 @@ def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:
         return []
     where = ["--project", logger.project, *(["--entity", logger.entity] if logger.entity else [])]
     parts = [str(part) for folder in folders for part in waiting(folder)]
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *where, *parts], check=False, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "wandb", "sync", *where, *parts]
+    patience = {
+        "WANDB_X_GRAPHQL_RETRY_MAX": "4"
+    }  # a server that does not answer: about a minute, not a quarter of an hour
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env={**patience, **os.environ})
     for folder in folders:
         found = marked(folder, logger)
         if found is not None and not waiting(folder):

@@ -168,6 +168,9 @@ def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypa
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
     offline = ["--sync", "experiments=mine", "logger.mode=offline", "logger.entity=e"]
+    broken = launched[0].folder / "wandb" / "offline-run-20260101_000000-pooling0" / "run-pooling0.wandb"
+    broken.parent.mkdir(parents=True)
+    broken.touch()  # of a training that ended without a mark: what is written now is the whole run
     waits = "wait in runs/*/wandb: the same command with logger.mode=online uploads them\n"
     dashboard.command(offline)
     assert f"6 runs written for project metaformer, 0 were sent before; 6 {waits}" in capsys.readouterr().out
