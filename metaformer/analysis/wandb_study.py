@@ -54,8 +54,10 @@ def sync(
     Args:
         drawn: the pictures of the mixers of a run, once it was probed.
     """
-    for folder in folders if logger.weights else ():
-        check_size(logger, (folder / "weights.pt").stat().st_size, str(folder))
+    for file in (folder / "weights.pt" for folder in folders if logger.weights):
+        if not file.exists():
+            raise ConfigError(f"logger.weights=true: {file}: no such file")
+        check_size(logger, file.stat().st_size, str(file.parent))
     sent = set[Path]()
     if logger.mode == "online":
         waited = [folder for folder in folders if written(folder, logger)]
