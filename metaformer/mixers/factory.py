@@ -3,15 +3,15 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from torch import nn
 
 from metaformer.config.compose import mixer_named
 from metaformer.config.named_code import import_object
+from metaformer.config.options import check_options
 from metaformer.config.validate import mixer_nodes
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError
 
 MixerFactory = Callable[..., nn.Module]
 AnyMixer = MixerFactory | str
@@ -54,35 +54,5 @@ def _factory(node: Mapping[str, Any], key: str) -> MixerFactory:
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
         raise ConfigError(f"{key}._target_={node['_target_']}: expected a torch.nn.Module class")
     options = {name: value for name, value in node.items() if name != "_target_"}
-    parameters = inspect.signature(target).parameters
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    own = [n for n, p in parameters.items() if p.kind not in variadic and n not in ("dim", "resolution")]
-    hints = _hints(target)
-    for name, value in options.items():
-        if name not in own:
-            hint = nearest(name, own) or f"; it has {', '.join(own) or 'none'}"
-            raise ConfigError(f"{key}.{name}: {target.__name__} has no such option{hint}")
-        if name in hints and not _fits(value, hints[name]):
-            raise ConfigError(f"{key}.{name}={value}: expected {inspect.formatannotation(hints[name])}")
-    missing = [n for n in own if parameters[n].default is inspect.Parameter.empty and n not in options]
-    if missing:
-        raise ConfigError(f"{key}: {target.__name__} needs {', '.join(missing)}; add +{key}.{missing[0]}=...")
+    check_options(target, options, key, given=("dim", "resolution"))
     return partial(target, **options) if options else target
-
-
-def _hints(target: type) -> dict[str, Any]:
-    """The constructor's annotations, or none where they name what cannot be resolved at run time."""
-    try:
-        return get_type_hints(target.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):
-        return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from a configuration has the annotated type; only plain types and their unions are judged."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if not all(isinstance(kind, type) for kind in kinds):
-        return True
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
