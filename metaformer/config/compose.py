@@ -15,6 +15,7 @@ from metaformer.config.validate import structure, validate
 from metaformer.system.errors import ConfigError, by_closeness
 from metaformer.system.machine import places
 
+OPEN = ("trainer", "callbacks", "logger.lightning")  # nodes that take any key without a `+`; `validate` looks at each
 Choices = dict[str, str]  # what was chosen in each config group, by the word that the user typed
 
 
@@ -26,7 +27,10 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra and OmegaConf."""
-    ConfigStore.instance().store(name="metaformer_schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    for node in OPEN:
+        OmegaConf.set_struct(OmegaConf.select(schema, node), False)
+    ConfigStore.instance().store(name="metaformer_schema", node=schema)
     OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
     OmegaConf.register_new_resolver("places", places, replace=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metaformer.config.extensions import counted
 from metaformer.config.named_code import hashes_of_code
 from metaformer.config.schema import Config
 from metaformer.config.validate import leaves, plain
@@ -26,13 +27,14 @@ def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
     """
     nodes = {key: value for key, value in plain(config).items() if key in HASHED}
     nodes["recipe"]["select"] = _selected(config)
-    code = hashes_of_code({"mixer": config.mixer, "data": [config.data._target_, config.data.options]})
+    brought = counted(config)
+    code = hashes_of_code({"mixer": config.mixer, "data": [config.data._target_, config.data.options], "more": brought})
     for key in ("name", *WHERE) if fingerprint else ("root",):
         del nodes["data"][key]
     for node, key in ((nodes["recipe"], "initialize_from"), (nodes["recipe"]["distill"], "weights")):
         if node[key] is not None and Path(node[key]).is_file():
             node[key] = file_hash(node[key])
-    return nodes | {"images": fingerprint, "code": code, "training": TRAINING_VERSION}
+    return nodes | brought | {"images": fingerprint, "code": code, "training": TRAINING_VERSION}
 
 
 def run_id(content: Mapping[str, Any]) -> str:
@@ -78,7 +80,8 @@ def flat(config: Config) -> dict[str, Any]:
     """What counts for the result of a configuration, as `recipe.lr`: value; the options of the mixer one by one."""
     where = {f"data.{key}" for key in WHERE}
     found = {key: value for key, _, value in leaves(config) if key.split(".")[0] in HASHED and key not in where}
-    return {**unfolded({"mixer": found.pop("mixer")}), **found, "recipe.select": _selected(config)}
+    mixer = unfolded({"mixer": found.pop("mixer")})
+    return {**mixer, **found, "recipe.select": _selected(config), **unfolded(counted(config))}
 
 
 def unfolded(node: Mapping[str, Any], sign: str = ".") -> dict[str, Any]:

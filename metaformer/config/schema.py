@@ -13,7 +13,7 @@ BUILTIN = {"_target_": "builtin"}  # mixer=builtin
 BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # of the model, by budget.by
 OPTIMISATION = ("optimizer", "lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "lr_interval")
 TUNABLE = (*(f"recipe.{key}" for key in (*OPTIMISATION, "clip_grad", "ema", "label_smoothing")), "model.drop_path")
-GROUPS = ("model", "mixer", "data", "recipe", "runtime", "logger", "budget", "debug", "experiments")
+GROUPS = ("model", "mixer", "data", "recipe", "runtime", "callbacks", "logger", "budget", "debug", "experiments")
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Runtime:
 
 @dataclass
 class Logger:
-    """metrics.csv is always written; wandb mirrors it."""
+    """metrics.csv is always written; wandb mirrors it, and Lightning's loggers get each step too."""
 
     wandb: bool = False
     mode: str = choice("online", "offline")
@@ -224,6 +224,7 @@ class Logger:
     every: int = number(50, at_least=0)  # every which step is told: loss, rate, gradient, speed; 0: none
     weights: bool = False  # the weights.pt of a run as an artifact
     weights_limit: float = number(500.0, above=0)  # MB; larger ones are refused, before training
+    lightning: dict[str, Any] = field(default_factory=dict)  # Lightning's loggers: a name and `_target_` with options
 
 
 @dataclass
@@ -287,6 +288,8 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
     logger: Logger = field(default_factory=Logger)
+    callbacks: dict[str, Any] = field(default_factory=dict)  # of Lightning: a name and `_target_` with options
+    trainer: dict[str, Any] = field(default_factory=dict)  # flags of Lightning's Trainer; see extensions.py
     debug: Debug = field(default_factory=Debug)
     study: Study = field(default_factory=Study)
     reference: Reference = field(default_factory=Reference)

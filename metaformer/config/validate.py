@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
+from metaformer.config.extensions import check_extensions
 from metaformer.config.metrics import METRICS, metric_of
 from metaformer.config.schema import (
     BUDGET_KEYS,
@@ -80,8 +81,9 @@ def validate(config: Config) -> None:
     _check_runtime(config.runtime, config.recipe)
     _check_study(config)
     _check_budget(config.budget, config.model, config.study)
+    check_extensions(config)
     if not config.logger.wandb:
-        for key, value in _changed(config.logger, Logger()):
+        for key, value in _changed(dataclasses.replace(config.logger, lightning={}), Logger()):
             raise ConfigError(f"logger.{key}={value}: belongs to logger=wandb")
 
 

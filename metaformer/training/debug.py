@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -17,11 +16,6 @@ from metaformer.data.module import ImageData
 from metaformer.system.files import replacing
 from metaformer.tasks.classification import Classifier
 from metaformer.training.trainer import threads, workers
-
-LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
-    "fast": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2},
-    "overfit": {"limit_val_batches": 0},
-}
 
 
 def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:

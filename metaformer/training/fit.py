@@ -4,19 +4,18 @@ import contextlib
 import copy
 import sys
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
+from metaformer.config.identity import flat
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Config, Recipe
+from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, Split, load
 from metaformer.data.module import ImageData
@@ -34,12 +33,14 @@ from metaformer.tasks.optimization import check_optimizer
 from metaformer.tasks.scores import Scores
 from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
+from metaformer.training.callbacks import brought_callbacks, callbacks_of
 from metaformer.training.curve_file import CurveFile
-from metaformer.training.debug import LIMITS, one_batch
+from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples
+from metaformer.training.loggers import Steps, loggers_of
 from metaformer.training.step_values import StepValues
-from metaformer.training.stop_and_resume import Checkpoints, Saved
-from metaformer.training.trainer import QUIET, device_name, make_trainer, threads, workers
+from metaformer.training.stop_and_resume import Saved
+from metaformer.training.trainer import QUIET, device_name, fitting_trainer, threads, workers
 
 
 @dataclass
@@ -81,6 +82,10 @@ def prepare(config: Config) -> Prepared:
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     net = ready(net, images.sample(), recipe.initialize_from)
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
+    if config.debug.mode not in ("profile", "batch"):  # which have no Trainer
+        folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
+        brought, loggers = brought_callbacks(config), loggers_of(config, folder)
+        fitting_trainer(config, recipe, brought, loggers, parts=1, folder=folder, show=False)
     return Prepared(images, net, build_teacher(recipe.distill, images))
 
 
@@ -158,9 +163,15 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
         curve = CurveFile(planned.folder, mirror)
         kept = {"threads": own_threads, "accumulate": parts}
-        steps = [StepValues(mirror, config.logger.every, recipe.batch)] if mirror and config.logger.every else []
-        callbacks = [curve, *steps, *_callbacks(planned.folder, config, kept, show=show and main)]
-        trainer = _trainer(config, recipe, callbacks, parts=parts, folder=planned.folder, show=show and main)
+        callbacks = [curve, *callbacks_of(planned.folder, config, kept, show=show and main)]
+        if mirror and config.logger.every:
+            callbacks.append(StepValues(mirror, config.logger.every, recipe.batch))
+        if loggers := loggers_of(config, planned.folder):
+            callbacks.append(Steps({**planned.choices, **flat(config)}))
+        callbacks += brought_callbacks(config)
+        trainer = fitting_trainer(
+            config, recipe, callbacks, loggers, parts=parts, folder=planned.folder, show=show and main
+        )
         tested = _train_and_test(trainer, module, data, saved)
         if not main:
             return None
@@ -173,42 +184,6 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
             if config.logger.weights:
                 mirror.keep(planned.folder / "weights.pt")
     return measured
-
-
-def _callbacks(folder: Path, config: Config, kept: Mapping[str, int], *, show: bool) -> list[L.Callback]:
-    callbacks: list[L.Callback] = [RichProgressBar()] if show else []
-    if config.selected_by:
-        callbacks.append(Best(config.selected_by))
-    if config.recipe.ema is not None:
-        # made before the network moves to its device, and compared with it at each step
-        device = "cuda" if config.runtime.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema))
-    if config.debug.mode == "none":
-        callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))
-    if config.debug.mode == "overfit":
-        done = {"stopping_threshold": 1 - 1e-6, "patience": 200, "check_on_train_epoch_end": True}
-        callbacks.append(EarlyStopping("train_accuracy", mode="max", **done))  # type: ignore[arg-type]
-    return callbacks
-
-
-def _trainer(
-    config: Config, recipe: Recipe, callbacks: list[L.Callback], *, parts: int, folder: Path, show: bool
-) -> L.Trainer:
-    options: dict[str, Any] = {"max_epochs": recipe.all_epochs, **LIMITS.get(config.debug.mode, {})}
-    return make_trainer(
-        config.runtime,
-        recipe,
-        accumulate_grad_batches=parts,
-        gradient_clip_val=recipe.clip_grad,
-        deterministic=True,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        enable_checkpointing=config.debug.mode == "none",
-        enable_progress_bar=show,
-        default_root_dir=folder,
-        **options,
-    )
 
 
 def _train_and_test(trainer: L.Trainer, module: Classifier, data: ImageData, saved: Saved | None) -> Tested:

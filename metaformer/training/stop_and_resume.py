@@ -77,9 +77,11 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, minutes: float, kept: Mapping[str, int]) -> None:
         self.folder, self.seconds, self.kept = folder, 60 * minutes, kept
         self.asked, self.listener = 0, None
+        self.stopped = False
         self.listeners: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.should_stop = self.stopped  # by a callback, before this run was interrupted
         self.saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             self.listeners = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -105,7 +107,10 @@ class Checkpoints(Checkpoint):
             self.stop(trainer, asked)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.kept
+        checkpoint |= {**self.kept, "should_stop": trainer.should_stop}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.stopped = checkpoint.get("should_stop", False)
 
     def _agreed(self, trainer: L.Trainer) -> int:
         """The signal that the first device has seen, SAVE where it is time for a checkpoint, or 0."""

@@ -4,23 +4,29 @@ import logging
 import os
 import platform
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from metaformer.config.schema import Recipe, Runtime
+from metaformer.config.schema import Config, Recipe, Runtime
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores
 
+LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
+    "fast": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2},
+    "overfit": {"limit_val_batches": 0},
+}
 PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 # What Lightning warns of and this package takes care of: batches are functions of their place.
-QUIET = ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable)"
+QUIET = ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable|flops_per_batch)"
 
 
 def workers(runtime: Runtime, jobs: int) -> int:
@@ -34,8 +40,14 @@ def threads(runtime: Runtime, jobs: int) -> int:
     return runtime.threads or max(1, cores() // (jobs * runtime.devices))
 
 
-def make_trainer(runtime: Runtime, recipe: Recipe, **options: Any) -> L.Trainer:
-    """A Trainer; a ConfigError where the devices that are asked for are not there."""
+def make_trainer(
+    runtime: Runtime, recipe: Recipe, brought: Mapping[str, Any] | None = None, **options: Any
+) -> L.Trainer:
+    """A Trainer; a ConfigError where the devices that are asked for are not there, or a flag cannot work.
+
+    Args:
+        brought: flags that the user sets, over those of the bench.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
     if torch.cuda.is_available():  # products and convolutions alike: one mixer's are the other's
         torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
@@ -52,13 +64,51 @@ def make_trainer(runtime: Runtime, recipe: Recipe, **options: Any) -> L.Trainer:
             strategy="ddp" if together > 1 else "auto",
             use_distributed_sampler=False,
             precision=PRECISION[recipe.precision],
-            logger=False,
-            enable_model_summary=False,
-            **options,
+            **{"logger": False, "enable_model_summary": False, **options, **(brought or {})},
         )
-    except (MisconfigurationException, ValueError) as error:
-        asked = f"runtime.accelerator={runtime.accelerator}, runtime.devices={runtime.devices}"
-        raise ConfigError(f"{asked}: {error}") from error
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        flags = [
+            f"trainer.{flag}={value}"
+            for flag, value in (brought or {}).items()
+            if flag in str(error) or str(value) in str(error)
+        ]
+        asked = [f"runtime.accelerator={runtime.accelerator}", f"runtime.devices={runtime.devices}"]
+        raise ConfigError(f"{', '.join(flags or asked)}: {error}") from error
+
+
+def fitting_trainer(
+    config: Config,
+    recipe: Recipe,
+    callbacks: list[L.Callback],
+    loggers: Sequence[Logger],
+    *,
+    parts: int,
+    folder: Path,
+    show: bool,
+) -> L.Trainer:
+    """The Trainer of a run, whose recipe may be that of a debug mode.
+
+    Args:
+        parts: those that the batch of a device is split into.
+        show: a progress bar.
+    """
+    options: dict[str, Any] = {"max_epochs": recipe.all_epochs, **LIMITS.get(config.debug.mode, {})}
+    return make_trainer(
+        config.runtime,
+        recipe,
+        config.trainer,
+        accumulate_grad_batches=parts,
+        gradient_clip_val=recipe.clip_grad,
+        deterministic=True,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=list(loggers) or False,
+        enable_checkpointing=config.debug.mode == "none",
+        enable_progress_bar=show,
+        default_root_dir=folder,
+        **options,
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ from conftest import compose
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from metaformer.system.errors import ConfigError
-from metaformer.training import fit, trainer
+from metaformer.training import callbacks, trainer
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -35,7 +35,7 @@ def test_the_average_of_the_weights_lives_where_they_do(monkeypatch, tmp_path, t
             super().__init__(decay=decay)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    monkeypatch.setattr(fit, "EMAWeightAveraging", Average)
+    monkeypatch.setattr(callbacks, "EMAWeightAveraging", Average)
     config = compose("recipe.ema=0.9", f"runtime.accelerator={accelerator}")
-    fit._callbacks(tmp_path, config, {}, show=False)
+    callbacks.callbacks_of(tmp_path, config, {}, show=False)
     assert made == [device]

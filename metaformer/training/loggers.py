@@ -1,0 +1,106 @@
+"""Lightning's loggers, which may fail: metrics.csv is the truth, and nothing is ever read back."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from metaformer.config.schema import Config
+from metaformer.training.brought import made
+
+
+class Guarded(Logger):
+    """A logger that can fail without ending the training: this is told once, and it is not asked again."""
+
+    def __init__(self, logger: Logger, key: str) -> None:
+        super().__init__()
+        self.logger, self.key, self.failed = logger, key, False
+
+    def attempt(self, method: str, *args: Any, **options: Any) -> Any:
+        if self.failed:
+            return None
+        try:
+            return getattr(self.logger, method)(*args, **options)
+        except Exception as error:  # whatever a logger, the disk or the network raises
+            self.failed = True
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            print(f"{self.key}: {words}; training goes on without it", file=sys.stderr)
+            return None
+
+    @property
+    def name(self) -> str | None:
+        return self.logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        return self.logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self.logger.save_dir
+
+    @property
+    def group_separator(self) -> str:
+        return str(self.logger.group_separator)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.attempt("log_metrics", metrics, step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **options: Any) -> None:
+        self.attempt("log_hyperparams", params, *args, **options)
+
+    def log_graph(self, *args: Any, **options: Any) -> None:
+        self.attempt("log_graph", *args, **options)
+
+    def save(self) -> None:
+        self.attempt("save")
+
+    def finalize(self, status: str) -> None:
+        self.attempt("finalize", status)
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some loggers have, like `experiment` or `log_image`."""
+        found = getattr(self.__dict__["logger"], name)
+        return partial(self.attempt, name) if callable(found) else found
+
+
+class Steps(L.Callback):
+    """Gives loggers the configuration, and of every `trainer.log_every_n_steps`-th step the loss and the rate.
+
+    It reads a loss back from its device, which takes time: a run without loggers has no such callback.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.loss: Any = 0.0  # of this step, so far: each part of a batch brings its share
+        self.lr = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(dict(self.settings))
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the schedule goes on
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.loss = self.loss + outputs["loss"]
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        loss, self.loss = self.loss, 0.0
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for logger in trainer.loggers:
+                logger.log_metrics({"train_loss_step": float(loss), "lr": self.lr}, step=trainer.global_step)
+
+
+def loggers_of(config: Config, folder: Path) -> list[Guarded]:
+    """Those of the `logger.lightning` node. They write into the run's folder, and a run is called as that is."""
+    return [
+        Guarded(made(Logger, node, key, save_dir=str(folder), run_name=folder.name), key)  # type: ignore[type-abstract]
+        for key, node in ((f"logger.lightning.{name}", node) for name, node in config.logger.lightning.items())
+    ]

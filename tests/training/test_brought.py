@@ -1,0 +1,158 @@
+"""Callbacks and loggers that a configuration brings."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, compose
+
+from metaformer.runs.result import read_curve
+from metaformer.studies.points import resolve
+from metaformer.studies.worker import run
+from metaformer.system.errors import ConfigError
+from metaformer.training.fit import prepare
+
+CHOICES = {"mixer": "pooling", "model": "tiny"}
+SHORT = [*TINY, "data.train=192", "recipe.batch=32", "recipe.warmup_epochs=0"]  # 6 steps an epoch
+MINE = """
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+SEEN = []
+
+class Last(L.Callback):
+    def __init__(self, lr: float = 0.1):
+        self.lr = lr
+    def on_train_end(self, trainer, module):
+        SEEN.append((self.lr, trainer.global_step))
+
+class Fails(Logger):
+    name, version = "fails", 0
+    def __init__(self, save_dir, after: int = 2):
+        super().__init__()
+        self.after, self.dir = after, save_dir
+    def log_hyperparams(self, params):
+        SEEN.append(params)
+    def log_metrics(self, metrics, step=None):
+        SEEN.append((step, metrics))
+        if len(SEEN) > self.after:
+            raise OSError("no space left\\nfor logs")
+
+class Refuses(Logger):
+    name, version = "refuses", 0
+    def __init__(self):
+        raise ValueError("no key of the server")
+    def log_hyperparams(self, params): pass
+    def log_metrics(self, metrics, step=None): pass
+
+def number(): return 5
+"""
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    Path("my_things.py").write_text(MINE)
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "my_things", raising=False)
+    import my_things
+
+    return my_things
+
+
+def trained(*words: str):
+    return run(resolve(compose(*SHORT, *words), CHOICES)[0])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_steps_are_logged_beside_the_curve_and_change_nothing(mine):
+    plain = trained()
+    logged = trained(
+        "logger=[csv,steps]", "trainer.log_every_n_steps=2", "callbacks=[learning_rate_monitor,throughput]",
+        "runtime.runs=logged", "callbacks.throughput.window_size=3",
+    )  # fmt: skip
+    assert (plain.name, plain.result.metrics) == (logged.name, logged.result.metrics)
+    rows = rows_of(logged.folder / "steps/version_0/metrics.csv")
+    steps = {int(row["step"]): row for row in rows if row["train_loss_step"]}
+    assert list(steps) == [2, 4, 6, 8, 10, 12]
+    assert all(float(row["lr"]) > 0 for row in steps.values())
+    curve = read_curve(logged.folder)
+    for epoch in (1, 2):  # three of six steps: near their mean
+        own = [float(steps[step]["train_loss_step"]) for step in steps if 6 * epoch - 6 < step <= 6 * epoch]
+        assert sum(own) / 3 == pytest.approx(float(curve[epoch - 1]["train_loss"]), rel=0.2)
+    names = {name for row in rows for name, value in row.items() if value}
+    assert {"val_accuracy", "test_accuracy", "lr-AdamW/pg1", "train/device/batches_per_sec"} <= names, names
+    assert "batch: 32" in (logged.folder / "steps/version_0/hparams.yaml").read_text()
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_parts(mine):
+    for parts in (1, 2):
+        trained("logger=steps", "trainer.log_every_n_steps=1", f"runtime.accumulate={parts}", f"runtime.runs=r{parts}")
+    one, two = (next(Path(f"r{parts}").glob("*/steps/version_0/metrics.csv")) for parts in (1, 2))
+    losses = [[row["train_loss_step"] for row in rows_of(path) if row["train_loss_step"]] for path in (one, two)]
+    assert len(losses[0]) == len(losses[1]) == 12
+    assert [float(x) for x in losses[0]] == pytest.approx([float(x) for x in losses[1]], rel=1e-3)
+
+
+def test_a_logger_that_fails_is_told_once_and_training_goes_on(mine, capsys):
+    words = ("trainer.log_every_n_steps=1", "logger.lightning.mine._target_=my_things.Fails")
+    done = trained("logger=steps", *words, "callbacks.mine={_target_: my_things.Last, lr: 3}")
+    said = capsys.readouterr().err
+    assert said.count("logger.lightning.mine: OSError: no space left for logs; training goes on without it") == 1
+    assert mine.SEEN[0]["mixer"] == "pooling"
+    assert [seen[0] for seen in mine.SEEN[1:]] == [1, 2, 3]  # the third one raised; the last is the callback's own lr
+    assert mine.SEEN[-1] == (3, 12)
+    assert done.status == "finished"
+    assert len(rows_of(done.folder / "steps/version_0/metrics.csv")) > 12  # the other logger went on
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["callbacks.a._target_=no_such.Thing"], "callbacks.a._target_=no_such.Thing: cannot import 'no_such' (Mod"),
+        (["callbacks.a._target_=my_things.Lost"], "'my_things' has no 'Lost'; did you mean 'Last'?"),
+        (["callbacks.a={_target_: my_things.Last, lrr: 1}"], "callbacks.a.lrr: Last has no such option; did you"),
+        (["callbacks.a={_target_: my_things.Last, lr: x}"], "callbacks.a.lr=x: expected float"),
+        (["callbacks.a._target_=my_things.number"], "expected a lightning.pytorch.callbacks.callback.Callback; it"),
+        (["callbacks.a._target_=my_things.SEEN"], "callbacks.a._target_=my_things.SEEN: expected a class"),
+        (["logger.lightning.a._target_=my_things.Last"], "expected a lightning.pytorch.loggers.logger.Logger; it"),
+        (
+            ["logger.lightning.a._target_=my_things.Refuses"],
+            "logger.lightning.a: my_things.Refuses cannot be built (ValueError: no key of the server)",
+        ),
+        (["trainer.profiler=simpel"], "trainer.profiler=simpel: When passing string value"),
+        (["trainer.max_time=soon"], "trainer.max_time=soon: "),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built_is_refused_before_anything_is_written(mine, words, line):
+    before = {*Path().rglob("*")}
+    with pytest.raises(ConfigError) as refused:
+        prepare(compose(*SHORT, *words))
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert {path for path in Path().rglob("*") if "__pycache__" not in str(path)} <= before
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    with pytest.raises(ConfigError, match=r"lightning\.tensorboard: .* cannot be built \(ModuleNotFoundError: "):
+        prepare(compose(*SHORT, "logger=tensorboard"))
+
+
+def test_a_run_that_a_callback_stopped_is_not_trained_on_when_it_goes_on(mine, monkeypatch):
+    """It was killed after its last checkpoint and before its result."""
+    words = ("recipe.epochs=5", "callbacks=early_stopping", "callbacks.early_stopping.monitor=train_loss",
+             "callbacks.early_stopping.mode=max", "callbacks.early_stopping.patience=1")  # fmt: skip
+    whole = trained(*words, "runtime.runs=whole")
+    assert 1 < whole.result.epochs < 5
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.Trainer.test", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(*words)
+    again = trained(*words)
+    assert (again.result.epochs, again.result.metrics) == (whole.result.epochs, whole.result.metrics)
