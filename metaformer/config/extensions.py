@@ -23,6 +23,7 @@ ELSEWHERE = {  # flags that the bench sets, and the key that sets them
     "accelerator": "runtime.accelerator",
     "devices": "runtime.devices",
     "num_nodes": "runtime.nodes",
+    "strategy": "runtime.strategy",
     "accumulate_grad_batches": "runtime.accumulate",
     "enable_progress_bar": "runtime.progress",
     "enable_checkpointing": "runtime.checkpoint_minutes",
@@ -33,7 +34,6 @@ ELSEWHERE = {  # flags that the bench sets, and the key that sets them
 }
 EVERY_EPOCH = "every epoch is validated once, on all validation images"
 FIXED = {  # flags that have one value here, and why
-    "strategy": "it is ddp where runtime.devices asks for several, and auto otherwise",
     "plugins": "they are objects, which no word can be",
     "barebones": "it takes away what a run is recorded with",
     "deterministic": "the same configuration gives the same result, so it is true",
@@ -98,6 +98,8 @@ def check_extensions(config: Config) -> None:
         )
     if (how := config.trainer.get("gradient_clip_algorithm")) and config.recipe.clip_grad is None:
         raise ConfigError(f"trainer.gradient_clip_algorithm={how}: is read with recipe.clip_grad only")
+    if config.trainer.get("sync_batchnorm") and config.runtime.processes == 1:
+        raise ConfigError("trainer.sync_batchnorm=True: is for several devices (runtime.devices)")
     steps = config.trainer.get("log_every_n_steps", 1)
     if not steps or steps < 1:
         raise ConfigError(f"trainer.log_every_n_steps={steps}: expected at least 1")

@@ -1,12 +1,12 @@
 """Every key of the configuration, with its type, default and bounds. Imports no torch.
 
-A field's comment says what it is for; its bounds stand beside it and are checked by `validate`.
+A field's comment says what it is for; its bounds stand beside it (`fields`) and are checked by `validate`.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from metaformer.config.fields import choice, ints, number, rate, share
 from metaformer.config.metrics import metrics_of, selecting
 
 BUILTIN = {"_target_": "builtin"}  # mixer=builtin
@@ -14,47 +14,6 @@ BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # 
 OPTIMISATION = ("optimizer", "lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "lr_interval")
 TUNABLE = (*(f"recipe.{key}" for key in (*OPTIMISATION, "clip_grad", "ema", "label_smoothing")), "model.drop_path")
 GROUPS = ("model", "mixer", "data", "recipe", "runtime", "callbacks", "logger", "budget", "debug", "experiments")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a number, or each number of a list, may be. NaN and infinity are never allowed."""
-
-    at_least: float = -math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    at_most: float = math.inf
-    words: str = ""  # what is expected, where the bounds alone do not say it
-
-    def allow(self, value: float) -> bool:
-        inside = self.at_least <= value <= self.at_most and self.above < value < self.below
-        return inside and math.isfinite(value)
-
-    def __str__(self) -> str:
-        limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
-        return self.words or " and ".join(f"{word} {n:g}" for word, n in limits.items() if math.isfinite(n))
-
-
-def choice(*allowed: str) -> Any:
-    """A string field whose first value is the default and whose only other values are those listed."""
-    return field(default=allowed[0], metadata={"choices": allowed})
-
-
-def number(default: float | None, words: str = "", **bounds: float) -> Any:
-    """A number field within bounds; None, where it is the default, is always allowed."""
-    return field(default=default, metadata={"bounds": Bounds(words=words, **bounds)})
-
-
-def share(default: float) -> Any:
-    return number(default, "a share from 0 to 1", at_least=0, at_most=1)
-
-
-def rate() -> Any:
-    return number(None, "a rate from 0 up to, not including, 1", at_least=0, below=1)
-
-
-def ints(*values: int, at_least: int = 1) -> Any:
-    return field(default_factory=lambda: list(values), metadata={"bounds": Bounds(at_least=at_least)})
 
 
 @dataclass
@@ -149,7 +108,7 @@ class Recipe:
     label_smoothing: float = share(0.1)
     crop: int = number(2, at_least=0)  # random crop after padding by so many pixels
     flip: bool = True  # random horizontal flip
-    precision: str = choice("fp32", "bf16")
+    precision: str = choice("fp32", "bf16", "fp16")  # the halves beside weights in fp32; fp16 on a GPU only
     lr_base_size: int | None = number(None, at_least=1)  # lr is for so many images a step and grows with recipe.batch
     schedule: str = choice("cosine", "constant")
     lr_interval: str = choice("step", "epoch")  # how often the rate changes
@@ -191,9 +150,11 @@ class Reference:
 class Runtime:
     """Where and how fast it runs: no key here changes a result beyond rounding."""
 
-    accelerator: str = choice("auto", "cpu", "gpu")
+    accelerator: str = choice("auto", "cpu", "gpu", "mps")
     devices: int = number(1, at_least=1)  # of each node, one process for each
     nodes: int = number(1, at_least=1)
+    strategy: str = choice("auto", "ddp", "fsdp")  # auto: ddp where there are several processes
+    checkpoint_blocks: bool = False  # compute the insides of blocks again in the backward pass instead of keeping them
     accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit into its memory
     compile: bool = False  # torch.compile: minutes to begin with, on a CPU
     tf32: bool = False  # matrix products on a GPU with 10 bits of mantissa

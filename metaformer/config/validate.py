@@ -227,6 +227,12 @@ def _check_runtime(runtime: Runtime, recipe: Recipe) -> None:
         )
     if recipe.mixes and share % 2:
         raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
+    if runtime.strategy == "fsdp":
+        raise ConfigError(
+            "runtime.strategy=fsdp: a run keeps, averages and tests its weights whole on each device; expected ddp"
+        )
+    if recipe.precision == "fp16" and runtime.accelerator == "cpu":
+        raise ConfigError("recipe.precision=fp16: is for a GPU; runtime.accelerator=cpu has fp32 or bf16")
     if not runtime.runs.strip():
         raise ConfigError("runtime.runs: expected the folder of the run folders, like runs")
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metaformer.config.schema import Architecture, Model
 from metaformer.mixers.factory import from_config
@@ -87,6 +88,22 @@ def crop_of(model: Model) -> float:
     if model.source == "timm":
         return getattr(get_pretrained_cfg(str(model.name)), "crop_pct", CROP_PCT)
     return CROP_PCT
+
+
+def checkpoint_blocks(net: nn.Module) -> None:
+    """Have the insides of blocks computed again in the backward pass: less memory, the same gradients.
+
+    Raises:
+        ConfigError: a model that cannot, or whose running statistics a second pass would move once more.
+    """
+    key = "runtime.checkpoint_blocks=True"
+    for name, module in net.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise ConfigError(f"{key}: {name} is a BatchNorm, whose statistics would take each batch in twice")
+    try:
+        net.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:  # of timm's models not all can
+        raise ConfigError(f"{key}: {type(net).__name__} cannot; expected false") from error
 
 
 def try_on(net: nn.Module, images: Tensor) -> None:

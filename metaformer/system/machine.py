@@ -52,7 +52,12 @@ def emulates_bf16() -> bool:
 
 
 def places(accelerator: str, per_gpu: int) -> int:
-    """How many runs go on at once: one for each core, or where there are GPUs `per_gpu` for each of them."""
+    """How many runs go on at once: one for each core, or where there are GPUs `per_gpu` for each of them.
+
+    A Mac has one (mps).
+    """
+    if accelerator == "mps":
+        return per_gpu
     if accelerator == "cpu" or not gpus():
         return cores()
     return len(gpus()) * per_gpu

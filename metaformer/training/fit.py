@@ -19,7 +19,7 @@ from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, Split, load
 from metaformer.data.module import ImageData
-from metaformer.models.build import build, crop_of, ready
+from metaformer.models.build import build, checkpoint_blocks, crop_of, ready
 from metaformer.models.cost import Cost, count
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
@@ -82,6 +82,8 @@ def prepare(config: Config) -> Prepared:
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     net = ready(net, images.sample(), recipe.initialize_from)
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
+    if config.runtime.checkpoint_blocks:
+        checkpoint_blocks(net)
     if config.debug.mode not in ("profile", "batch"):  # which have no Trainer
         folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
         brought, loggers = brought_callbacks(config), loggers_of(config, folder)

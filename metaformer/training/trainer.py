@@ -22,7 +22,7 @@ LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
     "fast": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2},
     "overfit": {"limit_val_batches": 0},
 }
-PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 # What Lightning warns of and this package takes care of: batches are functions of their place.
@@ -52,16 +52,17 @@ def make_trainer(
     if torch.cuda.is_available():  # products and convolutions alike: one mixer's are the other's
         torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = runtime.tf32
+    warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # here it is an error
     warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
     together = runtime.processes
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == together:  # submitit requeues its jobs itself
         options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=runtime.accelerator,
             devices=runtime.devices,
             num_nodes=runtime.nodes,
-            strategy="ddp" if together > 1 else "auto",
+            strategy="ddp" if together > 1 else runtime.strategy,
             use_distributed_sampler=False,
             precision=PRECISION[recipe.precision],
             **{"logger": False, "enable_model_summary": False, **options, **(brought or {})},
@@ -74,6 +75,12 @@ def make_trainer(
         ]
         asked = [f"runtime.accelerator={runtime.accelerator}", f"runtime.devices={runtime.devices}"]
         raise ConfigError(f"{', '.join(flags or asked)}: {error}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        if recipe.precision == "fp16":  # Lightning would take bf16 instead
+            raise ConfigError("recipe.precision=fp16: is for a GPU, and there is none; a processor has fp32 or bf16")
+        if (brought or {}).get("sync_batchnorm"):  # torch would fail in the first step
+            raise ConfigError("trainer.sync_batchnorm=True: is for GPUs, and there are none")
+    return trainer
 
 
 def fitting_trainer(
