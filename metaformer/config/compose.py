@@ -15,7 +15,8 @@ from metaformer.config.validate import structure, validate
 from metaformer.system.errors import ConfigError, by_closeness
 from metaformer.system.machine import places
 
-OPEN = ("trainer", "callbacks", "logger.lightning")  # nodes that take any key without a `+`; `validate` looks at each
+# Nodes that take any key without a `+`: somebody looks at each
+OPEN = ("trainer", "callbacks", "logger.lightning", "recipe.optimizer_options")
 Choices = dict[str, str]  # what was chosen in each config group, by the word that the user typed
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from metaformer.config.extensions import counted
 from metaformer.config.named_code import hashes_of_code
-from metaformer.config.schema import Config
+from metaformer.config.schema import Config, Recipe
 from metaformer.config.validate import leaves, plain
 from metaformer.system.files import file_hash
 from metaformer.system.version import TRAINING_VERSION
 
+# Keys of `recipe` that came after published results: at their defaults they are no part of the content of a run
+LATER = ("optimizer_options", "loss", "color_jitter", "repeated_augmentation")
 HASHED = ("mixer", "model", "data", "recipe", "seed")  # the other nodes change no result beyond rounding
 FILES = ("recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
 # How images are found. Where they have a fingerprint, that tells which they are, and in what order of classes
@@ -27,6 +29,9 @@ def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
     """
     nodes = {key: value for key, value in plain(config).items() if key in HASHED}
     nodes["recipe"]["select"] = _selected(config)
+    for key in LATER:
+        if nodes["recipe"][key] == plain(Recipe())[key]:
+            del nodes["recipe"][key]
     brought = counted(config)
     code = hashes_of_code({"mixer": config.mixer, "data": [config.data._target_, config.data.options], "more": brought})
     for key in ("name", *WHERE) if fingerprint else ("root",):
@@ -81,7 +86,8 @@ def flat(config: Config) -> dict[str, Any]:
     where = {f"data.{key}" for key in WHERE}
     found = {key: value for key, _, value in leaves(config) if key.split(".")[0] in HASHED and key not in where}
     mixer = unfolded({"mixer": found.pop("mixer")})
-    return {**mixer, **found, "recipe.select": _selected(config), **unfolded(counted(config))}
+    extensions = {"recipe.optimizer_options": found.pop("recipe.optimizer_options"), **counted(config)}
+    return {**mixer, **found, "recipe.select": _selected(config), **unfolded(extensions)}
 
 
 def unfolded(node: Mapping[str, Any], sign: str = ".") -> dict[str, Any]:

@@ -100,11 +100,14 @@ class Recipe:
     epochs: int = number(5, at_least=1, at_most=100_000)
     batch: int = number(128, at_least=1)  # images per optimizer step, over all devices
     optimizer: str = "adamw"  # any of timm's
+    # betas, momentum, eps, layer_decay, ...: as timm's create_optimizer_v2 takes them
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     lr: float = number(2e-3, at_least=0)
     weight_decay: float = number(0.05, at_least=0)
     warmup_epochs: float = number(1.0, at_least=0)
     warmup_lr: float = number(1e-6, at_least=0)
     min_lr: float = number(1e-5, at_least=0)
+    loss: str = choice("ce", "bce")  # cross-entropy, or timm's binary cross-entropy of each class
     label_smoothing: float = share(0.1)
     crop: int = number(2, at_least=0)  # random crop after padding by so many pixels
     flip: bool = True  # random horizontal flip
@@ -118,6 +121,8 @@ class Recipe:
     ema: float | None = number(None, "a decay between 0 and 1, like 0.9999, or null", above=0, below=1)
     scale: list[float] | None = None  # share of an image's area that a random resized crop keeps; None: no such crop
     auto_augment: str | None = None  # in timm's notation, like rand-m9-mstd0.5-inc1
+    color_jitter: Any = None  # as timm takes it: a strength, or [brightness, contrast, saturation] and perhaps hue
+    repeated_augmentation: int = number(1, at_least=1)  # how often an epoch sees an image, of fewer images
     erasing: float = share(0.0)  # probability that a rectangle of an image is replaced by noise
     mixup: float = number(0.0, at_least=0)  # alpha
     cutmix: float = number(0.0, at_least=0)  # alpha; with mixup each batch has one of them

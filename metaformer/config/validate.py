@@ -8,25 +8,12 @@ import dataclasses
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from metaformer.config.extensions import check_extensions
 from metaformer.config.metrics import METRICS, metric_of
-from metaformer.config.schema import (
-    BUDGET_KEYS,
-    BUILTIN,
-    TUNABLE,
-    Analysis,
-    Budget,
-    Config,
-    Distill,
-    Logger,
-    Model,
-    Recipe,
-    Runtime,
-    Study,
-)
+from metaformer.config.schema import BUDGET_KEYS, BUILTIN, TUNABLE, Analysis, Budget, Config, Logger, Model, Study
+from metaformer.config.training_rules import check_recipe, check_runtime, is_number
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
 T = TypeVar("T")
@@ -76,9 +63,8 @@ def validate(config: Config) -> None:
     else:
         _check_published(config.model, config.mixer)
     _check_model(config.model)
-    _check_recipe(config.recipe)
-    _check_distill(config.recipe.distill)
-    _check_runtime(config.runtime, config.recipe)
+    check_recipe(config.recipe)
+    check_runtime(config.runtime, config.recipe)
     _check_study(config)
     _check_budget(config.budget, config.model, config.study)
     check_extensions(config)
@@ -174,69 +160,6 @@ def _check_model(model: Model) -> None:
         raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected at least one hidden channel in each stage")
 
 
-# ------------------------------------------------------------------ recipe and runtime
-
-
-def _check_recipe(recipe: Recipe) -> None:
-    if recipe.warmup_epochs > recipe.epochs:
-        raise ConfigError(f"recipe.warmup_epochs={recipe.warmup_epochs}: longer than recipe.epochs={recipe.epochs}")
-    if recipe.schedule == "constant":
-        for key, epochs in {"warmup": recipe.warmup_epochs, "cooldown": recipe.cooldown_epochs}.items():
-            if epochs:
-                raise ConfigError(f"recipe.{key}_epochs={epochs}: recipe.schedule=constant has none; expected 0")
-    if recipe.lr_interval == "epoch" and recipe.warmup_epochs != int(recipe.warmup_epochs):
-        raise ConfigError(
-            f"recipe.warmup_epochs={recipe.warmup_epochs}: expected whole epochs, since recipe.lr_interval=epoch"
-        )
-    if recipe.scale is None:
-        for key, value in {"auto_augment": recipe.auto_augment, "erasing": recipe.erasing}.items():
-            if value:
-                raise ConfigError(f"recipe.{key}={value}: is read with a random resized crop only (recipe.scale)")
-    elif len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1] <= 1:
-        raise ConfigError(
-            f"recipe.scale={recipe.scale}: expected the least and the largest share of the area, like [0.08, 1]"
-        )
-    elif recipe.crop:
-        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.scale crops already; expected 0")
-    if recipe.initialize_from is not None and not Path(recipe.initialize_from).is_file():
-        raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
-
-
-def _check_distill(distill: Distill) -> None:
-    if distill.weights is not None and not Path(distill.weights).is_file():
-        raise ConfigError(f"recipe.distill.weights={distill.weights}: no such file")
-    if distill.teacher is None and distill != Distill():
-        raise ConfigError(
-            "recipe.distill.teacher: expected the name of a timm model, since other keys of distill are set"
-        )
-    if distill.teacher is not None and distill.weights is None:
-        raise ConfigError("recipe.distill.weights: expected a file with the weights of the teacher")
-
-
-def _check_runtime(runtime: Runtime, recipe: Recipe) -> None:
-    """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
-    parts = 1 if runtime.accumulate == "auto" else runtime.accumulate
-    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
-        raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
-    devices = runtime.processes
-    share, rest = divmod(recipe.batch, devices * parts)
-    if rest:
-        raise ConfigError(
-            f"recipe.batch={recipe.batch}: is for all devices, and {devices} device{'s' * (devices > 1)} x "
-            f"{parts} accumulated part{'s' * (parts > 1)} do not divide it"
-        )
-    if recipe.mixes and share % 2:
-        raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
-    if runtime.strategy == "fsdp":
-        raise ConfigError(
-            "runtime.strategy=fsdp: a run keeps, averages and tests its weights whole on each device; expected ddp"
-        )
-    if recipe.precision == "fp16" and runtime.accelerator == "cpu":
-        raise ConfigError("recipe.precision=fp16: is for a GPU; runtime.accelerator=cpu has fp32 or bf16")
-    if not runtime.runs.strip():
-        raise ConfigError("runtime.runs: expected the folder of the run folders, like runs")
-
-
 # ------------------------------------------------------------------ study
 
 
@@ -263,14 +186,10 @@ def _check_analysis(analysis: Analysis) -> None:
         raise ConfigError(f"{path}.failed=chance: a guess has an accuracy only; {path}.metric is {analysis.metric}")
     for name, weights in analysis.contrasts.items():
         where = f"{path}.contrasts.{name}"
-        if not isinstance(weights, Mapping) or not all(_is_number(weight) for weight in weights.values()):
+        if not isinstance(weights, Mapping) or not all(is_number(weight) for weight in weights.values()):
             raise ConfigError(f"{where}: expected the weights of cells, like {{pooling: 1, identity: -1}}")
         if len(weights) < 2 or abs(sum(weights.values())) > 1e-9:
             raise ConfigError(f"{where}: expected two cells or more whose weights add up to 0")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _check_budget(budget: Budget, model: Model, study: Study) -> None:

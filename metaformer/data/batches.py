@@ -47,6 +47,16 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, "epoch", epoch))
 
 
+def repeated(order: Tensor, times: int) -> Tensor:
+    """The places [N] of an epoch that sees fewer images, each `times` one after the other (arXiv:1901.09335).
+
+    As timm has it, an epoch has as many places as there are images. A place is the row of an image plus N for each time
+    that it was there before, so that each time draws its own augmentation.
+    """
+    images = len(order)
+    return (order.repeat_interleave(times) + images * torch.arange(times).repeat(images))[:images]
+
+
 class Batches:
     """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole."""
 
@@ -106,21 +116,25 @@ class EvalBatches:
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
-    """The items of a split at (epoch, row): an image [C, H, W] and its label. Without an epoch nothing is drawn."""
+    """The items of a split at (epoch, place): an image [C, H, W] and its label. Without an epoch nothing is drawn.
+
+    A place is the row of an image, or more where it is repeated.
+    """
 
     def __init__(self, split: Any, transform: Callable[[Any], Tensor], seed: int = 0) -> None:
         self.split, self.transform, self.seed = split, transform, seed
 
     def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, int]:
-        epoch, row = where
+        epoch, place = where
+        row = place % len(self.split)
         if epoch is not None:
-            seed_globals(self.seed, "image", epoch, row)  # of a worker process
+            seed_globals(self.seed, "image", epoch, place)  # of a worker process
         return self.transform(self.split.read(row)), int(self.split.labels[row])
 
 
 @dataclass
 class Places:
-    """What worker processes are to read: (epoch, row) of every image of each batch."""
+    """What worker processes are to read: (epoch, place) of every image of each batch."""
 
     epoch: int | None
     batches: Sequence[Tensor]

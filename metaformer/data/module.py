@@ -19,6 +19,7 @@ from metaformer.data.batches import (
     Stream,
     Transformed,
     epoch_generator,
+    repeated,
 )
 from metaformer.data.images import Images
 from metaformer.data.lightning_progress import asks_every_epoch, done_batches
@@ -32,8 +33,10 @@ def normalisation(mean: Tensor, std: Tensor) -> dict[str, list[float]]:
 
 def training_transform(recipe: Recipe, shape: tuple[int, int, int], pixels: Mapping[str, Any]) -> Any:
     """timm's: random resized crop, flip, auto-augment, erasing. `shape` is (channels, height, width)."""
-    if recipe.auto_augment and shape[0] != 3:
-        raise ConfigError(f"recipe.auto_augment={recipe.auto_augment}: needs images in colour")
+    for key in ("auto_augment", "color_jitter"):
+        if (value := getattr(recipe, key)) is not None and shape[0] != 3:
+            raise ConfigError(f"recipe.{key}={value}: needs images in colour")
+    jitter = recipe.color_jitter  # None is not timm's default, which is 0.4
     least, most = recipe.scale or (1.0, 1.0)
     try:
         return create_transform(
@@ -41,7 +44,7 @@ def training_transform(recipe: Recipe, shape: tuple[int, int, int], pixels: Mapp
             is_training=True,
             scale=(least, most),
             hflip=0.5 if recipe.flip else 0.0,
-            color_jitter=None,  # type: ignore[arg-type]  # timm's default, which it drops where there is an auto-augment
+            color_jitter=tuple(jitter) if isinstance(jitter, list) else jitter,
             auto_augment=recipe.auto_augment,
             interpolation="random",
             re_prob=recipe.erasing,
@@ -114,6 +117,7 @@ class ImageData(L.LightningDataModule):
 
         if self.streams:
             order = torch.randperm(len(self.data.train), generator=epoch_generator(self.seed, epoch))
+            order = repeated(order, self.recipe.repeated_augmentation)
             return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
         crop, flip = (self.recipe.crop, self.recipe.flip) if self.augment else (0, False)
         return Batches(self.data, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, share=share, done=done)

@@ -6,6 +6,7 @@ import lightning as L
 import timm
 import torch
 import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from metaformer.config.schema import Distill, Recipe
@@ -43,6 +44,7 @@ class Classifier(L.LightningModule):
         self.net, self.recipe, self.seed = net, recipe, seed
         self.running = Running(classes)
         self.mixup = mixup_of(recipe, classes)
+        self.bce = BinaryCrossEntropy(recipe.label_smoothing) if recipe.loss == "bce" else None
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.kept: list[tuple[Tensor, Tensor]] = []  # logits and labels of the split that is evaluated
         self.scores: Scores | None = None  # of the last one
@@ -107,10 +109,13 @@ class Classifier(L.LightningModule):
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy with the recipe's smoothing; Mixup has it in its labels [B, classes].
+        """The recipe's loss with its smoothing; Mixup has that in its labels [B, classes].
 
         Class weights are those of each image, over the number of images: the parts of a split batch add up.
         """
+        if self.bce is not None:
+            bce: Tensor = self.bce(logits, labels)
+            return bce
         smoothing = 0.0 if self.mixup else self.recipe.label_smoothing
         weights = self.class_weights
         if weights is None:

@@ -1,8 +1,9 @@
 """Optimizer and schedule of a recipe, by timm."""
 
+import inspect
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -11,11 +12,32 @@ from torch.optim import Optimizer
 from metaformer.config.schema import Recipe
 from metaformer.system.errors import ConfigError, nearest
 
+GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "filter_bias_and_bn")  # of timm
+OWN = ("self", "params", "lr", "weight_decay", "fused")  # recipe.lr, recipe.weight_decay; the rest by the bench
 
-def check_optimizer(name: str) -> None:
-    """A ConfigError that names the nearest where timm has no such optimizer."""
+
+def check_optimizer(recipe: Recipe) -> None:
+    """A ConfigError that names the nearest where timm has no such optimizer, or that has no such option."""
+    name = recipe.optimizer
     if name not in (known := [str(found) for found in list_optimizers()]):
         raise ConfigError(f"recipe.optimizer={name}: not one of timm's{nearest(name, known)}")
+    takes = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    options = [*(option for option in takes if option not in OWN), *GROUPING]
+    for option in recipe.optimizer_options:
+        if option not in options:
+            hint = nearest(option, options) or f"; it has {', '.join(options)}"
+            raise ConfigError(f"recipe.optimizer_options.{option}: {name} has no such option{hint}")
+
+
+def try_optimizer(net: nn.Module, recipe: Recipe) -> None:
+    """A ConfigError where options have values that the optimizer cannot work with."""
+    if not recipe.optimizer_options:
+        return
+    try:
+        make_optimizer(net, recipe, on_gpu=False)
+    except Exception as error:  # whatever an optimizer raises
+        told = f"{recipe.optimizer} with {recipe.optimizer_options}"
+        raise ConfigError(f"recipe.optimizer_options: {told}: {type(error).__name__}: {error}") from error
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer:
@@ -26,7 +48,10 @@ def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer
     fuses = on_gpu and not clipped and recipe.optimizer in ("adam", "adamw")
     fused: dict[str, Any] = {"fused": True} if fuses else {}
     lr = recipe.lr * (recipe.batch / recipe.lr_base_size if recipe.lr_base_size else 1)
-    return create_optimizer_v2(net, recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay, **fused)
+    options: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in recipe.optimizer_options.items()
+    }
+    return create_optimizer_v2(net, recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay, **fused, **options)
 
 
 def make_scheduler(optimizer: Optimizer, recipe: Recipe, updates_per_epoch: int) -> Scheduler | None:

@@ -12,6 +12,11 @@ from metaformer.runs.wandb_run import Mirror
 from metaformer.system.errors import ConfigError
 
 
+def rate(trainer: L.Trainer) -> float:
+    """The learning rate: the largest where the layers have their own."""
+    return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
+
+
 class CurveFile(L.Callback):
     """One row an epoch in metrics.csv, mirrored to wandb where there is one.
 
@@ -39,7 +44,7 @@ class CurveFile(L.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.lr = rate(trainer)
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.before + time.perf_counter() - self.started}

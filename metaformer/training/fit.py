@@ -18,7 +18,7 @@ from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, Split, load
-from metaformer.data.module import ImageData
+from metaformer.data.module import ImageData, normalisation, training_transform
 from metaformer.models.build import build, checkpoint_blocks, crop_of, ready
 from metaformer.models.cost import Cost, count
 from metaformer.runs.folder import Planned
@@ -29,7 +29,7 @@ from metaformer.system.files import replacing
 from metaformer.system.machine import rank
 from metaformer.system.version import library_versions
 from metaformer.tasks.classification import Classifier, balanced_weights, build_teacher
-from metaformer.tasks.optimization import check_optimizer
+from metaformer.tasks.optimization import check_optimizer, try_optimizer
 from metaformer.tasks.scores import Scores
 from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
@@ -68,7 +68,7 @@ def prepare(config: Config) -> Prepared:
         ConfigError: something does not fit; it names the key.
     """
     recipe = config.recipe
-    check_optimizer(recipe.optimizer)
+    check_optimizer(recipe)
     images = load(config.data, config.runtime.cache)
     if recipe.scale is None and not isinstance(images.train, Split):
         raise ConfigError(
@@ -84,6 +84,9 @@ def prepare(config: Config) -> Prepared:
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
     if config.runtime.checkpoint_blocks:
         checkpoint_blocks(net)
+    try_optimizer(net, recipe)
+    if recipe.scale is not None:
+        training_transform(recipe, images.shape, normalisation(images.mean, images.std))  # refuses what timm cannot do
     if config.debug.mode not in ("profile", "batch"):  # which have no Trainer
         folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
         brought, loggers = brought_callbacks(config), loggers_of(config, folder)

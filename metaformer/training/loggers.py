@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 from metaformer.config.schema import Config
 from metaformer.training.brought import made
+from metaformer.training.curve_file import rate
 
 
 class Guarded(Logger):
@@ -84,7 +85,7 @@ class Steps(L.Callback):
             logger.log_hyperparams(dict(self.settings))
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the schedule goes on
+        self.lr = rate(trainer)  # before the schedule goes on
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,0 +1,104 @@
+"""Which keys of a recipe go together, and with which of the runtime."""
+
+from pathlib import Path
+from typing import Any
+
+from metaformer.config.schema import Distill, Recipe, Runtime
+from metaformer.system.errors import ConfigError
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def check_recipe(recipe: Recipe) -> None:
+    if recipe.warmup_epochs > recipe.epochs:
+        raise ConfigError(f"recipe.warmup_epochs={recipe.warmup_epochs}: longer than recipe.epochs={recipe.epochs}")
+    if recipe.schedule == "constant":
+        for key, epochs in {"warmup": recipe.warmup_epochs, "cooldown": recipe.cooldown_epochs}.items():
+            if epochs:
+                raise ConfigError(f"recipe.{key}_epochs={epochs}: recipe.schedule=constant has none; expected 0")
+    if recipe.lr_interval == "epoch" and recipe.warmup_epochs != int(recipe.warmup_epochs):
+        raise ConfigError(
+            f"recipe.warmup_epochs={recipe.warmup_epochs}: expected whole epochs, since recipe.lr_interval=epoch"
+        )
+    _check_augmentation(recipe)
+    _check_loss(recipe)
+    _check_distill(recipe.distill)
+    if recipe.optimizer_options.get("layer_decay") is not None and recipe.schedule == "constant":
+        raise ConfigError(
+            "recipe.optimizer_options.layer_decay: timm's schedule applies it, and recipe.schedule has none"
+        )
+    if recipe.initialize_from is not None and not Path(recipe.initialize_from).is_file():
+        raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
+
+
+def _check_loss(recipe: Recipe) -> None:
+    if recipe.loss == "bce" and recipe.class_weights != "none":
+        raise ConfigError(f"recipe.class_weights={recipe.class_weights}: belongs to recipe.loss=ce")
+    if recipe.loss == "bce" and recipe.label_smoothing == 1:
+        raise ConfigError("recipe.label_smoothing=1.0: expected less, since recipe.loss=bce")
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    if recipe.scale is None:
+        for key in ("auto_augment", "erasing", "color_jitter", "repeated_augmentation"):
+            if (value := getattr(recipe, key)) != getattr(Recipe(), key):
+                raise ConfigError(f"recipe.{key}={value}: is read with a random resized crop only (recipe.scale)")
+    elif len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1] <= 1:
+        raise ConfigError(
+            f"recipe.scale={recipe.scale}: expected the least and the largest share of the area, like [0.08, 1]"
+        )
+    elif recipe.crop:
+        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.scale crops already; expected 0")
+    _check_color_jitter(recipe)
+
+
+def _check_color_jitter(recipe: Recipe) -> None:
+    jitter = recipe.color_jitter
+    if jitter is None:
+        return
+    strengths = jitter if isinstance(jitter, list) else 3 * [jitter]
+    right = all(is_number(strength) and strength >= 0 for strength in strengths)
+    if not right or len(strengths) not in (3, 4) or max(strengths[3:], default=0) > 0.5:
+        raise ConfigError(
+            f"recipe.color_jitter={jitter}: expected a strength like 0.4, or [brightness, contrast, saturation] and "
+            "perhaps a hue up to 0.5"
+        )
+    if recipe.auto_augment:
+        raise ConfigError(f"recipe.color_jitter={jitter}: timm drops it where there is recipe.auto_augment")
+
+
+def _check_distill(distill: Distill) -> None:
+    if distill.weights is not None and not Path(distill.weights).is_file():
+        raise ConfigError(f"recipe.distill.weights={distill.weights}: no such file")
+    if distill.teacher is None and distill != Distill():
+        raise ConfigError(
+            "recipe.distill.teacher: expected the name of a timm model, since other keys of distill are set"
+        )
+    if distill.teacher is not None and distill.weights is None:
+        raise ConfigError("recipe.distill.weights: expected a file with the weights of the teacher")
+
+
+def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
+    """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
+    parts = 1 if runtime.accumulate == "auto" else runtime.accumulate
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
+    devices = runtime.processes
+    share, rest = divmod(recipe.batch, devices * parts)
+    if rest:
+        raise ConfigError(
+            f"recipe.batch={recipe.batch}: is for all devices, and {devices} device{'s' * (devices > 1)} x "
+            f"{parts} accumulated part{'s' * (parts > 1)} do not divide it"
+        )
+    if recipe.mixes and share % 2:
+        raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
+    if runtime.strategy == "fsdp":
+        raise ConfigError(
+            "runtime.strategy=fsdp: a run keeps, averages and tests its weights whole on each device; expected ddp"
+        )
+    if recipe.precision == "fp16" and runtime.accelerator == "cpu":
+        raise ConfigError("recipe.precision=fp16: is for a GPU; runtime.accelerator=cpu has fp32 or bf16")
+    if not runtime.runs.strip():
+        raise ConfigError("runtime.runs: expected the folder of the run folders, like runs")
