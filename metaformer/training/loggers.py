@@ -95,8 +95,8 @@ class Steps(L.Callback):
             return
         loss, self.loss = self.loss, 0.0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            for logger in trainer.loggers:
-                logger.log_metrics({"train_loss_step": float(loss), "lr": self.lr}, step=trainer.global_step)
+            for logger in trainer.loggers:  # Lightning and its monitors count steps from 0
+                logger.log_metrics({"train_loss_step": float(loss), "lr": self.lr}, step=trainer.global_step - 1)
 
 
 def loggers_of(config: Config, folder: Path) -> list[Guarded]:

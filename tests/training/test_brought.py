@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import TINY, compose
 
+from metaformer.config.compose import names_in
 from metaformer.runs.result import read_curve
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import run
 from metaformer.system.errors import ConfigError
+from metaformer.training.callbacks import brought_callbacks
 from metaformer.training.fit import prepare
 
 CHOICES = {"mixer": "pooling", "model": "tiny"}
@@ -78,11 +80,12 @@ def test_steps_are_logged_beside_the_curve_and_change_nothing(mine):
     assert (plain.name, plain.result.metrics) == (logged.name, logged.result.metrics)
     rows = rows_of(logged.folder / "steps/version_0/metrics.csv")
     steps = {int(row["step"]): row for row in rows if row["train_loss_step"]}
-    assert list(steps) == [2, 4, 6, 8, 10, 12]
+    assert list(steps) == [1, 3, 5, 7, 9, 11]  # from 0, as Lightning counts: the monitor's rate is in the same row
+    assert all(row["lr-AdamW/pg1"] == row["lr"] for row in rows if row["train_loss_step"] and row["lr-AdamW/pg1"])
     assert all(float(row["lr"]) > 0 for row in steps.values())
     curve = read_curve(logged.folder)
     for epoch in (1, 2):  # three of six steps: near their mean
-        own = [float(steps[step]["train_loss_step"]) for step in steps if 6 * epoch - 6 < step <= 6 * epoch]
+        own = [float(steps[step]["train_loss_step"]) for step in steps if step // 6 == epoch - 1]
         assert sum(own) / 3 == pytest.approx(float(curve[epoch - 1]["train_loss"]), rel=0.2)
     names = {name for row in rows for name, value in row.items() if value}
     assert {"val_accuracy", "test_accuracy", "lr-AdamW/pg1", "train/device/batches_per_sec"} <= names, names
@@ -104,7 +107,7 @@ def test_a_logger_that_fails_is_told_once_and_training_goes_on(mine, capsys):
     said = capsys.readouterr().err
     assert said.count("logger.lightning.mine: OSError: no space left for logs; training goes on without it") == 1
     assert mine.SEEN[0]["mixer"] == "pooling"
-    assert [seen[0] for seen in mine.SEEN[1:]] == [1, 2, 3]  # the third one raised; the last is the callback's own lr
+    assert [seen[0] for seen in mine.SEEN[1:3]] == [0, 1]  # the second one raised; the last is the callback's own lr
     assert mine.SEEN[-1] == (3, 12)
     assert done.status == "finished"
     assert len(rows_of(done.folder / "steps/version_0/metrics.csv")) > 12  # the other logger went on
@@ -137,11 +140,20 @@ def test_what_cannot_be_built_is_refused_before_anything_is_written(mine, words,
     assert {path for path in Path().rglob("*") if "__pycache__" not in str(path)} <= before
 
 
-def test_a_package_that_is_not_installed_is_named(monkeypatch):
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_package_that_is_not_installed_is_named(monkeypatch, name):
+    """After the options of the file have been found good."""
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
-    with pytest.raises(ConfigError, match=r"lightning\.tensorboard: .* cannot be built \(ModuleNotFoundError: "):
-        prepare(compose(*SHORT, "logger=tensorboard"))
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
+    with pytest.raises(ConfigError, match=rf"lightning\.{name}: .* cannot be built \(ModuleNotFoundError: "):
+        prepare(compose(*SHORT, f"logger={name}"))
+
+
+def test_every_callback_of_the_package_can_be_built_beside_the_others():
+    names = [name for name in names_in("callbacks") if name != "none"]
+    brought = brought_callbacks(compose("logger=steps", f"callbacks=[{','.join(names)}]"))
+    assert len(brought) == len(names) == 5
 
 
 def test_a_run_that_a_callback_stopped_is_not_trained_on_when_it_goes_on(mine, monkeypatch):
