@@ -28,7 +28,7 @@ from metaformer.runs.launch import check_study, collect
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
 from metaformer.studies.power_of_seeds import assumed_error, scatter, scatter_of, size, tell_power
-from metaformer.studies.sweeper import changes
+from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
 
 
@@ -39,8 +39,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         raise ConfigError("sd, from: expected one of them, both say how much the differences scatter")
     points = expand(given.overrides)
     config, entries = points[0].config, [point.entry for point in points]
-    if config.study.name and not changes(given.overrides):
-        check_study(config.study, entries)
+    whole = config.study.name and not changes(given.overrides)
+    check_study(config.study, entries, None if whole else keys_of(given.overrides))
     unit = metric_of(config.study.analysis.metric).unit
     throughput = positive("throughput", given.own.get("throughput"), "training images a second")
     images = int(positive("images", given.own.get("images"), "test images") or tested_images(config.data))

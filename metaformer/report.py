@@ -19,7 +19,7 @@ from metaformer.config.validate import judged
 from metaformer.runs.launch import check_study, read_launch, source_of
 from metaformer.runs.packed import gather
 from metaformer.studies.points import expand
-from metaformer.studies.sweeper import changes
+from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
 
 
@@ -38,8 +38,7 @@ def report(arguments: Sequence[str]) -> None:
     study = judged(config)
     if study.name is None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
-    if not changed:
-        check_study(study, entries)
+    check_study(study, entries, keys_of(overrides) if changed else None)
     runs = gather(study.name, entries, Path(config.runtime.runs))
     console = Console(width=None if sys.stdout.isatty() else 140)
     summarise(study, runs, console, write=not changed)

@@ -7,9 +7,10 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Transformer
 from omegaconf import DictConfig, OmegaConf
 
-from metaformer.config.hydra_internals import load, loader_of
+from metaformer.config.hydra_internals import load, loader_of, parsed
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import structure, validate
 from metaformer.system.errors import ConfigError, by_closeness
@@ -49,15 +50,38 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError, HydraException, OmegaConfBaseException: see `metaformer.config.explain` for one line of each.
     """
+    check_words(overrides)
     return config_of(load(loader(), overrides))
+
+
+ELSEWHERE = {"hydra.run.dir": "no run is there; runtime.runs=FOLDER says where they go"}
+FREE = ("mixer.", "data.options.", "study.analysis.contrasts.", "hydra.sweeper.params.")  # keys that need not be there
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse a key that is deleted and a choice that is no name, where Hydra says nothing or has a traceback."""
+    for override in parsed(loader(), words):
+        key, word = str(override.key_or_group), str(override.input_line)
+        if not key:
+            raise ConfigError(f"{word}: expected key=value")
+        if key in ELSEWHERE:
+            raise ConfigError(f"{word}: {ELSEWHERE[key]}")
+        if override.is_delete() and not key.startswith(FREE):
+            raise ConfigError(f"{word}: it cannot be deleted; expected {key}=VALUE, or nothing for the default")
+        if override.is_delete() or not (key in GROUPS or "/" in key):
+            continue
+        sweep = override.is_discrete_sweep()
+        for value in override.sweep_iterator(Transformer.identity) if sweep else [override.value()]:
+            if key == "hydra/sweeper" and value == "basic":
+                raise ConfigError(f"{word}: expected study, which is what -m has, or search")
+            if not (isinstance(value, dict) or (isinstance(value, str) and value and "${" not in value)):
+                known = ", ".join(names_in(key)) or "the files of its folder"
+                raise ConfigError(f"{word}: expected the name of a choice, one of {known}")
 
 
 def config_of(composed: DictConfig) -> Config:
     """The validated configuration that Hydra composed."""
     plain: Any = OmegaConf.to_container(without_hydra(composed), resolve=True, throw_on_missing=True)
-    for key in Config.__dataclass_fields__:
-        if key not in plain:  # by ~key: the rest of it would silently be the schema's defaults
-            raise ConfigError(f"~{key}: it cannot be deleted; expected a choice like {key}=... or nothing")
     config = structure(Config, plain)
     validate(config)
     return config

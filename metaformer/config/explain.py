@@ -8,6 +8,7 @@ import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from metaformer.config.kinds import hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves
 from metaformer.system.errors import ConfigError, by_closeness, nearest
@@ -25,6 +26,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return _not_readable(str(error.override))
     causes = _chain(error)
+    if sweep := re.search(r"Ambiguous value for argument '(.*)'", str(error)):
+        return f"{sweep[1]}: several values are a sweep, which needs -m; a list stands in brackets"
     if unknown := re.search(r"Could not override '([^']+)'", str(error)):
         return _no_such_key(unknown[1], causes)
     for cause in causes:
@@ -74,12 +77,12 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
 def _wrong_type(cause: Exception) -> str:
     """The line for a value that has not the type of its field, or nothing."""
     key = getattr(cause, "full_key", None) or ""
-    expected = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", str(cause))
-    if not (isinstance(cause, OmegaConfBaseException) and expected and key):
+    if not (isinstance(cause, OmegaConfBaseException) and key):
         return ""
-    value = re.search(r"Value '([^']*)'", str(cause))
-    kind = (expected[1] or expected[2]).lower().replace("bool", "boolean")
-    return f"{key}={value[1] if value else ''}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    value = re.search(r"Value '(.*?)' ", str(cause))
+    hint = hint_of(key)
+    what = f"expected {in_words(hint)}" if hint is not None else str(cause).splitlines()[0]
+    return f"{key}{f'={value[1]}' if value else ''}: {what}"
 
 
 def _siblings(key: str) -> list[str]:

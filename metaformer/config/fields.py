@@ -42,5 +42,5 @@ def rate() -> Any:
     return number(None, "a rate from 0 up to, not including, 1", at_least=0, below=1)
 
 
-def ints(*values: int, at_least: int = 1) -> Any:
-    return field(default_factory=lambda: list(values), metadata={"bounds": Bounds(at_least=at_least)})
+def ints(*values: int, at_least: int = 1, at_most: int = 65_536) -> Any:
+    return field(default_factory=lambda: list(values), metadata={"bounds": Bounds(at_least=at_least, at_most=at_most)})

@@ -11,6 +11,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.plugins.launcher import Launcher
@@ -32,12 +33,16 @@ def load(loader: ConfigLoader, overrides: Sequence[str], *, multirun: bool = Fal
     return loader.load_configuration("train", list(overrides), run_mode=mode)
 
 
+def parsed(loader: ConfigLoader, words: Sequence[str]) -> list[Override]:
+    """The words of a command line as Hydra reads them."""
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+
+
 def points_of(loader: ConfigLoader, words: Sequence[str]) -> list[list[str]]:
     """Every point of a grid, as the overrides that describe it, in the order of Hydra's own sweeper."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # not before Hydra has loaded its plugins
 
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
-    return BasicSweeper.split_arguments(overrides, None)[0]
+    return BasicSweeper.split_arguments(parsed(loader, words), None)[0]
 
 
 def make_launcher(context: HydraContext, task: TaskFunction, cfg: DictConfig) -> Launcher:

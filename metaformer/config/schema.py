@@ -20,7 +20,7 @@ GROUPS = ("model", "mixer", "data", "recipe", "runtime", "callbacks", "logger", 
 class BlockOptions:
     """What the papers vary in a MetaFormer block beside the mixer. An option of the block is a field here."""
 
-    mlp_ratio: float = number(4.0, above=0)
+    mlp_ratio: float = number(4.0, above=0, at_most=1000)
     norm: str = choice("group", "layer", "batch", "none")
     norm_eps: float = number(1e-5, above=0)
     act: str = choice("gelu", "relu", "silu", "star_relu")
@@ -34,7 +34,7 @@ class BlockOptions:
 class Architecture(BlockOptions):
     """The architecture round the mixer: the options of `MetaFormer`. The defaults are PoolFormer-S12."""
 
-    depths: list[int] = ints(2, 2, 6, 2)  # blocks of each stage
+    depths: list[int] = ints(2, 2, 6, 2, at_most=1000)  # blocks of each stage
     dims: list[int] = ints(64, 128, 320, 512)  # channels of each stage
     stem: list[int] = ints(7, 4, 2, at_least=0)  # kernel, stride, padding of the patch embedding
     downsample: list[int] | None = ints(3, 2, 1, at_least=0)  # the same between stages; None keeps one resolution
@@ -115,7 +115,7 @@ class Recipe:
     lr_base_size: int | None = number(None, at_least=1)  # lr is for so many images a step and grows with recipe.batch
     schedule: str = choice("cosine", "constant")
     lr_interval: str = choice("step", "epoch")  # how often the rate changes
-    cooldown_epochs: int = number(0, at_least=0)  # at min_lr, after `epochs`
+    cooldown_epochs: int = number(0, at_least=0, at_most=100_000)  # at min_lr, after `epochs`
     clip_grad: float | None = number(None, "a norm above 0, or null", above=0)  # largest norm of the gradient
     # Decay of the moving average of the weights, which is then validated and tested
     ema: float | None = number(None, "a decay between 0 and 1, like 0.9999, or null", above=0, below=1)
@@ -146,9 +146,9 @@ class Recipe:
 class Reference:
     """What a paper reports for this cell; not part of the run id."""
 
-    params: float | None = None  # in millions
-    macs: float | None = None  # in billions
-    top1: float | None = None  # in %
+    params: float | None = number(None, at_least=0)  # in millions
+    macs: float | None = number(None, at_least=0)  # in billions
+    top1: float | None = number(None, at_least=0, at_most=100)  # in %
 
 
 @dataclass
@@ -156,18 +156,20 @@ class Runtime:
     """Where and how fast it runs: no key here changes a result beyond rounding."""
 
     accelerator: str = choice("auto", "cpu", "gpu", "mps")
-    devices: int = number(1, at_least=1)  # of each node, one process for each
-    nodes: int = number(1, at_least=1)
+    devices: int = number(1, at_least=1, at_most=1024)  # of each node, one process for each
+    nodes: int = number(1, at_least=1, at_most=65_536)
     strategy: str = choice("auto", "ddp", "fsdp")  # auto: ddp where there are several processes
     checkpoint_blocks: bool = False  # compute the insides of blocks again in the backward pass instead of keeping them
     accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit into its memory
     compile: bool = False  # torch.compile: minutes to begin with, on a CPU
     tf32: bool = False  # matrix products on a GPU with 10 bits of mantissa
     threads: int | None = number(None, at_least=1, at_most=1024)  # per run; None shares the cores between the runs
-    workers: int | None = number(None, at_least=0)  # processes that read images one by one; None: one per free core
+    workers: int | None = number(
+        None, at_least=0, at_most=1024
+    )  # processes that read images one by one; None: one per free core
     checkpoint_minutes: float = number(15.0, at_least=0)  # a checkpoint that often, beside the one at each epoch's end
     cache: str | None = None  # folder of the decoded images; None: ~/.cache/metaformer
-    per_gpu: int = number(1, at_least=1)  # runs at once on each GPU of this machine
+    per_gpu: int = number(1, at_least=1, at_most=1024)  # runs at once on each GPU of this machine
     runs: str = "runs"  # the folder of the run folders
     force: bool = False  # train again what is finished
     packed: bool = False  # a run that experiments/NAME/runs.npz holds counts as finished, with no folder here
@@ -242,7 +244,7 @@ class Cost:
 
     modules: bool = False  # a row for each module of the model
     throughput: bool = False  # images per second of this machine, forward and training step
-    batch: int = number(8, at_least=1)  # of the throughput
+    batch: int = number(8, at_least=1, at_most=65_536)  # of the throughput
     out: str | None = None  # a .csv or .json file
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, TypeVar, cast, get_type_hints
 
 from metaformer.config.extensions import check_extensions
+from metaformer.config.kinds import fits, in_words
 from metaformer.config.metrics import METRICS, metric_of
 from metaformer.config.schema import BUDGET_KEYS, BUILTIN, TUNABLE, Analysis, Budget, Config, Logger, Model, Study
 from metaformer.config.training_rules import check_recipe, check_runtime, is_number
@@ -86,6 +87,8 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[A
 def _check_fields(config: Config) -> None:
     """The choices and bounds that stand with the fields."""
     for key, field, value in leaves(config):
+        if not fits(value, field.type):
+            raise ConfigError(f"{key}={value}: expected {in_words(field.type)}")
         allowed, bounds = field.metadata.get("choices"), field.metadata.get("bounds")
         if allowed and value not in allowed:
             raise ConfigError(f"{key}={value}: expected one of {', '.join(by_closeness(str(value), allowed))}")
@@ -93,6 +96,16 @@ def _check_fields(config: Config) -> None:
             each = "each " if isinstance(value, list) else ""
             if not all(bounds.allow(number) for number in (value if each else [value])):
                 raise ConfigError(f"{key}={value}: expected {each}{bounds}")
+        _check_sense(key, field, value)
+
+
+def _check_sense(key: str, field: dataclasses.Field[Any], value: Any) -> None:
+    """Numbers that are none and strings without a letter are never meant."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int | float) and not -(2**63) <= one < 2**63:
+            raise ConfigError(f"{key}={value}: expected a number between -2^63 and 2^63")
+        if isinstance(one, str) and (min(one, default=" ") < " " or not (one.strip() or field.default == "")):
+            raise ConfigError(f"{key}={one!r}: expected {in_words(field.type)}, with something to read in one line")
 
 
 # ------------------------------------------------------------------ mixer and model

@@ -132,7 +132,11 @@ def _check_decoding(data: Data, recipe: Recipe) -> None:
 def size_of(size: Any, key: str = "size") -> tuple[int, int]:
     """Height and width of `data.size`, a side or [height, width]."""
     sides = [size, size] if isinstance(size, int) and not isinstance(size, bool) else size
-    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+    if (
+        not isinstance(sides, list | tuple)
+        or len(sides) != 2
+        or not all(isinstance(n, int) and 0 < n <= 65_536 for n in sides)
+    ):
         raise ConfigError(f"data.{key}={size}: expected a number of pixels, or [height, width]")
     return sides[0], sides[1]
 

@@ -149,16 +149,24 @@ def read_launch(name: str) -> Launch | None:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back, or remove it and launch again") from error
 
 
-def check_study(study: Study, listed: Sequence[Entry]) -> None:
-    """Refuse a study whose reference or factor is none of its own."""
+def check_study(study: Study, listed: Sequence[Entry], asked: Collection[str] | None = None) -> None:
+    """Refuse a study whose reference or factor is none of its own.
+
+    Args:
+        asked: of a part of a study, or of a sweep, the keys that its words set: its other keys are of no part.
+    """
     factor, factors = study.analysis.factor, list(listed[0].levels)
     if factor not in factors:
+        if asked is not None and "study.analysis.factor" not in asked:
+            return
         expected = ", ".join(by_closeness(factor, factors))
         raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
     levels = {entry.levels[factor] for entry in listed}
-    if study.reference not in levels:
+    if study.reference not in levels and (asked is None or "study.reference" in asked):
         expected = ", ".join(by_closeness(study.reference, levels))
         raise ConfigError(f"study.reference={study.reference}: expected a {factor} of the study, one of {expected}")
+    if asked is not None:
+        return
     for level in study.analysis.claim_without:
         if level not in levels and [level] != Analysis().claim_without:
             expected = ", ".join(by_closeness(level, levels))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
-from metaformer.config.compose import Choices, choices_of, config_of, loader, without_hydra
+from metaformer.config.compose import Choices, check_words, choices_of, config_of, loader, without_hydra
 from metaformer.config.hydra_internals import load, points_of
 from metaformer.config.schema import GROUPS, Config, Data
 from metaformer.config.validate import judged, validate
@@ -65,6 +65,7 @@ def unread(data: Data) -> None:
 
 def expand(arguments: Sequence[str], identify: Identify = fingerprint) -> list[Point]:
     """The runs that a command line describes: what `train -m` with it would go through."""
+    check_words(arguments)
     cfg = load(loader(), arguments, multirun=True)
     return points(loader(), cfg, list(cfg.hydra.overrides.task), identify)
 
@@ -76,7 +77,8 @@ def points(
     grid = [f"{key!s}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
     found = points_of(config_loader, [*grid, *arguments])
     if not found:
-        raise ConfigError("the grid has no point: one of its keys has no value")
+        empty = next(word for word in [*grid, *arguments] if not points_of(config_loader, [word]))
+        raise ConfigError(f"{empty}: expected a value at least, or the grid has no point")
     varied = {i: values[0] for i, values in enumerate(zip(*found, strict=True)) if len(set(values)) > 1}
     factors = _factors({i: override.lstrip("+").partition("=")[0] for i, override in varied.items()})
     known, cells = folders_by_id(Path(cfg.runtime.runs)), Cells(config_loader, cfg)

@@ -56,8 +56,7 @@ class StudySweeper(Sweeper):
         self._check_launcher(listed)
         entries = [point.entry for point in listed]
         whole = bool(study.name) and not self._changed(arguments)
-        if whole:
-            check_study(study, entries)
+        check_study(study, entries, None if whole else keys_of(arguments))
         packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
         # Its own descriptor, since a run in this process sends what it prints to a file.
@@ -121,6 +120,11 @@ class StudySweeper(Sweeper):
     def _changed(self, arguments: Sequence[str]) -> bool:
         """Whether the command line narrowed or changed the study that its file describes."""
         return bool(changes([*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]))
+
+
+def keys_of(arguments: Sequence[str]) -> set[str]:
+    """The keys that words set."""
+    return {argument.lstrip("+~").partition("=")[0] for argument in arguments}
 
 
 def changes(arguments: Sequence[str]) -> list[str]:

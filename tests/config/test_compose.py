@@ -59,7 +59,7 @@ GRIDS = [
     ["experiments=rows"],
     ["experiments=rows", "recipe.lr=1e-4,2e-4", "mixer=identity,pooling"],
     ["mixer=pooling,identity", "mixer.pool_size=5"],
-    ["experiments=quickstart", "seed=0", "~data.root", "data=digits"],
+    ["experiments=quickstart", "seed=0", "data=digits"],
     # and the same words where it is refused
     ["seed=0,1", "recipe.lrr=1"],
     ["recipe.lr=1e-3,x"],
