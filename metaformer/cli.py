@@ -85,13 +85,19 @@ def explain_or_raise(error: Exception) -> None:
     raise SystemExit(2)
 
 
-def answer(doc: str | None, action: Callable[[list[str]], None]) -> None:
-    """The body of a command: its help, or `action` on its arguments, where an error of the user's is one line."""
+def answer(doc: str | None, action: Callable[[list[str]], None], keys: Collection[str] = ()) -> None:
+    """The body of a command: its help, or `action` on its arguments, where an error of the user's is one line.
+
+    Args:
+        keys: the nodes of the configuration that matter to the command, for its help.
+    """
     arguments = sys.argv[1:]
-    if set(arguments) & {"-h", "--help"}:
-        print(doc)
-        return
     try:
+        if set(arguments) & {"-h", "--help"}:
+            from metaformer.config.help import help_on
+
+            print(f"{doc}\n{help_on([], keys)}" if keys else doc)
+            return
         check_local_files()
         action(arguments)
     except USER_ERRORS as error:

@@ -65,7 +65,7 @@ def _launched(name: str, folder: Path) -> list[Run]:
 
 
 def main() -> None:
-    answer(__doc__, command)
+    answer(__doc__, command, ("logger", "runtime"))
 
 
 if __name__ == "__main__":

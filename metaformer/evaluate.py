@@ -67,7 +67,7 @@ def _tell(metrics: Mapping[str, float], images: Mapping[str, int], recorded: Map
 
 
 def main() -> None:
-    answer(__doc__, command)
+    answer(__doc__, command, ("mixer", "model", "data", "runtime"))
 
 
 if __name__ == "__main__":

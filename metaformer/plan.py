@@ -67,7 +67,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
 
 def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    answer(__doc__, lambda arguments: plan(arguments, console))
+    answer(__doc__, lambda arguments: plan(arguments, console), ("study", "budget", "runtime"))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def command(arguments: Sequence[str], console: Console) -> None:
 
 def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    answer(__doc__, lambda arguments: command(arguments, console))
+    answer(__doc__, lambda arguments: command(arguments, console), CHANGEABLE)
 
 
 if __name__ == "__main__":

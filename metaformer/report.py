@@ -47,7 +47,7 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    answer(__doc__, report)
+    answer(__doc__, report, ("study", "runtime"))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from metaformer.cli import RUN_ERRORS, explain_or_raise
-from metaformer.config.compose import check_local_files, check_words, conf_dir, help_on, register
+from metaformer.config.compose import check_local_files, check_words, conf_dir, register
 from metaformer.config.explain import USER_ERRORS
 from metaformer.studies import sweeper, worker
 
+KEYS = ("mixer", "model", "data", "recipe", "seed", "runtime", "logger", "debug", "study", "budget", "reference")
 FAILED: list[Exception] = []
 
 
@@ -54,7 +55,9 @@ def main() -> None:
     try:
         check_local_files()
         if {"-h", "--help"} & set(sys.argv):  # Hydra's own takes twice as long, for groups that it does not show
-            print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[0] != '-'])}")
+            from metaformer.config.help import help_on
+
+            print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[:1] != '-'], KEYS)}")
             return
         check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])
         app()

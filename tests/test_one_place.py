@@ -57,7 +57,7 @@ def test_each_is_seen_in_help_in_validation_in_cost_and_in_a_report(edited):
     groups = {line.partition(": ")[0]: line for line in told.splitlines() if ": " in line}
     assert "flip" in groups["mixer"].split(": ")[1].split(", ")
     assert "noise" in groups["data"].split(": ")[1].split(", ")
-    assert "  widen: 1.0" in told
+    assert "model.widen=1.0  " in told
 
     refused = {
         "mixer=flop": "mixer=flop: no such choice; expected one of flip",

@@ -119,13 +119,6 @@ def names_in(group: str) -> list[str]:
     return sorted({path.stem for root in (group_dir(group), Path.cwd() / group) for path in root.glob("*.yaml")})
 
 
-def help_on(overrides: Sequence[str]) -> str:
-    """The choices of each group, local files included, and the configuration of some overrides."""
-    composed = without_hydra(load(loader(), overrides, multirun=True))
-    groups = "\n".join(f"{group}: {', '.join(names_in(group))}" for group in GROUPS)
-    return f"Groups, local files included:\n\n{groups}\n\nConfiguration:\n\n{OmegaConf.to_yaml(composed)}"
-
-
 def check_local_files() -> None:
     """Refuse a file of the working directory that Hydra would hide behind a packaged one of the same name."""
     here = Path.cwd()

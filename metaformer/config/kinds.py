@@ -19,7 +19,7 @@ def in_words(hint: Any) -> str:
         return f"a list of {MANY.get(kinds[0], 'floats, or nulls')} in brackets"
     if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
         return f"a node with the keys {', '.join(hint.__dataclass_fields__)}"
-    return NAMES.get(inside or hint, "a value")
+    return NAMES.get(inside or hint, "")
 
 
 def fits(value: Any, hint: Any) -> bool:
