@@ -27,7 +27,7 @@ from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
-from metaformer.studies.worker import Outcome, found, job, warn_of_bf16
+from metaformer.studies.worker import Outcome, found, job, refuse, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write
 
@@ -64,6 +64,8 @@ class StudySweeper(Sweeper):
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
         warn_of_bf16(*(p.config for p in pending))
+        slurm = type(self.launcher).__name__ == "SlurmLauncher"
+        refuse({p.cell: p.config for p in pending}, here=not slurm)
         if whole:
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
         outcomes: list[Outcome] = []

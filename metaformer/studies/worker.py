@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,24 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
         if not force and (result := found(planned)) is not None:
             return Outcome(folder.name, "found", folder, result)
         return _train(planned, prepared, jobs=jobs, log=log, force=force)
+
+
+def refuse(cells: Mapping[str, Config], *, here: bool) -> None:
+    """Prepare each cell once before any run starts: what cannot work is refused, and leaves no folder.
+
+    Args:
+        here: they are to train on the devices of this machine.
+    """
+    known: dict[str, Any] = {}  # the images by their node
+    with output_to(Path(os.devnull)):
+        from metaformer.training.fit import prepare
+
+        for cell, config in cells.items():
+            try:
+                images = known.get(repr(config.data))
+                known[repr(config.data)] = prepare(config, images, here=here).images
+            except ConfigError as error:
+                raise ConfigError(f"{error} (cell {cell})") from error
 
 
 def warn_of_bf16(*configs: Config) -> None:

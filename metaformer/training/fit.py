@@ -61,15 +61,19 @@ class Tested:
     epoch: int | None
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, images: Images | None = None, *, here: bool = True) -> Prepared:
     """Read the images, build the networks and try them.
+
+    Args:
+        images: those of the configuration, where they are read already.
+        here: it is to train on the devices of this machine.
 
     Raises:
         ConfigError: something does not fit; it names the key.
     """
     recipe = config.recipe
     check_optimizer(recipe)
-    images = load(config.data, config.runtime.cache)
+    images = images or load(config.data, config.runtime.cache)
     if recipe.scale is None and not isinstance(images.train, Split):
         raise ConfigError(
             "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
@@ -87,7 +91,7 @@ def prepare(config: Config) -> Prepared:
     try_optimizer(net, recipe)
     if recipe.scale is not None:
         training_transform(recipe, images.shape, normalisation(images.mean, images.std))  # refuses what timm cannot do
-    if config.debug.mode not in ("profile", "batch"):  # which have no Trainer
+    if here and config.debug.mode not in ("profile", "batch"):  # which have no Trainer
         folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
         brought, loggers = brought_callbacks(config), loggers_of(config, folder)
         fitting_trainer(config, recipe, brought, loggers, parts=1, folder=folder, show=False)

@@ -5,7 +5,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import TINY, on_disk, result_of, runs_of
+import torch
+from conftest import TINY, compose, on_disk, result_of, runs_of
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from metaformer.runs.launch import collect
 from metaformer.runs.result import failure_of, write_result
 from metaformer.studies import sweeper
 from metaformer.studies.points import expand
-from metaformer.studies.worker import Outcome
+from metaformer.studies.worker import Outcome, refuse
 from metaformer.system.errors import ConfigError
 
 
@@ -113,3 +114,30 @@ def test_a_study_may_choose_its_launcher_and_the_command_line_another():
     assert chosen() == ("local", 0, "fashion_small")
     assert chosen("experiments=mine") == ("basic", 3, "digits")
     assert chosen("experiments=mine", "hydra/launcher=local") == ("local", 3, "digits")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["recipe.optimizer=adamm"], "recipe.optimizer=adamm: not one of timm's; did you mean 'adam'? (cell pooling)"),
+        (["runtime.accelerator=gpu"], "runtime.accelerator=gpu, runtime.devices=1: "),
+        (["data=image_folder"], "data.root: expected a folder with train/<class>/"),
+        (["recipe.batch=5000"], "recipe.batch=5000: there are 1197 training images"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_run_starts(words, line):
+    if torch.cuda.is_available() and "accelerator" in line:
+        pytest.skip("there is a GPU here")
+    cells = {"pooling": compose("data=digits", "mixer=pooling", *words)}
+    with pytest.raises(ConfigError) as error:
+        refuse(cells, here=True)
+    assert line in str(error.value)
+    if "accelerator" in line:
+        refuse(cells, here=False)  # as on the login node of a cluster
+
+
+def test_a_bad_cell_of_a_sweep_keeps_the_others_from_starting(cli, tmp_path):
+    done = cli("train", "-m", "data=digits", "mixer=pooling,attention", "model.dims=[64,64,64,64],[24,24,24,24]")
+    assert done.returncode == 2
+    assert "dim=24 is not divisible by head_dim=32 (cell attention dims=[24,24,24,24])" in done.stderr
+    assert list(tmp_path.iterdir()) == []
