@@ -1,6 +1,7 @@
 """What a study found: results.csv, tables, figures and one self-contained report.html.
 
-    python -m metaformer.report experiments=NAME
+    python -m metaformer.report experiments=NAME                # to runs/reports/NAME
+    python -m metaformer.report experiments=NAME publish=true   # to experiments/NAME, with the runs in runs.npz
 
 It reads finished runs, or experiments/NAME/runs.npz where they have no folder here, draws no random number that is not
 fixed, and imports no torch. `train` calls it at the end of a study.
@@ -16,7 +17,7 @@ from metaformer.analysis.page import summarise
 from metaformer.cli import answer, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
-from metaformer.runs.launch import check_study, read_launch, source_of
+from metaformer.runs.launch import check_study, read_launch, report_folder, source_of, study_folder
 from metaformer.runs.packed import gather
 from metaformer.studies.points import expand
 from metaformer.studies.sweeper import changes, keys_of
@@ -25,7 +26,10 @@ from metaformer.system.errors import ConfigError
 
 def report(arguments: Sequence[str]) -> None:
     """Judge the study that the command line names, from what is finished of it."""
-    overrides = words(arguments).overrides
+    given = words(arguments, own=("publish",))
+    overrides, publish = given.overrides, given.own.get("publish", "false")
+    if publish not in ("true", "false"):
+        raise ConfigError(f"publish={publish}: expected true or false")
     changed, launched = bool(changes(overrides)), None
     if not changed:
         config = compose(overrides)
@@ -38,10 +42,14 @@ def report(arguments: Sequence[str]) -> None:
     study = judged(config)
     if study.name is None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
+    if changed and publish == "true":
+        raise ConfigError("publish=true: a whole study is published, without other words than experiments=NAME")
     check_study(study, entries, keys_of(overrides) if changed else None)
     runs = gather(study.name, entries, Path(config.runtime.runs))
     console = Console(width=None if sys.stdout.isatty() else 140)
-    summarise(study, runs, console, write=not changed)
+    unpublished = report_folder(Path(config.runtime.runs), study.name, changes(overrides))
+    folder = study_folder(study.name) if publish == "true" else unpublished
+    summarise(study, runs, console, folder, whole=not changed)
     if all(run.problem for run in runs):
         raise SystemExit(1)
 

@@ -77,7 +77,7 @@ def test_each_is_seen_in_help_in_validation_in_cost_and_in_a_report(edited):
 
     done = edited("train", "experiments=mine", "runtime.threads=1", "runtime.progress=false")
     assert done.returncode == 0, done.stderr
-    page = Path("experiments/mine/report.html").read_text()
+    page = Path("runs/reports/mine/report.html").read_text()
     assert "Metric: test_top3" in page
     assert "test top-3 accuracy in %" in page
     assert "flip" in page

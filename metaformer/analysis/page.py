@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
@@ -37,8 +38,15 @@ def template(name: str) -> "Template":
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
-def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: bool) -> None:
-    """Print what a study found; with `write` also leave its files in experiments/NAME."""
+PART = "This is a part of a study, or a sweep that is none: nobody fixed beforehand how it is judged."
+
+
+def summarise(study: Study, runs: Sequence[Run], console: Console, folder: Path, *, whole: bool) -> None:
+    """Print what a study found, and leave its files in `folder`; experiments/NAME is where it is published.
+
+    Args:
+        whole: the study as its file defines it, not a part of it or a sweep of no name.
+    """
     if all(run.problem for run in runs):
         console.print("no run is finished: nothing to report")
         return
@@ -53,11 +61,11 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, *, write: boo
         console.print(line, style="dim", markup=False, highlight=False)
     for line in left_out([run for run in runs if study.name or not run.problem.startswith("failed")]):
         console.print(line, style="yellow", markup=False, highlight=False)
-    if write:
-        console.print(f"written: {write_files(study, verdicts, runs, console)}")
-    elif study.name:
-        folder = study_folder(study.name)
-        console.print(f"not the whole study as it is defined: the files of {folder} stay as they are")
+    page = write_files(study, verdicts, runs, console, folder, whole=whole)
+    console.print(f"written: {page}", markup=False, soft_wrap=True)
+    if study.name and whole and folder != study_folder(study.name):
+        words = f"python -m metaformer.report experiments={study.name} publish=true"
+        console.print(f"{words} writes it to {study_folder(study.name)}", style="dim", soft_wrap=True)
 
 
 def verdicts_of(study: Study, runs: Sequence[Run]) -> Verdicts:
@@ -73,20 +81,24 @@ def effective(study: Study, runs: Sequence[Run]) -> Study:
     return replace(study, analysis=replace(study.analysis, factor=next(iter(runs[0].levels))))
 
 
-def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: Console) -> Path:
-    """results.csv, tables/, figures/ and report.html in experiments/NAME; the last one's path."""
-    name = str(study.name)
-    folder, launched = study_folder(name), _with_images(read_launch(name), runs)
-    edited = _edited(folder / "results.csv", launched)
+def write_files(
+    study: Study, verdicts: Verdicts, runs: Sequence[Run], console: Console, folder: Path, *, whole: bool
+) -> Path:
+    """results.csv, tables/, figures/ and report.html in a folder, and runs.npz where it is published; the page."""
+    name = study.name or folder.name
+    launched = _with_images(read_launch(name), runs) if whole else None
+    published = launched if folder == study_folder(name) else None
+    edited = _edited(folder / "results.csv", published)
     for warning in edited:
         console.print(warning, style="yellow", markup=False)
     from metaformer.analysis.per_class import recall_table
 
     tables = {**all_tables(study, verdicts), "recall": recall_table(verdicts.cells)}
     _write_tables(tables, folder / "tables")
-    rows = _write_results(runs, folder / "results.csv", launched)
-    pack(runs, folder / "runs.npz", logits=study.analysis.metric.partition("_")[2] in FROM_LOGITS)
-    told, caution = history(study, launched, runs, judged_by(launched))
+    rows = _write_results(runs, folder / "results.csv", published)
+    if whole and folder == study_folder(name):
+        pack(runs, folder / "runs.npz", logits=study.analysis.metric.partition("_")[2] in FROM_LOGITS)
+    told, caution = history(study, launched, runs, judged_by(launched)) if whole else (PART, True)
     content = template("report.html").render(
         title=name,
         question=study.question,
@@ -102,7 +114,7 @@ def write_files(study: Study, verdicts: Verdicts, runs: Sequence[Run], console: 
         caution=caution,
         figures=draw(study, verdicts, runs, folder / "figures"),
         tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs, folder)},
-        probes=_probes(folder),
+        probes=_probes(study_folder(name), folder) if whole else [],
         command=(launched.command if launched else "") or f"python -m metaformer.train experiments={name}",
     )
     page = folder / "report.html"
@@ -156,17 +168,21 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
     return {name: figures.save(figure, folder, name) if figure else "" for name, figure in drawn.items()}
 
 
-def _probes(folder: Path) -> list[dict[str, Any]]:
-    """The pages of `python -m metaformer.probe` for this study, as far as there are any, with their pictures.
+def _probes(folder: Path, here: Path) -> list[dict[str, Any]]:
+    """The pages of `python -m metaformer.probe` for a study, as far as there are any, with their pictures.
 
     Files that are found may hold scripts, which no browser runs in an image.
+
+    Args:
+        here: the folder of the page that links to them.
     """
     found = []
     for page in sorted((folder / "probes").glob("*probes.html")):
         prefix = page.name.removesuffix("probes.html")
         drawn = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
         pictures = [base64.b64encode(file.read_bytes()).decode() for file in drawn if file.exists()]
-        found.append({"setting": prefix.rstrip("-"), "page": f"probes/{page.name}", "figures": pictures})
+        link = Path(os.path.relpath(page, here)).as_posix()
+        found.append({"setting": prefix.rstrip("-"), "page": link, "figures": pictures})
     return found
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from metaformer.analysis.page import summarise
 from metaformer.config.hydra_internals import make_launcher, register_sweeper
-from metaformer.runs.launch import check_study, record, study_folder
+from metaformer.runs.launch import check_study, record, report_folder, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
@@ -55,7 +55,7 @@ class StudySweeper(Sweeper):
         study, runtime = listed[0].config.study, listed[0].config.runtime
         self._check_launcher(listed)
         entries = [point.entry for point in listed]
-        whole = bool(study.name) and not self._changed(arguments)
+        whole = bool(study.name) and not self._changes(arguments)
         check_study(study, entries, None if whole else keys_of(arguments))
         packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
@@ -72,7 +72,9 @@ class StudySweeper(Sweeper):
         if pending:
             with follow(listed, pending, console, show=runtime.progress):
                 outcomes = self._launch(pending)
-        summarise(study, gather(study.name if whole else None, entries, Path(runtime.runs)), console, write=whole)
+        runs = gather(study.name if whole else None, entries, Path(runtime.runs))
+        place = report_folder(Path(runtime.runs), study.name, self._changes(arguments))
+        summarise(study, runs, console, place, whole=whole)
         if listed[0].config.logger.wandb:
             _tell_absent(listed, study.name if whole else None, console)
         if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:
@@ -119,9 +121,9 @@ class StudySweeper(Sweeper):
         print(f"note: a worker died; {len(begun) or 'all'} that may be why are tried apart", file=sys.stderr)
         return outcomes + [outcome for group in groups if group for outcome in self._launch(group)]
 
-    def _changed(self, arguments: Sequence[str]) -> bool:
-        """Whether the command line narrowed or changed the study that its file describes."""
-        return bool(changes([*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)]))
+    def _changes(self, arguments: Sequence[str]) -> list[str]:
+        """The words with which the command line narrowed or changed the study that its file describes."""
+        return changes([*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)])
 
 
 def keys_of(arguments: Sequence[str]) -> set[str]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import on_disk, runs_of, study
@@ -28,9 +29,11 @@ study: { name: mine, question: "Which <one>?", reference: pooling, analysis: { m
 """
 
 
-def summarised(runs, *, write=True, **analysis) -> str:
+def summarised(runs, *, whole=True, **analysis) -> str:
+    """What is printed; a whole study is published."""
     console = Console(record=True, width=140)
-    page.summarise(study(**analysis), runs, console, write=write)
+    folder = launch.study_folder("mine") if whole else Path("runs/reports/part")
+    page.summarise(study(**analysis), runs, console, folder, whole=whole)
     return console.export_text()
 
 
@@ -170,9 +173,22 @@ def test_what_an_earlier_report_said_is_not_left_behind(tmp_path, finished):
     assert "has 1 of 3 planned seeds" in (tables_left / "verdicts.md").read_text()
 
 
-def test_a_narrowed_study_leaves_the_files(tmp_path):
-    assert "stay as they are" in summarised(runs_of(pooling=BASE), write=False)
+def test_a_part_of_a_study_has_a_report_of_its_own(tmp_path):
+    runs = runs_of(pooling=BASE, identity=[0.6, 0.65])
+    assert "written: runs/reports/part/report.html" in summarised(runs, whole=False)
     assert not (tmp_path / "experiments").exists()
+    page = (tmp_path / "runs/reports/part/report.html").read_text()
+    assert "This is a part of a study, or a sweep that is none" in page
+    assert "2 seeds" in page
+
+
+def test_reports_that_are_not_published_have_a_folder_by_their_words():
+    folder = launch.report_folder
+    assert folder(Path("runs"), "mine", []) == Path("runs/reports/mine")
+    assert folder(Path("r"), None, ["mixer=a,b", "+x/y=[1, 2]"]) == Path("r/reports/mixer=a,b_x_y=_1,_2_")
+    long = [folder(Path("r"), "mine", ["x" * 300 + end]).name for end in "ab"]
+    assert len({*long}) == 2
+    assert max(map(len, long)) < 110
 
 
 def test_nothing_finished(tmp_path):
@@ -183,7 +199,7 @@ def test_nothing_finished(tmp_path):
 def test_a_sweep_of_anything_has_a_table():
     runs = runs_of(pooling=BASE)
     runs = [replace(r, cell=f"lr={r.seed}", levels={"lr": f"0.{r.seed + 1}"}, seed=0) for r in runs]
-    assert "lr=2" in summarised(runs, write=False)
+    assert "lr=2" in summarised(runs, whole=False)
 
 
 def test_a_best_rate_at_the_edge_is_flagged(tmp_path):
@@ -207,23 +223,26 @@ def test_the_command(tmp_path, cli):
     assert "nothing to report" in nothing.stdout
     done = cli("train", "experiments=mine", "runtime.progress=false")
     assert done.returncode == 0, done.stderr
-    page = tmp_path / "experiments" / "mine" / "report.html"
+    published, page = tmp_path / "experiments" / "mine", tmp_path / "runs" / "reports" / "mine" / "report.html"
     assert "Which &lt;one&gt;?" in page.read_text()
+    assert [path.name for path in published.iterdir()] == ["launch.json"]
     page.unlink()
     again = cli("report", "experiments=mine")
     assert again.returncode == 0, again.stderr
-    assert page.exists()
+    assert "written: runs/reports/mine/report.html" in again.stdout
     assert "within ±3 points" in page.read_text()
+    assert [path.name for path in published.iterdir()] == ["launch.json"]
+    assert cli("report", "experiments=mine", "publish=true").returncode == 0
+    assert {"results.csv", "runs.npz", "report.html"} < {path.name for path in published.iterdir()}
     results = page.with_name("results.csv").read_text()
     shutil.rmtree(tmp_path / "runs")  # as in a clone
     packed = cli("train", "experiments=mine", "runtime.packed=true", "runtime.progress=false")
     assert ", 0 to do" in packed.stdout
     assert not list((tmp_path / "runs").glob("*/result.json"))
     assert page.with_name("results.csv").read_text() == results
-    shutil.rmtree(tmp_path / "experiments" / "mine" / "figures")
-    narrowed = cli("report", "experiments=mine", "seed=0,1")
-    assert "stay as they are" in narrowed.stdout
-    assert not (tmp_path / "experiments" / "mine" / "figures").exists()
+    narrowed = cli("report", "experiments=mine", "seed=0,1", "publish=true")
+    assert "publish=true: a whole study is published, without other words" in narrowed.stderr
+    assert "publish=yes: expected true or false" in cli("report", "experiments=mine", "publish=yes").stderr
     unknown = cli("report", "experiments=mne")
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "expected experiments=NAME" in cli("report").stderr
@@ -243,5 +262,5 @@ def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (launch.study_folder("mine") / "report.html").exists()
+    assert (tmp_path / "runs/reports/mine/report.html").exists()
     assert time.perf_counter() - started < 15  # loosely here, where tests share the machine; 4 s alone
