@@ -28,6 +28,7 @@ class Tested:
     notes: Sequence[str] = ()
     p_difference: float = math.nan  # adjusted within the family where it is confirmatory
     p_equivalence: float = math.nan
+    levels: tuple[float, float] = (math.nan, math.nan)  # alpha of its step of the correction, for either test
     verdict: str = ""
     seeds_needed: tuple[int | None, int | None] | None = None  # for a verdict, the fewest and the most; None: no number
 

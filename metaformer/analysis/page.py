@@ -3,7 +3,7 @@
 import base64
 import csv
 import hashlib
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from metaformer.analysis.captions import PROBES, captions
+from metaformer.analysis.colours import COLOURS, on_page
+from metaformer.analysis.header import drawings, facts
 from metaformer.analysis.methods import analysis_words, history, methods
-from metaformer.analysis.sentences import headline, left_out, sureness
+from metaformer.analysis.sentences import answer, failures, headline, left_out, sureness
 from metaformer.analysis.tables import accuracy_table, all_tables, provenance_table, run_table
 from metaformer.analysis.terms import FROM_LOGITS
 from metaformer.analysis.text_table import Table
@@ -27,15 +30,20 @@ from metaformer.system import files
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PROBES = ("mixing", "fields", "surgery", "cka")  # the pictures of `python -m metaformer.probe`, in their order
-
 
 def template(name: str) -> "Template":
     """A page of `metaformer/analysis/templates`."""
     from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup, escape
+
+    def code(text: str) -> Markup:
+        return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
     loader = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = code
+    environment.globals["colours"] = COLOURS
+    return environment.get_template(name)
 
 
 PART = "This is a part of a study, or a sweep that is none: nobody fixed beforehand how it is judged."
@@ -99,22 +107,27 @@ def write_files(
     if whole and folder == study_folder(name):
         pack(runs, folder / "runs.npz", logits=study.analysis.metric.partition("_")[2] in FROM_LOGITS)
     told, caution = history(study, launched, runs, judged_by(launched)) if whole else (PART, True)
+    cautions = failures(verdicts)
     content = template("report.html").render(
         title=name,
         question=study.question,
         metric=metric_of(study.analysis.metric).words,
         counts=f"{rows} of {len(runs)} runs",
         written=files.now()[:10],
+        answer=answer(verdicts, study),
+        facts=facts(study, verdicts.cells),
+        drawings=drawings(study, verdicts.cells),
         headline=headline(verdicts, study),
-        sureness=sureness(verdicts, study),
+        sureness=[line for line in sureness(verdicts, study) if line not in cautions],
         methods=methods(verdicts, study),
-        warnings=[*left_out(runs), *edited],
+        warnings=[*left_out(runs), *edited, *cautions],
         analysis=analysis_words(study),
         history=told,
         caution=caution,
         figures=draw(study, verdicts, runs, folder / "figures"),
-        tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs, folder)},
-        probes=_probes(study_folder(name), folder) if whole else [],
+        captions=captions(study, verdicts),
+        tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs)},
+        probes=_probes(study_folder(name)) if whole else [],
         command=(launched.command if launched else "") or f"python -m metaformer.train experiments={name}",
     )
     page = folder / "report.html"
@@ -146,8 +159,8 @@ def _write_results(runs: Sequence[Run], path: Path, launched: Launch | None) -> 
 
 
 def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) -> dict[str, str]:
-    """Every figure as SVG by name, empty where the study has nothing for it."""
-    from metaformer.analysis import figures
+    """Every figure by name as SVG for the page, empty where the study has nothing for it."""
+    from metaformer.analysis import figures, training_figures
     from metaformer.analysis.per_class import confusion
 
     metric, factor, shares = study.analysis.metric, study.analysis.factor, verdicts.shares
@@ -157,32 +170,30 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
         "differences": figures.differences(verdicts.confirmatory, study.analysis, study.reference),
         "variance": figures.variance(shares.everything, shares.without_identity, metric) if shares.everything else None,
         "cost": figures.cost(verdicts, metric, factor),
-        "curves": figures.curves(runs, verdicts.cells, validated, factor),
-        "rates": figures.rates(verdicts.cells, validated),
+        "curves": training_figures.curves(runs, verdicts.cells, validated, factor),
+        "rates": training_figures.rates(verdicts.cells, validated, factor),
         "confusion": confusion(verdicts.cells),
     }
     for name, figure in drawn.items():
         if figure is None:
             for kind in ("png", "svg", "pdf"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    return {name: figures.save(figure, folder, name) if figure else "" for name, figure in drawn.items()}
+    return {name: on_page(figures.save(figure, folder, name)) if figure else "" for name, figure in drawn.items()}
 
 
-def _probes(folder: Path, here: Path) -> list[dict[str, Any]]:
+def _probes(folder: Path) -> list[dict[str, Any]]:
     """The pages of `python -m metaformer.probe` for a study, as far as there are any, with their pictures.
 
     Files that are found may hold scripts, which no browser runs in an image.
-
-    Args:
-        here: the folder of the page that links to them.
     """
     found = []
     for page in sorted((folder / "probes").glob("*probes.html")):
         prefix = page.name.removesuffix("probes.html")
-        drawn = [page.with_name(f"{prefix}{name}.svg") for name in PROBES]
-        pictures = [base64.b64encode(file.read_bytes()).decode() for file in drawn if file.exists()]
-        link = Path(os.path.relpath(page, here)).as_posix()
-        found.append({"setting": prefix.rstrip("-"), "page": link, "figures": pictures})
+        found_here = [(page.with_name(f"{prefix}{name}.svg"), caption) for name, caption in PROBES.items()]
+        pictures = [
+            (base64.b64encode(file.read_bytes()).decode(), caption) for file, caption in found_here if file.exists()
+        ]
+        found.append({"setting": prefix.rstrip("-"), "page": page.as_posix(), "figures": pictures})
     return found
 
 

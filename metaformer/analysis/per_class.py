@@ -39,7 +39,7 @@ def confusion(cells: Sequence[Cell]) -> Figure | None:
     columns = min(4, len(cells))
     rows = -(-len(cells) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(WIDTH, 0.9 + 1.9 * rows), layout="constrained", sharey=True, squeeze=False
+        rows, columns, figsize=(WIDTH, 0.9 + 1.55 * rows), layout="constrained", sharey=True, squeeze=False
     )
     for axes in panels.flat[len(cells) :]:
         axes.set_visible(False)
@@ -47,25 +47,18 @@ def confusion(cells: Sequence[Cell]) -> Figure | None:
     for axes, cell in zip(panels.flat, cells, strict=False):
         counts = np.sum([run.confusion for run in cell.runs.values()], axis=0)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        if len(shares) <= MOST:  # in squares that a page holds as text
-            image = axes.pcolormesh(shares, vmin=0, vmax=1, cmap="cividis")
-            axes.set_ylim(len(shares), 0)  # the first class on top; the panels share it
-            axes.set_aspect("equal")
-        else:
-            image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis")
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis", interpolation="none")  # a pixel a square
         axes.set_title(cell.name, fontsize=7)
         axes.grid(visible=False)
         names = _classes([cell])
         if len(names) <= MOST:
-            axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=5)
-            axes.set_xticks(np.arange(len(names)) + 0.5, names, fontsize=5, rotation=90)
-    for axes in panels[:-1].flat:
+            axes.set_yticks(np.arange(len(names)), names, fontsize=5)
+            axes.set_xticks(np.arange(len(names)), names, fontsize=5, rotation=90)
+    for axes in panels.flat[: len(cells) - columns]:  # that have another below
         axes.tick_params(labelbottom=False)
     figure.supylabel("class", fontsize=8)
     figure.supxlabel("taken for", fontsize=8)
-    bar = figure.colorbar(image, ax=panels, shrink=0.5, label="share of the test images of a class, all seeds")
-    if bar.solids is not None:
-        bar.solids.set_rasterized(False)  # no picture inside of a page
+    figure.colorbar(image, ax=panels, shrink=0.5, label="share of the test images of a class, all seeds")
     return figure
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metaformer.analysis.comparison import Comparison
-from metaformer.analysis.shares import Component
+from metaformer.analysis.shares import SEED, Component
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, REFUTED, SHOWN, Claim, Verdicts
 from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Study
@@ -34,6 +34,55 @@ def headline(verdicts: Verdicts, study: Study) -> list[str]:
     return [*sentences, shares(verdicts, study)]
 
 
+def answer(verdicts: Verdicts, study: Study) -> str:
+    """One sentence: the first contrast, or else the claim with its outcome, and where the variance comes from."""
+    analysis, metric = study.analysis, metric_of(study.analysis.metric)
+    places = metric.digits - 1
+    if verdicts.contrasts:
+        c = verdicts.contrasts[0]
+        said = f"The contrast {c.name.replace('_', ' ')} is {c.difference.mean:+.{places}f} {metric.unit}: {c.verdict}"
+    elif verdicts.claims:
+        said = f"That {_all_levels(verdicts, study)} are equivalent within ±{analysis.margin:g} {metric.unit} is "
+        said += _outcomes(verdicts.claims)
+    else:
+        told = [f"{c.name}: {c.verdict}" for c in verdicts.confirmatory]
+        said = "; ".join(told) or f"Nothing is compared with {study.reference}"
+    return f"{said}; {_largest(verdicts, study)}."
+
+
+def _all_levels(verdicts: Verdicts, study: Study) -> str:
+    """`all mixers but identity`."""
+    analysis = study.analysis
+    there = {cell.levels[analysis.factor] for cell in verdicts.cells}
+    out = [level for level in analysis.claim_without if level in there]
+    words = "all mixers" if analysis.factor == "mixer" else f"all {analysis.factor} levels"
+    return words + (f" but {' and '.join(out)}" if out else "")
+
+
+def _outcomes(claims: Sequence[Claim]) -> str:
+    """`refuted in no_norm and 2 other settings, not shown in full`."""
+    if len(claims) == 1:
+        return claims[0].outcome
+    said = []
+    for outcome in dict.fromkeys(claim.outcome for claim in claims):
+        own = [claim.setting for claim in claims if claim.outcome == outcome]
+        said.append(f"{outcome} in " + (" and ".join(own) if len(own) < 3 else f"{len(own)} of {len(claims)} settings"))
+    return ", ".join(said)
+
+
+def _largest(verdicts: Verdicts, study: Study) -> str:
+    """The effects by their shares of the variance where there are several, or else the largest difference."""
+    effects = [c for c in verdicts.shares.everything if c.name != SEED]
+    if len(effects) > 1:
+        ordered = sorted(effects, key=lambda c: -c.share)
+        return "of the variance come " + ", ".join(f"{100 * c.share:.0f}% from {c.name}" for c in ordered)
+    tested = [c for c in verdicts.confirmatory if c.crossed.seeds]
+    if not tested:
+        return "no difference is known yet"
+    c, metric = max(tested, key=lambda c: abs(c.crossed.mean)), metric_of(study.analysis.metric)
+    return f"the largest difference is {c.name} {c.crossed.mean:+.{metric.digits - 1}f} {metric.unit}, {c.verdict}"
+
+
 def _level(c: Comparison, places: int) -> str:
     return f"{c.level} {c.difference.mean:+.{places}f}" if c.crossed.seeds else c.level
 
@@ -41,10 +90,7 @@ def _level(c: Comparison, places: int) -> str:
 def _claim(verdicts: Verdicts, study: Study) -> str:
     """All levels are equivalent to each other: where that is shown, where it is refuted and by which pair."""
     analysis, metric, claims = study.analysis, metric_of(study.analysis.metric), verdicts.claims
-    there = {cell.levels[analysis.factor] for cell in verdicts.cells}
-    out = [level for level in analysis.claim_without if level in there]
-    words = f"All {analysis.factor} levels" if analysis.factor != "mixer" else "All mixers"
-    words += f" but {' and '.join(out)}" if out else ""
+    words = _all_levels(verdicts, study)
     levels = list(dict.fromkeys(level for claim in claims for level in claim.levels))
     said = []
     for claim in claims:
@@ -54,7 +100,7 @@ def _claim(verdicts: Verdicts, study: Study) -> str:
         said.append(f"{place}{claim.outcome.upper()}{_by(claim, metric.digits - 1)}")
     unit = f"±{analysis.margin:g} {metric.unit}"
     each = f"are equivalent to each other within {unit}: {'; '.join(said)}."
-    return f"{words} ({', '.join(levels)}) {each}"
+    return f"{words[0].upper()}{words[1:]} ({', '.join(levels)}) {each}"
 
 
 def _by(claim: Claim, places: int) -> str:

@@ -33,6 +33,23 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def holm_steps(p: Sequence[float], alpha: float) -> list[float]:
+    """The level at which Holm's method decides about each of a family of tests.
+
+    The smallest of m p values is judged at alpha / m, the next one at alpha / (m - 1), and so on. The first that fails
+    ends it: all that follow are judged at its level. A test rejects where its p is at most its level, and so where
+    its interval of 1 - level leaves zero out.
+    """
+    order = np.argsort(p)
+    steps = alpha / np.arange(len(p), 0, -1)
+    failed = np.flatnonzero(np.asarray(p, dtype=float)[order] > steps)
+    if failed.size:
+        steps[failed[0] :] = steps[failed[0]]
+    levels = np.empty(len(p))
+    levels[order] = steps
+    return [float(level) for level in levels]
+
+
 @dataclass(frozen=True)
 class Scatter:
     """How much a paired difference varies, in the unit of the metric."""

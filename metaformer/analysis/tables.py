@@ -1,9 +1,7 @@
 """The tables of a report."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from metaformer.analysis.comparison import Tested, best_rate, by_rate, matched, tolerance
@@ -11,7 +9,7 @@ from metaformer.analysis.grid import uneven
 from metaformer.analysis.shares import Component
 from metaformer.analysis.stats import Estimate
 from metaformer.analysis.text_table import Table, p_value, plus_minus
-from metaformer.analysis.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, Verdicts
+from metaformer.analysis.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.schema import BUDGET_KEYS, Analysis, Study
 from metaformer.runs.launch import Run
@@ -52,13 +50,14 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
     unit = "%" if metric.unit == "points" else metric.unit
     caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% interval; differences paired by seed"
     caption += ", of validation images" if name == selected else ""
+    caption += "; s/run: beside other runs, no cost"
     return Table(header, lines, caption)
 
 
 def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     """A line for each confirmatory comparison and contrast: verdict, difference, intervals, adjusted p values."""
     tost = f"{1 - 2 * analysis.alpha:.0%} interval"
-    header = ["comparison", "verdict", "difference", "95% interval", "p different", "p equivalent", "n"]
+    header = ["comparison", "verdict", "difference", "95% interval", "decided by", "p different", "p equivalent", "n"]
     header += [tost, "these images, 95%", "notes"]
     places = metric_of(analysis.metric).digits
     lines = [
@@ -67,6 +66,7 @@ def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
             _verdict(t),
             _difference(t, places),
             _interval(t.difference, places),
+            _decided_by(t, places),
             p_value(t.p_difference),
             p_value(t.p_equivalence),
             str(t.crossed.seeds),
@@ -81,7 +81,8 @@ def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
         f"{metric.unit.capitalize()} of {metric.words}, paired by seed. The intervals are for other seeds and other "
     )
     caption += "images where predictions are kept, `these images` for the test set as it is, with the variance of the "
-    caption += "comparison alone. p values are adjusted, the intervals are not."
+    caption += "comparison alone. These are not adjusted; p values are, and so is the interval that the verdict rests "
+    caption += "on, in `decided by` with its confidence."
     if verdicts.added:
         caption += " Of the planned seeds."
     if any(t.verdict == INCONCLUSIVE for t in verdicts.tested):
@@ -108,6 +109,14 @@ def added_table(verdicts: Verdicts, analysis: Analysis) -> Table:
 
 def _difference(t: Tested, places: int) -> str:
     return f"{t.crossed.mean:+.{places}f}" if t.crossed.seeds else ""
+
+
+def _decided_by(t: Tested, places: int) -> str:
+    """The interval that the verdict rests on, with its confidence, adjusted."""
+    if t.verdict == NONE:
+        return ""
+    interval, confidence = decisive(t)
+    return f"{_interval(interval, places)} {100 * confidence:.1f}%"
 
 
 def _interval(e: Estimate, places: int) -> str:
@@ -151,9 +160,10 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
         )
     changed = set(BUDGET_KEYS.values()) & {key.removeprefix("model.") for key in analysis.tuned}
     shape = "same shape" if analysis.factor == "mixer" and not changed else "as they are"
-    header = ["comparison", "difference", shape, "same parameters", "same MACs", "training time"]
+    header = ["comparison", "difference", shape, "same parameters", "same MACs", "time, side by side"]
     caption = (
-        f"Same: within {tolerance(analysis):.0%}. Training time as measured, several runs at a time on one machine."
+        f"Same: within {tolerance(analysis):.0%}. The time is that of training while other runs shared the machine, "
+        "and no cost: `python -m metaformer.cost throughput=true` measures one model alone."
     )
     return Table(header, lines, caption, (shape, "same parameters", "same MACs"))
 
@@ -216,15 +226,13 @@ def provenance_table(runs: Sequence[Run]) -> Table:
     return Table(["", "value"], lines, words=("value",))
 
 
-def run_table(runs: Sequence[Run], folder: Path) -> Table:
-    """Every finished run with the link to its folder from a page in `folder`."""
+def run_table(runs: Sequence[Run]) -> Table:
+    """Every finished run, by the name of its folder."""
     lines = []
     for run in runs:
         if run.result is not None:
             metrics = [_number(run.result.metrics, name) for name in REPORTED]
-            here = f"{Path(os.path.relpath(run.folder, folder)).as_posix()}/" if run.folder else ""
-            link = here or run.result.name  # of runs.npz
-            lines.append([link, run.cell, str(run.seed), *metrics, f"{run.result.seconds:.0f}"])
+            lines.append([run.result.name, run.cell, str(run.seed), *metrics, f"{run.result.seconds:.0f}"])
     names = [name.replace("_", " ") for name in REPORTED]
     return Table(["run", "cell", "seed", *names, "s"], lines)
 

@@ -16,7 +16,7 @@ from metaformer.analysis.comparison import Comparison, Contrast, Tested, compare
 from metaformer.analysis.grid import Shares, shares_of
 from metaformer.analysis.inference import moderated
 from metaformer.analysis.interim_looks import Look, looks_at
-from metaformer.analysis.stats import Scatter, holm
+from metaformer.analysis.stats import Estimate, Scatter, holm, holm_steps
 from metaformer.config.schema import Analysis, Study
 from metaformer.runs.launch import Run, check_contrasts
 
@@ -143,12 +143,15 @@ def _decided(stage: _Stage, analysis: Analysis) -> list[Tested]:
             (1.0, 1.0) if reason else (t.crossed.difference_p(), t.crossed.equivalence_p(analysis.margin))
             for t, reason in zip(family, reasons, strict=True)
         ]
-        different, equal = (holm(values) for values in zip(*raw, strict=True))
-        for t, reason, d, e in zip(family, reasons, different, equal, strict=True):
+        kinds = list(zip(*raw, strict=True))
+        adjusted = zip(*map(holm, kinds), strict=True)
+        steps = zip(*(holm_steps(p, stage.look.alpha) for p in kinds), strict=True)
+        for t, reason, p, levels in zip(family, reasons, adjusted, steps, strict=True):
             if reason:
                 decided[id(t)] = replace(t, verdict=NONE, notes=[reason, *t.notes])
             else:
-                decided[id(t)] = _verdict(t, d, e, len(family), analysis, stage.look.alpha)
+                at_step = replace(t, levels=levels)
+                decided[id(t)] = _verdict(at_step, p[0], p[1], len(family), analysis, stage.look.alpha)
     return [decided[id(t)] for t in stage.tested]
 
 
@@ -168,6 +171,19 @@ def _verdict(t: Tested, different: float, equal: float, family: int, analysis: A
     verdict = {(True, True): BOTH, (True, False): EQUIVALENT, (False, True): DIFFERENT}.get(said, INCONCLUSIVE)
     needed = _needed(t, analysis, family) if verdict == INCONCLUSIVE else None
     return replace(t, p_difference=different, p_equivalence=equal, verdict=verdict, seeds_needed=needed)
+
+
+def decisive(t: Tested) -> tuple[Estimate, float]:
+    """The interval that a verdict rests on, and its confidence after the correction.
+
+    `different`: that of the test of no difference, which leaves zero out. `equivalent`: that of the two one-sided
+    tests, which stays within the margin. `inconclusive`: the wider of the two, which has zero in it and goes beyond the
+    margin. Without a verdict it is that of 95%.
+    """
+    apart, equal = 1 - t.levels[0], 1 - 2 * t.levels[1]
+    wider = 0.95 if t.verdict == NONE else max(apart, equal)
+    confidence = {DIFFERENT: apart, EQUIVALENT: equal, BOTH: equal}.get(t.verdict, wider)
+    return t.crossed.estimate(confidence), confidence
 
 
 def _over_looks(looks: Sequence[Sequence[Tested]]) -> list[Tested]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from metaformer.analysis import figures
+from metaformer.analysis.captions import PROBES
+from metaformer.analysis.colours import on_page
 from metaformer.analysis.page import template
 from metaformer.probing import pictures
 from metaformer.probing.tables import Cells, cka_table, instead_of, sentences, similarities, stage_table, surgery_table
@@ -23,7 +25,9 @@ def write_page(cells: Cells, folder: Path, setting: str, title: str, command: st
         "surgery": pictures.surgery(cells, instead_of(cells)),
         "cka": pictures.cka(found, list(cells)),
     }
-    svgs = {name: figures.save(figure, folder, f"{prefix}{name}") for name, figure in drawn.items()}
+    svgs = {
+        name: on_page(figures.save(figure, folder, f"{prefix}{name}"), recolour=False) for name, figure in drawn.items()
+    }
     path = folder / f"{prefix}probes.html"
     write(
         path,
@@ -34,6 +38,7 @@ def write_page(cells: Cells, folder: Path, setting: str, title: str, command: st
             written=now()[:10],
             headline=sentences(cells, found),
             figures=svgs,
+            captions=PROBES,
             tables=tables,
             command=command,
         ),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -10,7 +11,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from metaformer.analysis.figures import PALETTE, WIDTH, span
+from metaformer.analysis.colours import INK, PAPER, QUIET
+from metaformer.analysis.figures import MARKERS, WIDTH, span
 from metaformer.analysis.stats import Estimate
 from metaformer.probing import kept
 from metaformer.probing.tables import Cells, first, losses
@@ -78,7 +80,7 @@ def surgery(cells: Cells, instead: Sequence[str]) -> Figure:
         1, stages, figsize=size, layout="constrained", sharey=True, sharex=True, squeeze=False
     )
     for i, axes in enumerate(panels[0]):
-        axes.axvline(0, color="#888888", linewidth=0.8)
+        axes.axvline(0, color=QUIET, linewidth=0.8)
         axes.grid(axis="y", visible=False)
         axes.set_title(f"stage {i + 1}", fontsize=9)
         for place, seeds in enumerate(cells.values()):
@@ -86,15 +88,20 @@ def surgery(cells: Cells, instead: Sequence[str]) -> Figure:
                 continue
             for j, kind in enumerate(instead):
                 e, height = losses(seeds, i, kind), -place + 0.22 * (len(instead) / 2 - 0.5 - j)
-                axes.plot([e.mean], [height], "o", color=PALETTE[j], markersize=4)
+                axes.plot([e.mean], [height], **_marker(j))
                 if not math.isnan(e.low):
-                    axes.plot([e.low, e.high], [height, height], color=PALETTE[j], linewidth=1.5)
+                    axes.plot([e.low, e.high], [height, height], color=INK, linewidth=1.2)
     panels[0][0].set_yticks([-i for i in range(len(cells))], list(cells))
-    handles = [Line2D([], [], color=PALETTE[j], marker="o", label=kind) for j, kind in enumerate(instead)]
+    handles = [Line2D([], [], label=kind, **_marker(j)) for j, kind in enumerate(instead)]
     figure.legend(handles=handles, ncol=3, loc="outside upper center", frameon=False)
     counts = span(len(seeds) for seeds in cells.values())
     figure.supxlabel(f"change of the validation accuracy in points, mean and 95% t interval, n = {counts}", fontsize=8)
     return figure
+
+
+def _marker(kind: int) -> dict[str, Any]:
+    """By its form, open and closed: colours are those of mixers."""
+    return {"color": INK, "marker": MARKERS[kind], "markersize": 5, "markerfacecolor": PAPER if kind % 2 else INK}
 
 
 def cka(found: Sequence[Mapping[tuple[str, str], Estimate]], names: Sequence[str]) -> Figure:

@@ -9,7 +9,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
 from metaformer.analysis.inference import Crossed, mean_interval, over_seeds
-from metaformer.analysis.stats import Scatter, holm
+from metaformer.analysis.stats import Scatter, holm, holm_steps
 
 
 def test_interval_is_that_of_scipy():
@@ -38,6 +38,16 @@ def test_equivalence_is_the_90_percent_interval_within_the_margin():
     for d in random.normal(0.5, 1.0, (200, 5)):
         e = over_seeds(d.tolist()).estimate(0.9)
         assert (over_seeds(d.tolist()).equivalence_p(1.5) <= 0.05) == (e.low >= -1.5 and e.high <= 1.5)
+
+
+def test_the_steps_of_holm_decide_as_its_adjusted_values_do():
+    random = np.random.default_rng(0)
+    assert holm_steps([0.01, 0.04, 0.03], 0.05) == pytest.approx([0.05 / 3, 0.025, 0.025])
+    assert holm_steps([0.001, 0.04, 0.003], 0.05) == pytest.approx([0.05 / 3, 0.05, 0.025])
+    for _ in range(300):
+        p = random.uniform(size=random.integers(1, 7)) ** 4
+        levels, adjusted = holm_steps(list(p), 0.05), holm(list(p))
+        assert [value <= level for value, level in zip(p, levels, strict=True)] == [a <= 0.05 for a in adjusted]
 
 
 def test_holm_by_hand():

@@ -1,0 +1,102 @@
+"""What stands under each picture of a page, and what it is called where it is not seen."""
+
+from dataclasses import dataclass
+
+from metaformer.analysis.verdict import NONE, Verdicts, decisive
+from metaformer.config.metrics import in_words, metric_of, selecting
+from metaformer.config.schema import Study
+
+
+@dataclass(frozen=True)
+class Caption:
+    title: str  # instead of the picture
+    text: str  # under it
+
+
+PROBES = {  # the pictures of `python -m metaformer.probe`, in their order
+    "mixing": Caption(
+        "Mixing matrices of each mixer and stage",
+        "Which tokens a mixer brings together. Of token i in what is put out (down) and token j in what is put in "
+        "(across): the norm of the Jacobian's block, at real inputs, of the first seed's first block of each stage. "
+        "For a mixer that keeps channels apart and is linear it is the size of its matrix's entries. Each map is drawn "
+        "to its own largest weight.",
+    ),
+    "fields": Caption(
+        "Receptive fields of each mixer and stage",
+        "What of an image reaches a token: the norm of the Jacobian's block at real images, the effective receptive "
+        "field of the token in the middle, and of the logits. Of the first seed, each map to its own largest weight.",
+    ),
+    "surgery": Caption(
+        "Change of the accuracy without the mixers of a stage",
+        "What is lost without the mixers of a stage: the change of the validation accuracy in points where they are "
+        "replaced, with the 95% t interval over seeds, not adjusted.",
+    ),
+    "cka": Caption(
+        "CKA of every two mixers, stage by stage",
+        "Whether two mixers learn the same features (CKA). Off the diagonal two mixers at the same seed, on it one "
+        "mixer at two seeds: what chance alone leaves in common.",
+    ),
+}
+
+
+def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
+    """Of each figure of a report."""
+    metric, factor = study.analysis.metric, study.analysis.factor
+    words, validated = in_words(metric), in_words(selecting(metric))
+    colours = f"One colour for each {factor} in all figures."
+    return {
+        "differences": Caption(f"Differences to {study.reference} with their intervals", _differences(study, verdicts)),
+        "accuracy": Caption(
+            f"{words} of each cell",
+            f"{words.capitalize()} of each cell: its seeds as dots, their mean, and the 95% interval of the mean, not "
+            f"adjusted. Dotted: the mean of {study.reference}. Differences are paired by seed: they may be surer "
+            f"than these intervals look. {colours}{_near_chance(verdicts)}",
+        ),
+        "variance": Caption(
+            f"Shares of the variance in {words}", "Where the variance comes from; lines are 95% intervals over seeds."
+        ),
+        "cost": Caption(
+            f"{words} against parameters and MACs",
+            f"{words.capitalize()} against parameters and multiply-accumulates. The line joins the cells that no other "
+            f"beats in both; grey marks, where there are any, are the paper's. {colours}",
+        ),
+        "curves": Caption(
+            f"{validated} by epoch",
+            f"{validated.capitalize()} by epoch: the mean over seeds and its 95% t band, a panel for each setting of "
+            f"the other factors. {colours}",
+        ),
+        "rates": Caption(
+            f"{validated} by learning rate",
+            f"{validated.capitalize()} by learning rate. A circle is the best one, open where it is at the edge of the "
+            "grid: a better one may lie outside.",
+        ),
+        "confusion": Caption(
+            "Confusion matrix of each cell",
+            "Of the test images of each class (row), the share that was taken for each class (column), all seeds "
+            "together.",
+        ),
+    }
+
+
+def _differences(study: Study, verdicts: Verdicts) -> str:
+    drawn = [c for c in verdicts.confirmatory if c.crossed.seeds]
+    levels = [100 * decisive(c)[1] for c in drawn if c.verdict != NONE]
+    unit = metric_of(study.analysis.metric).unit
+    text = (
+        f"Each cell minus {study.reference}, paired by seed. A line is the interval that its verdict rests on: for "
+        "`different` that of the test of no difference, which leaves zero out; for `equivalent` that of the two "
+        "one-sided tests, which stays within the margin; for `inconclusive` the wider of the two. "
+    )
+    if levels:
+        low, high = min(levels), max(levels)
+        here = f"{low:.4g}%" if high - low < 0.05 else f"{low:.4g}% to {high:.4g}%"
+        correction = "" if study.analysis.correction == "none" else ", at the step of Holm's correction that decided"
+        text += f"Their confidence is {here}{correction}; the 95% intervals of the tables are not adjusted. "
+    if any(c.verdict == NONE for c in drawn):
+        text += "Open and dotted, without a verdict: 95%. "
+    return text + f"The band of ±{study.analysis.margin:g} {unit} counts as no difference.{_near_chance(verdicts)}"
+
+
+def _near_chance(verdicts: Verdicts) -> str:
+    there = any(cell.collapsed for cell in verdicts.cells)
+    return " †: a run of it, or of its reference, ended at chance." if there else ""

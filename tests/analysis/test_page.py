@@ -1,0 +1,186 @@
+"""The pages of a report: their structure, their colours, and how a browser lays them out."""
+
+import re
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+from browser import CHROMIUM, seen
+from conftest import runs_of, study
+from rich.console import Console
+
+from metaformer.analysis import figures, header, page, sentences
+from metaformer.analysis.captions import PROBES, captions
+from metaformer.analysis.colours import COLOURS, on_page
+from metaformer.analysis.text_table import Table
+from metaformer.analysis.verdict import DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, decisive, judge
+from metaformer.config.schema import Data
+
+LONG = "block-with-quite-a-long-name"
+TEXT = '<text x="9" y="20" style="font-size: 9px">a map</text>'
+SVG = f'<svg width="518pt" height="200pt" viewBox="0 0 518 200">{TEXT}</svg>'
+
+
+def many_runs():
+    """Two settings of four mixers and ten classes; a cell is at chance, and the names of a setting are long."""
+    means = {"pooling": 0.7, "identity": 0.09, "attention": 0.71, "spatial": 0.8}
+    cells = {
+        f"{place}_{mixer}": [mean, mean + 0.04, mean + 0.02, mean + 0.03]
+        for place in ("full", LONG)
+        for mixer, mean in means.items()
+    }
+    classes = [f"class {i}" for i in range(10)]
+    grid = [[30 if i == j else 1 for j in range(10)] for i in range(10)]
+    changes = {"recall": dict.fromkeys(classes, 0.7), "confusion": grid}
+    return [replace(r, result=replace(r.result, **changes)) for r in runs_of(**cells)]
+
+
+@pytest.fixture
+def report(tmp_path) -> str:
+    """The page of a study with everything on it."""
+    probes = tmp_path / "experiments" / "mine" / "probes"
+    probes.mkdir(parents=True)
+    (probes / "full-probes.html").write_text("")
+    for name in PROBES:
+        (probes / f"full-{name}.svg").write_text(f"<?xml?>{SVG}")
+    page.summarise(study(), many_runs(), Console(record=True, width=140, quiet=True), write=True)
+    return (tmp_path / "experiments" / "mine" / "report.html").read_text()
+
+
+@pytest.fixture
+def probe() -> str:
+    """The page of a comparison of trained mixers."""
+    table = Table(["cell", "stage", *(f"number {i}" for i in range(9))], [[LONG, *["0.1234"] * 10]] * 3, "A `caption`.")
+    return page.template("probe.html").render(
+        title="mine", setting="full", counts="3 cells", written="today", headline=["One sentence."], captions=PROBES,
+        figures=dict.fromkeys(PROBES, on_page(SVG, recolour=False)), command="python -m metaformer.probe x",
+        tables={"stages": table, "surgery": table, "cka": table},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["report", "probe"])
+def test_links_and_captions(name, request):
+    html = request.getfixturevalue(name)
+    links = re.findall(r'href="([^"]*)"', re.sub(r'xlink:href="(#|data:)[^"]*"', "", html))
+    ids = re.findall(r'\bid="([^"]*)"', html)
+    assert len(links) > 4
+    assert {link for link in links if not link.startswith("#")} == set()
+    assert {link[1:] for link in links} <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html) == []
+    pictures = re.findall(r"<figure.*?</figure>", html, re.DOTALL)
+    assert len(pictures) == html.count("<svg") + html.count("<img")
+    for picture in pictures:
+        assert re.search(r'(role="img" aria-label|<img alt)="[^"]{5,}"', picture)
+        assert re.search(r"<figcaption>(<strong>.*?</strong>)?[^<]{20,}", picture), picture[-300:]
+    assert "`" not in html
+
+
+def test_the_head_says_what_was_trained(report):
+    first = report[: report.index("<nav")]
+    for words in ("<h1>Which?</h1>", "of the variance come", "Each cell minus pooling"):
+        assert words in first
+    for words in ("<dt>Data</dt><dd>", "100 to train, 390 to test, of 10 classes", "<dt>Epochs</dt><dd>5</dd>",
+                  "4 (0, 1, 2, 3)", "8 cells", 'aria-label="The stages', "adamw at rate 0.002"):  # fmt: skip
+        assert words in report, words
+
+
+def test_a_model_is_drawn_as_it_is():
+    runs = runs_of(pooling=[0.7, 0.72, 0.71], identity=[0.6, 0.61, 0.63])
+    model = replace(runs[0].result.config.model, depths=[2, 3], dims=[64, 96], stem=[7, 4, 2], downsample=[3, 2, 1])
+    config = replace(runs[0].result.config, model=model, data=Data(name="cifar10"))
+    runs = [replace(r, result=replace(r.result, config=replace(config, seed=r.seed))) for r in runs]
+    (drawn,) = header.drawings(study(), judge(study(), runs).cells)
+    assert drawn.image == (32, 32)
+    assert list(drawn.stages) == [header.Stage("7 / 4", (8, 8), 64, 2), header.Stage("3 / 2", (4, 4), 96, 3)]
+
+
+def test_one_sentence_answers():
+    runs = runs_of(pooling=[0.70, 0.71, 0.72], identity=[0.50, 0.51, 0.525], attention=[0.80, 0.81, 0.825])
+    said = sentences.answer(judge(study(), runs), study())
+    assert said.startswith("That all mixers but identity are equivalent within ±1 points is refuted; ")
+    assert said.endswith("the largest difference is identity - pooling -19.8 points, different.")
+
+
+def test_an_interval_is_drawn_as_its_verdict_was_reached():
+    """The 95% interval of `b` leaves zero out, Holm's correction does not: its line has zero in it."""
+    runs = runs_of(
+        pooling=[0.70, 0.70, 0.70, 0.70],
+        a=[0.80, 0.81, 0.82, 0.80],
+        b=[0.720, 0.735, 0.711, 0.724],
+        c=[0.700, 0.702, 0.698, 0.701],
+        d=[0.70, 0.75, 0.66, 0.72],
+        e=[0.731, 0.736, 0.702, 0.722],
+    )
+    study_ = study(variance="own")
+    verdicts = judge(study_, runs)
+    found = {c.level: c for c in verdicts.confirmatory}
+    assert {level: c.verdict for level, c in found.items()} == {
+        "a": DIFFERENT, "b": INCONCLUSIVE, "c": EQUIVALENT, "d": INCONCLUSIVE, "e": INCONCLUSIVE,
+    }  # fmt: skip
+    assert found["b"].difference.low > 0
+    for c in found.values():
+        interval, confidence = decisive(c)
+        zero = interval.low <= 0 <= interval.high
+        assert zero == (c.verdict != DIFFERENT), c.level
+        if c.verdict != DIFFERENT:
+            assert (interval.low > -1 and interval.high < 1) == (c.verdict == EQUIVALENT)
+        assert 0.9 <= confidence < 1
+    figure = figures.differences(verdicts.confirmatory, study_.analysis, "pooling")
+    drawn = [tuple(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 2][1:]
+    assert drawn == [(i.low, i.high) for i in (decisive(c)[0] for c in verdicts.confirmatory)]
+    assert "Their confidence is 9" in captions(study_, verdicts)["differences"].text
+
+
+def test_without_a_verdict_an_interval_is_dotted():
+    verdicts = judge(study(), runs_of(pooling=[0.7, 0.8], a=[0.8, 0.91]))
+    assert verdicts.confirmatory[0].verdict == NONE
+    figure = figures.differences(verdicts.confirmatory, study().analysis, "pooling")
+    assert [line.get_linestyle() for line in figure.axes[0].lines[1:]] == [":", ":"]
+    assert "without a verdict" in captions(study(), verdicts)["differences"].text
+
+
+def test_a_cell_at_chance_is_marked(report):
+    assert "†" not in captions(study(), judge(study(), runs_of(pooling=[0.7, 0.72, 0.71])))["accuracy"].text
+    runs = runs_of(pooling=[0.70, 0.71, 0.72], identity=[0.50, 0.71, 0.72])
+    figure = figures.accuracy(judge(study(), runs).cells, "test_accuracy", "mixer", "pooling")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["pooling", "identity †"]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_one_colour_for_one_meaning(scheme):
+    colours = {name: pair[scheme] for name, pair in COLOURS.items()}
+    data = [name for name in colours if name not in ("ink", "paper", "quiet", "line")]
+    apart = {
+        (a, b): sum(abs(int(colours[a][i : i + 2], 16) - int(colours[b][i : i + 2], 16)) for i in (1, 3, 5))
+        for a, b in combinations(data, 2)
+    }
+    assert {pair: far for pair, far in apart.items() if far < 40} == {}
+    paper = luminance(colours["paper"])
+
+    def contrast(name: str) -> float:
+        low, high = sorted([luminance(colours[name]), paper])
+        return (high + 0.05) / (low + 0.05)
+
+    for name in data:
+        assert contrast(name) > (1.5 if name in ("fewer", "published") else 2.9), name
+    for name in ("ink", "quiet", "equivalent", "different", "inconclusive"):
+        assert contrast(name) > 4.5, name
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["report", "probe"])
+def test_it_fits_a_desktop_and_a_phone(name, dark, request, tmp_path):
+    found = seen(request.getfixturevalue(name), tmp_path, (1280, 390), dark=dark)
+    for width, one in found.items():
+        assert one["page"] <= width
+        assert one["texts"] > 20
+        assert (one["beyond"], one["without_cue"], one["faint"]) == ([], [], [])
+    assert found[1280]["scrolls"] == []
