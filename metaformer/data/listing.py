@@ -99,10 +99,15 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
                 [f"{name} has no image of {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"] if empty else []
             )
     if findings.skipped:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(findings.skipped.items(), key=lambda k: (-k[1], k[0])))
-        notes.append(f"{findings.skipped.total()} files of kinds that are not read: {kinds}")
+        notes.append(not_read(findings.skipped))
     _check_overlap(parts, data)
     return Listing(classes, parts, _fingerprint(classes, parts), [f"{source}: {note}" for note in notes])
+
+
+def not_read(skipped: Counter[str]) -> str:
+    """How many files there are of each kind that is not read, in words."""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(skipped.items(), key=lambda k: (-k[1], k[0])))
+    return f"{skipped.total()} files of kinds that are not read: {kinds}"
 
 
 def _part(found: Found, classes: list[str], split: str) -> Part:

@@ -20,7 +20,7 @@ from metaformer.config.schema import Config, Data
 from metaformer.config.validate import structure
 from metaformer.data.decoding import fit, plain
 from metaformer.data.module import evaluation_transform, normalisation
-from metaformer.data.registry import shape
+from metaformer.data.registry import find, shape, size_of
 from metaformer.models import weights
 from metaformer.models.build import build, crop_of
 from metaformer.models.metaformer import MetaFormer
@@ -38,12 +38,13 @@ class Transform:
     size: tuple[int, int]
     mean: Tensor  # of each channel, from 0 to 255
     std: Tensor
-    streamed: Any = None  # timm's transform, where photographs were read one at a time
+    streamed: Any = None  # timm's transform, where images were read one at a time
+    decoded: tuple[int, int] | None = None  # height and width that photographs were decoded to before it
 
     def __call__(self, image: Image.Image) -> Tensor:
         whole = plain(ImageOps.exif_transpose(image), "image", self.data)
         if self.streamed is not None:
-            return torch.as_tensor(self.streamed(whole))
+            return torch.as_tensor(self.streamed(fit(whole, self.decoded) if self.decoded else whole))
         pixels: Tensor = pil_to_tensor(fit(whole, self.size))
         return (pixels.float() - self.mean[:, None, None]) / self.std[:, None, None]
 
@@ -102,8 +103,10 @@ def _trained(saved: Mapping[str, Any], path: Path) -> Trained:
     net = build(config.model, config.mixer, config.seed, shape=found, classes=len(classes))
     fill(net, saved, path, "its model")
     mean, std = saved["mean"], saved["std"]
-    streamed = None
+    streamed = decoded = None
     if config.recipe.scale is not None:
         streamed = evaluation_transform(crop_of(config.model), found, normalisation(mean, std), "bicubic")
-    seen = Transform(replace(data, channels=found[0]), (found[1], found[2]), mean, std, streamed)
+        if data.decode == "once" and "decode" in find(data.name).reads:
+            decoded = size_of(data.decoded_size or data.size)
+    seen = Transform(replace(data, channels=found[0]), (found[1], found[2]), mean, std, streamed, decoded)
     return Trained(net.eval().to(memory_format=torch.channels_last), classes, seen, config)

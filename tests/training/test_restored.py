@@ -26,8 +26,12 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+CROPPED = ("recipe.scale=[0.5,1]", "recipe.crop=0")
+
+
 @pytest.mark.parametrize(
-    "words", [(), ("data.channels=1",), ("recipe.scale=[0.5,1]", "recipe.crop=0", "data.decode=always")]
+    "words",
+    [(), ("data.channels=1",), (*CROPPED, "data.decode=always"), CROPPED, (*CROPPED, "data.decoded_size=[40,64]")],
 )
 def test_it_sees_a_photograph_as_in_its_test(folder, words):
     root = ("data=image_folder", f"data.root={folder}", "data.size=32", "recipe.batch=8", "runtime.workers=0")

@@ -13,7 +13,7 @@ from pathlib import Path
 from metaformer.config.schema import Data
 from metaformer.data.decoding import SUFFIXES
 from metaformer.data.digests import digests_of
-from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, once, root_of, split_of
+from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, not_read, once, root_of, split_of, tell
 from metaformer.system.errors import ConfigError
 
 EXPECTED = "a folder with train/<class>/ and test/<class>/, or train*.tar and test*.tar"
@@ -87,6 +87,25 @@ def find(data: Data) -> Findings:
     if not splits or not any(found.labels for found in splits.values()):
         raise ConfigError(f"data.root={data.root}: no images in it; expected {EXPECTED}")
     return Findings(splits, skipped)
+
+
+def images_below(data: Data) -> Files:
+    """Every image below `data.root`, in however many folders and whatever these are called; or that one file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    expected = "a folder of images"
+    root = root_of(data, expected)
+    skipped: Counter[str] = Counter()
+    files = [path for path, _ in _walk(str(root), "", frozenset())] if root.is_dir() else [str(root)]
+    names = [path for path in files if _wanted(path, skipped)]
+    told = not_read(skipped) if skipped else ""
+    if not names:
+        raise ConfigError(f"data.root={data.root}: no images in it; expected {expected}{told and f'; {told}'}")
+    if told:
+        tell(f"{data.root}: {told}")
+    return Files(names)
 
 
 def contents(data: Data) -> str:
