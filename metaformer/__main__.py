@@ -10,6 +10,8 @@ from metaformer.system.errors import nearest
 VERBS = {
     "train": "train one run, or with -m or experiments=NAME many",
     "evaluate": "evaluate a finished run again, or weights from a file",
+    "predict": "the classes of images by a finished run, as a table",
+    "export": "the network of a finished run as a file for other programs",
     "check": "does a mixer keep the contract, and what does it do",
     "cost": "parameters, MACs, activations and memory of models",
     "plan": "what a study costs, and what its seeds can show",

@@ -12,7 +12,7 @@ import pytest
 from conftest import repository
 
 PACKAGE = repository() / "metaformer"
-VERBS = ("train", "evaluate", "check", "cost", "plan", "report", "probe", "dashboard")
+VERBS = ("train", "evaluate", "predict", "export", "check", "cost", "plan", "report", "probe", "dashboard")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

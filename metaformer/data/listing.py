@@ -107,7 +107,7 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
 def not_read(skipped: Counter[str]) -> str:
     """How many files there are of each kind that is not read, in words."""
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(skipped.items(), key=lambda k: (-k[1], k[0])))
-    return f"{skipped.total()} files of kinds that are not read: {kinds}"
+    return f"{skipped.total()} file{'s' * (skipped.total() > 1)} of kinds that are not read: {kinds}"
 
 
 def _part(found: Found, classes: list[str], split: str) -> Part:

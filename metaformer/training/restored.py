@@ -6,11 +6,13 @@
 The network is in eval mode; an image may be of any mode and size.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from metaformer.data.decoding import fit, plain
 from metaformer.data.module import evaluation_transform, normalisation
 from metaformer.data.registry import find, shape, size_of
 from metaformer.models import weights
-from metaformer.models.build import build, crop_of
+from metaformer.models.build import Shape, build, crop_of
 from metaformer.models.metaformer import MetaFormer
 from metaformer.runs.finished import finished
 from metaformer.system.errors import ConfigError
@@ -57,10 +59,13 @@ class Trained:
     classes: list[str]
     transform: Transform
     config: Config
+    shape: tuple[int, int, int]  # of the images that the network takes: channels, height, width
 
 
 def load(source: str | Path, name: str | None = None, **options: Any) -> Trained | MetaFormer:
-    """A finished run by its folder or its weights.pt, or a published model as `metaformer.weights.load` has it.
+    """A finished run by its folder, its weights.pt or its export as safetensors.
+
+    Or a published model, as `metaformer.weights.load` has it.
 
     Raises:
         ConfigError: there is no such run, or the file cannot be read.
@@ -75,19 +80,30 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> Trained
     if name is not None or options:
         words = ", ".join(["name"] if name else list(options))
         raise ConfigError(f"{path}: is a run, which knows its model; {words} belongs to a published one")
-    return _trained(saved, path)
+    return trained_from(saved, path)
 
 
 def kept(path: str | Path) -> Mapping[str, Any] | None:
-    """The contents of a file of weights, where a run of this package wrote it."""
+    """The contents of a file of weights, where this package wrote it: of a run, or exported as safetensors."""
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        if Path(path).suffix == ".safetensors":
+            saved = from_safetensors(Path(path).read_bytes())
+        else:
+            saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:  # whatever it is, it is not ours: who reads it for good will say what is wrong
         return None
     return saved if isinstance(saved, Mapping) and all(key in saved for key in KEPT) else None
 
 
-def fill(net: nn.Module, saved: Mapping[str, Any], path: Path, model: str) -> None:
+def from_safetensors(content: bytes) -> Mapping[str, Any]:
+    """What `python -m metaformer.export format=safetensors` writes, as the weights.pt of the run has it."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    told = {key: json.loads(value) for key, value in header["__metadata__"].items()}
+    pixels = {key: torch.tensor(told[key]) for key in ("mean", "std")}
+    return {"state_dict": safetensors.torch.load(content), **told, **pixels}
+
+
+def fill(net: nn.Module, saved: Mapping[str, Any], path: str | Path, model: str) -> None:
     """Load the weights of a run's file into a network; a ConfigError that names the first that does not fit `model`."""
     try:
         net.load_state_dict(saved["state_dict"])
@@ -96,10 +112,11 @@ def fill(net: nn.Module, saved: Mapping[str, Any], path: Path, model: str) -> No
         raise ConfigError(f"{path}: its weights do not fit {model}: {first}") from error
 
 
-def _trained(saved: Mapping[str, Any], path: Path) -> Trained:
+def trained_from(saved: Mapping[str, Any], path: str | Path) -> Trained:
+    """The network that such contents describe, with their weights."""
     config, classes = structure(Config, saved["config"]), list(saved["classes"])
     data = replace(config.data, classes=len(classes))
-    found = tuple(saved["shape"]) if "shape" in saved else shape(data)[0]  # older files do not say it
+    found: Shape = tuple(saved["shape"]) if "shape" in saved else shape(data)[0]  # older files do not say it
     net = build(config.model, config.mixer, config.seed, shape=found, classes=len(classes))
     fill(net, saved, path, "its model")
     mean, std = saved["mean"], saved["std"]
@@ -109,4 +126,4 @@ def _trained(saved: Mapping[str, Any], path: Path) -> Trained:
         if data.decode == "once" and "decode" in find(data.name).reads:
             decoded = size_of(data.decoded_size or data.size)
     seen = Transform(replace(data, channels=found[0]), (found[1], found[2]), mean, std, streamed, decoded)
-    return Trained(net.eval().to(memory_format=torch.channels_last), classes, seen, config)
+    return Trained(net.eval().to(memory_format=torch.channels_last), classes, seen, config, found)

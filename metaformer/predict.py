@@ -1,0 +1,61 @@
+"""The classes of images, as a finished run predicts them.
+
+    python -m metaformer.predict run=runs/RUN [data.root=FOLDER] [out=predictions.csv] [runtime=...]
+
+The table has a row for each image: `file`, `class`, and in `p_CLASS` the probability of each class. It is written as
+.csv or .parquet (extra `hub`). All images in FOLDER and below are taken, in the order of their paths and whatever the
+folders are called; one image may stand in its place. Images are brought to the size and the channels of the run; 32
+bits need data.range=[low,high]. Without a FOLDER the test images of the run are taken, in the order of predictions.npz.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from metaformer.cli import answer, words
+from metaformer.runs.finished import CHANGEABLE, finished
+from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.files import write
+
+DATA = ("data.root", "data.range")  # what may be said of the images: all else is as the run saw its own
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Predict what the command line names and write the table."""
+    given = words(arguments, own=("run", "out"), groups=CHANGEABLE)
+    if "run" not in given.own:
+        raise ConfigError("expected run=FOLDER, the folder of one finished run")
+    keys = [override.lstrip("+~").partition("=")[0] for override in given.overrides]
+    for key in keys:
+        if key.partition(".")[0] == "data" and key not in DATA:
+            hint = nearest(key, DATA) or f"; expected {' or '.join(DATA)}"
+            raise ConfigError(f"{key}: the images are seen as the run saw its own{hint}")
+    out = _place(given.own.get("out", "predictions.csv"))
+    run = finished(Path(given.own["run"]), given.overrides)
+    folder = "data.root" in keys
+    from metaformer.training.prediction import predict, written
+
+    predicted = predict(run.folder, run.config, folder=folder)
+    count = len(predicted.names)
+    write(out, written(predicted, out.suffix))
+    print(f"written: {out}, {count:,} image{'s' * (count != 1)}")
+
+
+def _place(name: str) -> Path:
+    """Where the table goes; a ConfigError where it could not be written."""
+    out = Path(name).expanduser()
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"out={name}: expected a file that ends in .csv or .parquet")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ConfigError(f"out={name}: parquet needs pip install 'metaformer-bench[hub]'")
+    if not out.parent.is_dir():
+        raise ConfigError(f"out={name}: {out.parent} is no folder")
+    return out
+
+
+def main() -> None:
+    answer(__doc__, command)
+
+
+if __name__ == "__main__":
+    main()
