@@ -10,6 +10,7 @@ _HOME = {
     **dict.fromkeys(_MIXERS, "metaformer.mixers"),
     "MetaFormer": "metaformer.models.metaformer",
     "MetaFormerBlock": "metaformer.models.block",
+    "Classifier": "metaformer.tasks.classification",
     "load": "metaformer.training.restored",
 }
 _MODULES = {"zoo": "metaformer.models.zoo", "weights": "metaformer.models.weights"}

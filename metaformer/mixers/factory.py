@@ -48,6 +48,22 @@ def factories(mixer: AnyMixer | Sequence[AnyMixer], stages: int) -> list[MixerFa
     return [factory for one in mixer for factory in factories(one, 1)]
 
 
+def node_of(factory: MixerFactory) -> dict[str, Any] | None:
+    """The node from which `from_config` makes a mixer again; None where plain data cannot say it, as of a lambda."""
+    bound = factory if isinstance(factory, partial) else partial(factory)
+    kind, options = bound.func, dict(bound.keywords)
+    if bound.args or not isinstance(kind, type) or "<" in kind.__qualname__ or not _plain(options):
+        return None
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **options}
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is numbers, text and their lists and dicts."""
+    if isinstance(value, list | tuple | dict):
+        return all(map(_plain, [*value, *value.values()] if isinstance(value, dict) else value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
 def _factory(node: Mapping[str, Any], key: str) -> MixerFactory:
     """The class that `_target_` names, with its options bound; an option that it does not name is an error."""
     target = import_object(node["_target_"], f"{key}._target_")

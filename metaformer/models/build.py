@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metaformer.config.schema import Architecture, Model
+from metaformer.config.validate import plain, structure
 from metaformer.mixers.factory import from_config
 from metaformer.models.block import MetaFormerBlock
 from metaformer.models.metaformer import MetaFormer
@@ -37,7 +38,9 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int) ->
     try:
         if model.source == "timm":
             with seeded(seed, "net"):
-                return _timm_model(str(model.name), shape[1:], rates, **own)
+                net = _timm_model(str(model.name), shape[1:], rates, **own)
+            net.made_of = {"model": plain(model), "mixer": mixer, "seed": seed, "shape": list(shape)}  # type: ignore[assignment]
+            return net
         own |= {"img_size": shape[1:], "seed": seed}
         if model.source == "zoo":
             return create(str(model.name), **own, **rates)
@@ -48,6 +51,19 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int) ->
     except Exception as error:  # whatever a constructor raises
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         raise ConfigError(f"model and mixer do not fit: {kind}{error}") from error
+
+
+def described(net: nn.Module) -> dict[str, Any] | None:
+    """Plain data from which `rebuilt` makes the same network; None where nothing says how it was made."""
+    made = getattr(net, "made_of", None)
+    return {**made, "classes": net.num_classes} if made else None
+
+
+def rebuilt(description: Mapping[str, Any]) -> nn.Module:
+    """The network that `described` describes, with its first weights."""
+    told = dict(description)
+    model, shape = structure(Model, told.pop("model"), "model."), tuple(told.pop("shape"))
+    return build(model, shape=shape, **told)
 
 
 def on_meta(model: Model, mixer: Any, *, shape: Shape, classes: int) -> nn.Module:

@@ -6,13 +6,14 @@ weights everywhere else, bit for bit.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaformer.config.schema import Architecture
-from metaformer.mixers.factory import AnyMixer, MixerFactory, factories
+from metaformer.mixers.factory import AnyMixer, MixerFactory, factories, node_of
 from metaformer.mixers.layout import init_weights
 from metaformer.models.block import MetaFormerBlock, MLPHead, PatchEmbed, PositionEmbedding, Stage, make_norm
 from metaformer.system.errors import nearest
@@ -55,7 +56,11 @@ class MetaFormer(nn.Module):
         with seeded(seed, "stem"):
             self.stem = PatchEmbed(in_chans, a.dims[0], *a.stem, post_norm=a.patch_norm, init=a.init)
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
-        stages = make_stages(a, factories(mixer, len(a.depths)), self.stem.resolution(size), seed)
+        mixers = factories(mixer, len(a.depths))
+        stages = make_stages(a, mixers, self.stem.resolution(size), seed)
+        nodes = {f"stage{i}": node_of(factory) for i, factory in enumerate(mixers, 1)}
+        said = None not in nodes.values()
+        self.made_of = {"model": asdict(a), "mixer": nodes, "seed": seed, "shape": [in_chans, *size]} if said else None
         self.stages = nn.Sequential(*stages)
         strides = [a.stem[1] * (a.downsample[1] if a.downsample else 1) ** i for i, _ in enumerate(stages)]
         self.feature_info = [  # as timm's models describe their stages

@@ -230,9 +230,13 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> MetaFor
         weights = to_ours(read(source))
     if name is None:
         fitting = names_that_fit(weights)
-        if len(fitting) != 1:
+        if len(fitting) > 1:
             which = f"fits {', '.join(fitting)}: name one of them" if fitting else "fits no published model"
             raise ConfigError(f"weights={source}: {which}")
+        if not fitting:
+            raise ConfigError(
+                f"weights={source}: fits no published model; metaformer.load reads the weights.pt of a run"
+            )
         name = fitting[0]
     options.setdefault("num_classes", classes_of(weights))
     net = create(name, **options)

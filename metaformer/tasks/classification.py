@@ -1,6 +1,7 @@
 """Classification: loss, metrics, optimizer and schedule; everything that is the same for every mixer."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import lightning as L
 import timm
@@ -10,9 +11,11 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from metaformer.config.schema import Distill, Recipe
+from metaformer.config.validate import plain, structure
 from metaformer.data.batches import Batch
 from metaformer.data.images import Images
 from metaformer.data.lightning_progress import done_batches
+from metaformer.models.build import described, rebuilt
 from metaformer.models.weights import load_strictly, read
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
@@ -27,30 +30,55 @@ class Classifier(L.LightningModule):
     Validation and test keep the logits of their images, from which every metric is computed once, at the end.
     With a teacher, the loss is that of DeiT. A student with a distillation token (of timm, `deit_*_distilled_*`) learns
     from the teacher through that token, any other through its only output.
+
+    `Classifier.load_from_checkpoint(FILE)` needs no other argument where the network is of this package, or was built
+    by `metaformer.models.build`; other networks come with `net=`. A teacher is never in a checkpoint.
+
+    Args:
+        net: the network, or what `metaformer.models.build.described` says of it, as a checkpoint has it.
+        classes: how many there are.
+        class_weights: [classes], of the loss.
     """
 
     def __init__(
         self,
-        net: nn.Module,
-        recipe: Recipe | None = None,
+        net: nn.Module | Mapping[str, Any] | None,
+        recipe: Recipe | Mapping[str, Any] | None = None,
         *,
         classes: int,
         seed: int = 0,
         teacher: nn.Module | None = None,
-        class_weights: Tensor | None = None,
+        class_weights: Tensor | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        recipe = recipe or Recipe()
+        recipe = structure(Recipe, recipe, "recipe.") if isinstance(recipe, Mapping) else recipe or Recipe()
+        net = net if isinstance(net, nn.Module) else _network(net)
+        weights = None if class_weights is None else torch.as_tensor(class_weights)
+        said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}
+        self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said})
         self.net, self.recipe, self.seed = net, recipe, seed
         self.running = Running(classes)
         self.mixup = mixup_of(recipe, classes)
         self.bce = BinaryCrossEntropy(recipe.label_smoothing) if recipe.loss == "bce" else None
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.kept: list[tuple[Tensor, Tensor]] = []  # logits and labels of the split that is evaluated
         self.scores: Scores | None = None  # of the last one
         self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
         if self.teacher and hasattr(net, "set_distilled_training"):
             net.set_distilled_training(True)  # type: ignore[operator]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:
+        """As in Lightning.
+
+        Raises:
+            ConfigError: the file is no checkpoint, or does not say how its network is made.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **options)
+        except KeyError as error:
+            hint = f"it has no {error}; metaformer.load reads the weights.pt of a run"
+            raise ConfigError(f"{checkpoint_path}: is no checkpoint of Lightning ({hint})") from error
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, classes]."""
@@ -173,6 +201,12 @@ class Classifier(L.LightningModule):
             scheduler.step(self.current_epoch + 1)
         else:
             scheduler.step_update(self.global_step)
+
+
+def _network(description: Mapping[str, Any] | None) -> nn.Module:
+    if description is None:
+        raise ConfigError("net: the checkpoint does not say how its network is made; expected net=, the network itself")
+    return rebuilt(description)
 
 
 @torch.no_grad()

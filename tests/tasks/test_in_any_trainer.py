@@ -1,14 +1,22 @@
 """The task module as a library: in an ordinary Trainer, with an ordinary DataLoader."""
 
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
 from conftest import compose
 from torch.utils.data import DataLoader, TensorDataset
+from trained import go
 
 import metaformer
+from metaformer.config.schema import BUILTIN, Model, Recipe
 from metaformer.data.images import load
 from metaformer.data.module import ImageData
+from metaformer.models.build import build, described
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 
@@ -34,6 +42,74 @@ def test_fit_test_and_predict_with_a_loader_of_ones_own():
     assert measured == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
     batches = trainer.predict(module, DataLoader(images, 16))
     torch.testing.assert_close(torch.cat(batches), logits.softmax(1))
+
+
+def trained(network: torch.nn.Module, **options: Any) -> tuple[Classifier, Path]:
+    """A task that somebody trained in a Trainer of their own, and its checkpoint."""
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4), 8)
+    module = Classifier(network, classes=4, **options)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", **QUIET)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint("mine.ckpt")
+    return module.eval(), Path("mine.ckpt")
+
+
+NETS = {
+    "by name": lambda: net(),
+    "a hybrid with options": lambda: metaformer.MetaFormer(
+        [partial(metaformer.Pooling, pool_size=5), "spatial_mlp"],
+        **{
+            "depths": [1, 1],
+            "dims": [8, 16],
+            "num_classes": 9,
+            "img_size": (32, 32),
+            "norm": "layer",
+            "res_scale": [1.0, None],
+        },
+    ),
+    "of timm": lambda: build(Model(source="timm", name="test_resnet"), BUILTIN, 0, shape=(3, 32, 32), classes=4),
+}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_checkpoint_needs_no_argument(kind):
+    network = NETS[kind]()
+    if kind == "a hybrid with options":
+        network.reset_classifier(4)
+    recipe = Recipe(epochs=3, lr=1e-4, label_smoothing=0.2)
+    module, file = trained(network, recipe=recipe, seed=3, class_weights=torch.tensor([1.0, 2.0, 0.5, 0.3]))
+    assert torch.load(file, weights_only=True)["hyper_parameters"]["recipe"]["lr"] == 1e-4
+    again = Classifier.load_from_checkpoint(file).eval()
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.equal(again(images), module(images))
+    assert (again.recipe, again.seed) == (recipe, 3)
+    assert torch.equal(again.class_weights, module.class_weights)
+    assert again.hparams == module.hparams
+
+
+def test_a_checkpoint_of_a_run():
+    """It is left by a run that was stopped; that of a finished run is its weights.pt."""
+    run = go("mixer=pooling", "mixer.pool_size=5", "recipe.ema=0.9")
+    config = run.result.config
+    module, file = trained(build(config.model, config.mixer, 0, shape=(3, 32, 32), classes=4))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(Classifier.load_from_checkpoint(file).eval()(images), module(images))
+    with pytest.raises(ConfigError, match=r"weights.pt: is no checkpoint of Lightning .* metaformer.load reads"):
+        Classifier.load_from_checkpoint(run.folder / "weights.pt")
+    with pytest.raises(ConfigError, match=r"fits no published model; metaformer.load reads the weights.pt"):
+        metaformer.weights.load(run.folder / "weights.pt")
+
+
+def test_a_network_of_which_nothing_says_how_it_is_made():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    module, file = trained(network)
+    with pytest.raises(ConfigError, match="the checkpoint does not say how its network is made; expected net=, the"):
+        Classifier.load_from_checkpoint(file)
+    again = Classifier.load_from_checkpoint(file, net=copy.deepcopy(network).requires_grad_(True))
+    assert torch.equal(again.net[1].weight, module.net[1].weight)
+    nowhere = metaformer.MetaFormer(lambda dim: torch.nn.Identity(), depths=[1], dims=[8], num_classes=4)
+    assert described(nowhere) is None
 
 
 def test_image_data_refuses_a_trainer_that_keeps_its_batches():
