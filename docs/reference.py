@@ -3,7 +3,6 @@
 python docs/reference.py
 """
 
-import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import yaml
 import metaformer
 from metaformer.config import schema
 from metaformer.config.compose import group_dir, names_in
+from metaformer.config.help import COMMENTS
 from metaformer.data.registry import DATASETS
 from metaformer.models.zoo import PUBLISHED
 
@@ -74,7 +74,7 @@ def _keys() -> Iterator[str]:
 
 def _node(kind: Any, path: str) -> Iterator[str]:
     """A table for a dataclass, and then those of the nodes in it."""
-    hints, comments = get_type_hints(kind), _comments()
+    hints = get_type_hints(kind)
     rows, inner = [], []
     for field in fields(kind):
         if hasattr(hints[field.name], "__dataclass_fields__"):
@@ -83,10 +83,10 @@ def _node(kind: Any, path: str) -> Iterator[str]:
         default = field.default_factory() if callable(field.default_factory) else field.default
         choices, bounds = field.metadata.get("choices"), field.metadata.get("bounds")
         allowed = ", ".join(f"`{c}`" for c in choices) if choices else str(bounds or "")
-        owner = next(base for base in kind.__mro__ if (base.__name__, field.name) in comments)
+        owner = next(base for base in kind.__mro__ if (base.__name__, field.name) in COMMENTS)
         cells = (f"`{path}{field.name}`", f"`{_type(hints[field.name])}`",
                  f"`{yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}`", allowed,
-                 comments[owner.__name__, field.name])  # fmt: skip
+                 COMMENTS[owner.__name__, field.name])  # fmt: skip
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if rows:
         yield f"### {path.rstrip('.') or 'At the top'}"
@@ -104,22 +104,6 @@ def _type(hint: Any) -> str:
         if isinstance(hint, type) and not getattr(hint, "__args__", None)
         else str(hint).replace("typing.", "")
     )
-
-
-def _comments() -> dict[tuple[str, str], str]:
-    """What the schema says of each field: the comment above it, and that behind it."""
-    lines = inspect.getsource(schema).splitlines()
-    found = {}
-    for owner in ast.parse("\n".join(lines)).body:
-        for node in owner.body if isinstance(owner, ast.ClassDef) else ():
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno:
-                first = node.lineno - 1
-                while lines[first - 1].lstrip().startswith("#"):
-                    first -= 1
-                behind = lines[node.end_lineno - 1][node.end_col_offset :]
-                told = [*lines[first : node.lineno - 1], behind]
-                found[owner.name, node.target.id] = " ".join(line.strip().removeprefix("# ") for line in told).strip()
-    return found
 
 
 # ------------------------------------------------------------------ mixers, models, data sets, recipes
