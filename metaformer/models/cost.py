@@ -93,10 +93,10 @@ class _Counter(TorchDispatchMode):
 
     def enter(self, name: str, module: nn.Module) -> None:
         self.inside.append(name)
-        self.stated += hasattr(module, "macs")
+        self.stated += _says(module)
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if hasattr(module, "macs"):
+        if _says(module):
             self.stated -= 1
             if not self.stated:
                 self.add(module.macs(*inputs), output)  # type: ignore[operator]
@@ -124,6 +124,11 @@ class _Counter(TorchDispatchMode):
         elif op in flop_registry:
             self.add(flop_registry[op](*args, **kwargs, out_val=out) // 2, out)
         return out
+
+
+def _says(module: nn.Module) -> bool:
+    """Whether it has the method `macs`; a number of that name is somebody's own business."""
+    return callable(getattr(module, "macs", None))
 
 
 def _pooling(x: Tensor, kernel: list[int], *_: Any, out: Any) -> int:
