@@ -45,11 +45,15 @@ def params(config: Config) -> int:
     return sum(p.numel() for p in _on_meta(config)[0].parameters())
 
 
-def memory(config: Config) -> int:
-    """Bytes that training a cell takes in fp32 on each device, for the batch of its recipe."""
+def at_once(config: Config) -> int:
+    """How many images of the recipe's batch a device has at once."""
     parts = config.runtime.accumulate if isinstance(config.runtime.accumulate, int) else 1
-    batch = -(-config.recipe.batch // config.runtime.processes) // parts
-    return training_memory(*_on_meta(config), batch)
+    return -(-config.recipe.batch // config.runtime.processes) // parts
+
+
+def memory(config: Config) -> int:
+    """Bytes that training a cell takes in fp32 on each device, for the images that it has at once."""
+    return training_memory(*_on_meta(config), at_once(config))
 
 
 def throughput(config: Config) -> tuple[float, float]:
@@ -75,7 +79,7 @@ def rows_of(cell: str, config: Config, match: Row) -> list[Row]:
     cost, paper = cost_of(config), config.reference
     row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params}
     row |= {"frozen": cost.params - cost.trainable, "macs": macs(config), "activations": cost.activations}
-    row |= {"fp32_training_gib": memory(config) / 2**30}
+    row |= {"training_images_at_once": at_once(config), "fp32_training_gib": memory(config) / 2**30}
     row |= {**match, "paper_params_m": paper.params, "paper_macs_g": paper.macs, "paper_top1": paper.top1}
     if config.cost.throughput:
         row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config), strict=True))

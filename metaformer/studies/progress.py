@@ -2,11 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,7 +16,10 @@ from rich.table import Table
 
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.runs.curve_tail import last_row
+from metaformer.runs.progress_file import told
 from metaformer.studies.points import Point
+
+ENDED = ("finished", "failed")
 
 
 @contextmanager
@@ -33,33 +38,38 @@ def follow(points: Sequence[Point], pending: Sequence[Point], console: Console, 
             thread.join()
 
 
-def _ended(point: Point, since: float = 0.0) -> str | None:
-    """`result` or `failed` where the run has ended so after `since` (seconds of the clock)."""
-    for status in ("result", "failed"):
-        path = point.run.folder / f"{status}.json"
-        if path.exists() and path.stat().st_mtime >= since:
-            return status
-    return None
+def _state(point: Point, since: float) -> str:
+    """What a run does, or how it ended; what its files said before `since` (seconds of the clock) does not count."""
+    for name, state in (("result", "finished"), ("failed", "failed")):
+        if _written(point, f"{name}.json", since):
+            return state
+    now = told(point.run.folder, since)
+    return now.state if now else "starting" if _written(point, "config.yaml", since) else "waiting"
+
+
+def _written(point: Point, name: str, since: float) -> bool:
+    path = point.run.folder / name
+    return path.exists() and path.stat().st_mtime >= since
 
 
 def _lines(points: Sequence[Point], pending: Sequence[Point], console: Console, stop: threading.Event) -> None:
     started = time.time()
-    told: set[Path] = set()
+    ended: set[Path] = set()
     over = False
     while not over:
         over = stop.wait(1.0)
         for point in pending:
-            status = _ended(point, since=started)
-            if status is not None and point.run.folder not in told:
-                told.add(point.run.folder)
-                seen = last_row(point.run.folder) if status == "result" else None
-                words = _told(point, seen) if seen else "failed"
-                count = len(points) - len(pending) + len(told)
+            status = _state(point, started)
+            if status in ENDED and point.run.folder not in ended:
+                ended.add(point.run.folder)
+                seen = last_row(point.run.folder) if status == "finished" else None
+                words = _metric(point, seen) if seen else "failed"
+                count = len(points) - len(pending) + len(ended)
                 line = f"[{count}/{len(points)}] {point.cell} seed {point.config.seed}: {words}"
                 console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)
 
 
-def _told(point: Point, row: Mapping[str, str]) -> str:
+def _metric(point: Point, row: Mapping[str, str]) -> str:
     """The study's metric of a run on validation images, in its last epoch."""
     selected = selecting(point.config.study.analysis.metric)
     return f"{in_words(selected)} {metric_of(selected).told(float(row[selected]))}"
@@ -71,45 +81,80 @@ def _live(points: Sequence[Point], pending: Sequence[Point], console: Console, s
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[words]}"),
     )
     progress = Progress(*columns, console=console)
-    task = progress.add_task("runs", total=len(points), left="")
+    task = progress.add_task("runs", total=len(points), words="")
     started = time.time()
-    begun = _epochs(pending)
+    begun = sum(_epochs(p, "waiting", started) for p in pending)
+    total = sum(p.config.recipe.all_epochs for p in pending)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         over = False
         while not over:
             over = stop.wait(0.5)
-            done, total = _epochs(pending), sum(p.config.recipe.all_epochs for p in pending)
+            states = {p.run.folder: _state(p, started) for p in pending}
+            done = sum(_epochs(p, states[p.run.folder], started) for p in pending)
             left = (time.time() - started) * (total - done) / (done - begun) if done > begun else None
-            finished = len(points) - len(pending) + sum(1 for p in pending if _ended(p, since=started))
-            progress.update(task, completed=finished, left=f"about {left / 60:.0f} min left" if left else "")
-            grid = Table.grid()
-            grid.add_row(progress)
-            grid.add_row(_so_far(points))
-            live.update(grid)
+            ended = len(points) - len(pending) + sum(state in ENDED for state in states.values())
+            words = [*_counts(states.values()), *([f"about {_time(left)} left"] if left else [])]
+            progress.update(task, completed=ended, words=", ".join(words))
+            live.update(Group(progress, *_at_work(pending, states), _so_far(points, states)))
 
 
-def _epochs(points: Sequence[Point]) -> int:
-    return sum(int(row["epoch"]) for point in points if (row := last_row(point.run.folder)))
+def _counts(states: Collection[str]) -> list[str]:
+    names = {"waiting": "waiting", "failed": "failed", "finished": "finished"}
+    count = Counter(names.get(state, "at work") for state in states)
+    if set(count) == {"waiting"}:
+        return [f"{count['waiting']} waiting, workers are starting"]
+    return [f"{count[name]} {name}" for name in ("at work", "waiting", "failed") if count[name]]
 
 
-def _so_far(points: Sequence[Point]) -> Table:
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _epochs(point: Point, state: str, since: float) -> float:
+    """How many epochs are behind a run, with parts of epochs; a run that has ended has no more of them."""
+    epochs = point.config.recipe.all_epochs
+    if state in ENDED:
+        return epochs
+    if (now := told(point.run.folder, since)) and now.steps:
+        return epochs * now.step / now.steps
+    row = last_row(point.run.folder)
+    return int(row["epoch"]) if row else 0
+
+
+def _at_work(points: Sequence[Point], states: Mapping[Path, str]) -> list[Table]:
+    """A table with a line for each run that a worker has, or none."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("at work", "", "epoch", "step", "learning rate", "images/s", "left"):
+        table.add_column(name, justify="right" if name else "left")
+    table.columns[0].justify = "left"
+    for point in points:
+        state, now = states[point.run.folder], told(point.run.folder)
+        if state in (*ENDED, "waiting"):
+            continue
+        words = [f"{escape(point.cell)} seed {point.config.seed}", state]
+        if now and state != "starting":  # else it is of an earlier start
+            words += [f"{now.epoch}/{point.config.recipe.all_epochs}", f"{now.step:,}/{now.steps:,}", f"{now.lr:.2e}"]
+            if speed := now.images_per_second:
+                left = (now.steps - now.step) * point.config.recipe.batch / speed
+                words += [f"{speed:,.0f}", _time(left)]
+        table.add_row(*words)
+    return [table] if table.row_count else []
+
+
+def _so_far(points: Sequence[Point], states: Mapping[Path, str]) -> Table:
+    """A line for each cell; a run without a state was finished before."""
     table = Table(box=None, pad_edge=False)
     selected = selecting(points[0].config.study.analysis.metric)
-    for name in ("cell", "finished", "training", f"{in_words(selected)} so far"):
+    for name in ("cell", "finished", "failed", f"{in_words(selected)} so far"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     for cell in dict.fromkeys(p.cell for p in points):
         runs = [p for p in points if p.cell == cell]
-        rows = {p.run.folder: row for p in runs if (row := last_row(p.run.folder))}
-        finished = sum(1 for p in runs if _ended(p) == "result")
-        training = [
-            f"seed {p.config.seed}: epoch {rows[p.run.folder]['epoch']}/{p.config.recipe.all_epochs}"
-            for p in runs
-            if p.run.folder in rows and not _ended(p)
-        ]
-        values = [float(row[selected]) for row in rows.values() if row[selected]]
+        count = Counter(states.get(p.run.folder, "finished") for p in runs)
+        rows = [row for p in runs if (row := last_row(p.run.folder))]
+        values = [float(row[selected]) for row in rows if row[selected]]
         mean = metric_of(selected).told(sum(values) / len(values)) if values else ""
-        table.add_row(escape(cell), f"{finished}/{len(runs)}", ", ".join(training), mean)
+        table.add_row(escape(cell), f"{count['finished']}/{len(runs)}", str(count["failed"] or ""), mean)
     return table

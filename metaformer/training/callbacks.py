@@ -5,12 +5,13 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 
 from metaformer.config.schema import Config
 from metaformer.data.batches import Batch
 from metaformer.training.best import Best
 from metaformer.training.brought import made
+from metaformer.training.display import Bar, ProgressFile
 from metaformer.training.stop_and_resume import Checkpoints
 
 
@@ -21,7 +22,7 @@ def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show:
         kept: what a resumed run has to keep; it goes with the checkpoints.
         show: a progress bar.
     """
-    callbacks: list[L.Callback] = [RichProgressBar()] if show else []
+    callbacks: list[L.Callback] = [ProgressFile(folder, config.recipe.batch), *([Bar()] if show else [])]
     if config.selected_by:
         callbacks.append(Best(config.selected_by))
     if config.recipe.ema is not None:

@@ -46,6 +46,7 @@ def test_the_cost_command(cli, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["cell"] for row in rows] == ["identity", "pooling", "attention"]
     assert rows[1]["params"] == "11915176"
+    assert rows[1]["training_images_at_once"] == "64"
 
     done = cli(
         "cost", "cost.modules=true", "cost.throughput=true", "cost.out=cost.json", "cost.batch=4", "runtime.threads=1"
