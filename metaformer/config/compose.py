@@ -9,11 +9,14 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Transformer
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from metaformer.config.hydra_internals import load, loader_of, parsed
 from metaformer.config.schema import GROUPS, Config
-from metaformer.config.validate import structure, validate
+from metaformer.config.validate import leaves, structure, validate
 from metaformer.system.errors import ConfigError, by_closeness
+from metaformer.system.files import try_folder
 from metaformer.system.machine import places
 
 # Nodes that take any key without a `+`: somebody looks at each
@@ -68,6 +71,8 @@ def check_words(words: Sequence[str]) -> None:
             raise ConfigError(f"{word}: {ELSEWHERE[key]}")
         if override.is_delete() and not key.startswith(FREE):
             raise ConfigError(f"{word}: it cannot be deleted; expected {key}=VALUE, or nothing for the default")
+        if key == "hydra.sweep.dir":
+            _check_folder(word, override.value())
         if override.is_delete() or not (key in GROUPS or "/" in key):
             continue
         sweep = override.is_discrete_sweep()
@@ -77,6 +82,16 @@ def check_words(words: Sequence[str]) -> None:
             if not (isinstance(value, dict) or (isinstance(value, str) and value and "${" not in value)):
                 known = ", ".join(names_in(key)) or "the files of its folder"
                 raise ConfigError(f"{word}: expected the name of a choice, one of {known}")
+
+
+def _check_folder(word: str, value: Any) -> None:
+    if not (isinstance(value, str) and value):
+        raise ConfigError(f"{word}: expected a folder")
+    try:
+        if "${" not in value:
+            try_folder(Path(value))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{word}: cannot be made ({getattr(error, 'strerror', error)})") from error
 
 
 def config_of(composed: DictConfig) -> Config:
@@ -90,6 +105,28 @@ def config_of(composed: DictConfig) -> Config:
 def without_hydra(composed: DictConfig) -> DictConfig:
     """What Hydra composed, but for its own node."""
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
+def _check_kept(file: Path, group: str) -> None:
+    """Refuse a `???` for a key with a default, which OmegaConf would keep without a word."""
+    text = file.read_text(errors="replace")
+    if key := _without_value(text, group) if "???" in text else None:
+        raise ConfigError(f"{group}/{file.name}: {key}: ??? does not replace the default; expected a value")
+
+
+def _without_value(text: str, group: str) -> str | None:
+    """The first key of the schema that is `???` in a file of a group."""
+    try:
+        content = OmegaConf.create(text)
+        node = content if "@package _global_" in text else OmegaConf.create({group: content})
+        for key, _, _ in leaves(Config()):
+            parent, _, name = key.rpartition(".")
+            above = OmegaConf.select(node, parent) if parent else node
+            if OmegaConf.is_dict(above) and OmegaConf.is_missing(above, name):
+                return key
+    except (YAMLError, OmegaConfBaseException):  # which Hydra tells where the file is chosen
+        pass
+    return None
 
 
 def choices_of(hydra: Any) -> Choices:
@@ -120,14 +157,13 @@ def names_in(group: str) -> list[str]:
 
 
 def check_local_files() -> None:
-    """Refuse a file of the working directory that Hydra would hide behind a packaged one of the same name."""
+    """Refuse a file of the working directory that Hydra would hide behind a packaged one, or read in part."""
     here = Path.cwd()
     for group in GROUPS:
         packaged = group_dir(group)
-        if packaged == here / group:
-            continue
         for local in sorted((here / group).glob("*.yaml")):
-            if (packaged / local.name).exists():
+            _check_kept(local, group)
+            if packaged != here / group and (packaged / local.name).exists():
                 raise ConfigError(
                     f"{group}/{local.name} has the name of a packaged file and would be ignored; rename it"
                 )

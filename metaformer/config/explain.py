@@ -34,7 +34,8 @@ def explain(error: Exception) -> str:
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key}: has to be given, there is no default"
         if line := _wrong_type(cause):
-            return line
+            file = re.match(r"In '([^']+)'", str(error))
+            return f"{line} (in {file[1]}.yaml)" if file else line
     return " ".join(str(causes[-1] if isinstance(error, ConfigCompositionException) else error).split())
 
 
@@ -79,10 +80,12 @@ def _wrong_type(cause: Exception) -> str:
     key = getattr(cause, "full_key", None) or ""
     if not (isinstance(cause, OmegaConfBaseException) and key):
         return ""
-    value = re.search(r"Value '(.*?)' ", str(cause))
+    value = re.search(r"(?:V|Incompatible v)alue '(.*?)' ", str(cause))
+    null = "not Optional" in str(cause) or (value is not None and value[1] == "None")
+    given = "=null" if null else f"={value[1]}" if value else ""
     hint = hint_of(key)
     what = f"expected {in_words(hint)}" if hint is not None else str(cause).splitlines()[0]
-    return f"{key}{f'={value[1]}' if value else ''}: {what}"
+    return f"{key}{given}: {what}"
 
 
 def _siblings(key: str) -> list[str]:

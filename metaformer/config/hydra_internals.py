@@ -4,14 +4,16 @@ Composition without a command of Hydra's, beside one that is running too: Hydra'
 state, which belongs to whoever set it up first.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.plugins.launcher import Launcher
@@ -36,6 +38,18 @@ def load(loader: ConfigLoader, overrides: Sequence[str], *, multirun: bool = Fal
 def parsed(loader: ConfigLoader, words: Sequence[str]) -> list[Override]:
     """The words of a command line as Hydra reads them."""
     return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+
+
+def size_of(loader: ConfigLoader, words: Sequence[str]) -> int:
+    """How many points a grid has, without making them."""
+    sweeps = [override.value() for override in parsed(loader, words) if override.is_discrete_sweep()]
+    return math.prod(_values(sweep) for sweep in sweeps)
+
+
+def _values(sweep: Any) -> int:
+    if isinstance(sweep, RangeSweep):
+        return max(0, math.ceil((sweep.stop - sweep.start) / sweep.step))  # type: ignore[operator]
+    return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1  # the names that a glob finds are few
 
 
 def points_of(loader: ConfigLoader, words: Sequence[str]) -> list[list[str]]:

@@ -171,6 +171,7 @@ class Runtime:
     cache: str | None = None  # folder of the decoded images; None: ~/.cache/metaformer
     per_gpu: int = number(1, at_least=1, at_most=1024)  # runs at once on each GPU of this machine
     runs: str = "runs"  # the folder of the run folders
+    most_runs: int = number(10_000, at_least=1)  # of a sweep: one with more is refused, as it is rarely meant
     force: bool = False  # train again what is finished
     packed: bool = False  # a run that experiments/NAME/runs.npz holds counts as finished, with no folder here
     progress: bool = True

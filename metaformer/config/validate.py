@@ -58,7 +58,7 @@ SET_ON_PUBLISHED = ("drop_path", "head_dropout", "crop_pct")
 
 def validate(config: Config) -> None:
     """Raise a ConfigError for the first value that cannot be run, or that nothing would read."""
-    _check_fields(config)
+    check_fields(config)
     if config.model.source == "metaformer":
         _check_mixer(config.mixer, len(config.model.depths))
     else:
@@ -84,9 +84,11 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[A
             yield f"{path}{field.name}", field, value
 
 
-def _check_fields(config: Config) -> None:
-    """The choices and bounds that stand with the fields."""
+def check_fields(config: Config, *keys: str) -> None:
+    """The choices and bounds that stand with the fields, with all or with some."""
     for key, field, value in leaves(config):
+        if keys and key not in keys:
+            continue
         if not fits(value, field.type):
             raise ConfigError(f"{key}={value}: expected {in_words(field.type)}")
         allowed, bounds = field.metadata.get("choices"), field.metadata.get("bounds")

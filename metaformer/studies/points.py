@@ -1,6 +1,7 @@
 """The points of a grid: every run that a command line describes, composed, validated and resolved, none launched."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 from metaformer.config.compose import Choices, check_words, choices_of, config_of, loader, without_hydra
-from metaformer.config.hydra_internals import load, points_of
+from metaformer.config.hydra_internals import load, points_of, size_of
 from metaformer.config.schema import GROUPS, Config, Data
-from metaformer.config.validate import judged, validate
+from metaformer.config.validate import check_fields, judged
 from metaformer.data.registry import check, fingerprint
 from metaformer.runs.folder import Planned, folders_by_id, planned
 from metaformer.runs.launch import Entry
@@ -75,6 +76,7 @@ def points(
 ) -> list[Point]:
     """Every run of the grid of a composed study; a run that two points of the grid describe is listed once."""
     grid = [f"{key!s}={values}" for key, values in (cfg.hydra.sweeper.params or {}).items()]
+    _check_size(size_of(config_loader, [*grid, *arguments]), cfg.runtime.most_runs)
     found = points_of(config_loader, [*grid, *arguments])
     if not found:
         empty = next(word for word in [*grid, *arguments] if not points_of(config_loader, [word]))
@@ -103,6 +105,14 @@ def points(
     return list(made.values())
 
 
+def _check_size(runs: int, most: int) -> None:
+    """Refuse what is rarely meant, and say what takes its time: a thousand runs need seconds until they are planned."""
+    if runs > most:
+        raise ConfigError(f"{runs:,} runs: more than runtime.most_runs={most}; set it higher where they are meant")
+    if runs > 1000:
+        print(f"{runs:,} runs: planning them takes a moment", file=sys.stderr)
+
+
 class Cells:
     """Composes the points of a grid by Hydra. It takes 50 ms and more, so that the seeds of a cell share it."""
 
@@ -119,7 +129,7 @@ class Cells:
         if len(seeds) == 1 and cell in self.known:
             choices, config = self.known[cell]
             config = replace(config, seed=int(seeds[0].removeprefix("seed=")))
-            validate(config)
+            check_fields(config, "seed")  # the rest of the cell was validated
             return choices, config
         composed = self.loader.load_sweep_config(self.cfg, list(point))
         choices, config = choices_of(composed.hydra), config_of(composed)

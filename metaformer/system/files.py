@@ -48,6 +48,17 @@ def write(path: Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def try_folder(folder: Path) -> None:
+    """An OSError where a folder is not there and cannot be made; nothing is left of the trial."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    finally:
+        for path in absent:
+            with contextlib.suppress(OSError):  # it was not made, or somebody else has written into it by now
+                path.rmdir()
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the list of the files in a folder, is on the disk."""
     file = os.open(path, os.O_RDONLY)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import compose
+from hydra.errors import ConfigCompositionException
 
 from metaformer.config import named_code
 from metaformer.config.compose import check_local_files
@@ -100,6 +102,7 @@ def error_of(*overrides: str) -> str:
         (["+sed=1"], "sed: no such key; did you mean 'seed'?"),
         (["++model.depth=3"], "model.depth: no such key; did you mean 'depths'?"),
         (["recipe.lr=abc"], "recipe.lr=abc: expected a float"),
+        (["recipe.lr=null"], "recipe.lr=null: expected a float"),
         (["seed=abc"], "seed=abc: expected an integer"),
         (["seed=1.5"], "seed=1.5: expected an integer"),
         (["seed=-1"], "seed=-1: expected at least 0"),
@@ -176,6 +179,31 @@ def test_a_local_file_with_the_name_of_a_packaged_one_is_refused(name):
     Path(name).write_text("{}")
     with pytest.raises(ConfigError, match=f"{name} has the name of a packaged file"):
         check_local_files()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("recipe/mine.yaml", "lr: ???", "recipe.lr"),
+        ("recipe/mine.yaml", "distill:\n  tau: ???", "recipe.distill.tau"),
+        ("experiments/mine.yaml", "# @package _global_\nseed: ???", "seed"),
+        ("recipe/mine.yaml", "lr: 0.1 # ???", None),
+        ("mixer/mine.yaml", "_target_: ???", None),  # there is no default: Hydra asks for it
+        ("recipe/mine.yaml", "lr: [???", None),  # Hydra tells where it is chosen
+    ],
+)
+def test_a_key_without_a_value_in_a_local_file_is_refused_where_a_default_would_stay(name, text, key):
+    Path(name).parent.mkdir()
+    Path(name).write_text(text)
+    expected = rf"{name}: {key}: \?\?\? does not replace the default; expected a value"
+    with pytest.raises(ConfigError, match=expected) if key else nullcontext():
+        check_local_files()
+
+
+def test_a_null_in_a_file_is_told_with_key_and_file():
+    with pytest.raises(ConfigCompositionException) as refused:
+        compose("+experiments/trained/mixer=pooling")
+    assert explain(refused.value) == "recipe.lr=null: expected a float (in experiments/trained/mixer/pooling.yaml)"
 
 
 def test_golden_run_ids():

@@ -5,7 +5,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
 from metaformer.config.compose import loader
-from metaformer.config.hydra_internals import load, points_of
+from metaformer.config.hydra_internals import load, points_of, size_of
 
 
 def test_composition_leaves_hydras_global_state_alone():
@@ -29,6 +29,17 @@ def test_points_are_in_the_order_of_hydras_own_sweeper():
         ["mixer=pooling", "seed=0", "recipe.lr=0.1"], ["mixer=pooling", "seed=1", "recipe.lr=0.1"],
         ["mixer=identity", "seed=0", "recipe.lr=0.1"], ["mixer=identity", "seed=1", "recipe.lr=0.1"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=3"], ["mixer=pooling,identity", "seed=range(5)"], ["seed=range(1,8,3)"], ["seed=range(5,0,-2)"],
+        ["recipe.lr=range(0.1,0.5,0.1)"], ["seed=range(0,0)"], ["seed=choice(1,2,3)", "recipe.lr=0.1"],
+    ],
+)  # fmt: skip
+def test_points_are_counted_without_being_made(words):
+    assert size_of(loader(), words) == len(points_of(loader(), words))
 
 
 def test_a_point_is_composed_over_the_study():
