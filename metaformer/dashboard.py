@@ -7,7 +7,7 @@
 logger.project=, logger.entity= and runtime.runs= are as in `train`. logger.mode=offline needs no network: runs are
 written into their folders, where they wait for --sync with a network (or `wandb sync`), and the summary, workspace and
 report of a study into experiments/NAME/wandb. A command that is issued again sends nothing twice.
-Workspace and report need the extra: pip install 'metaformer-bench[dashboard]'.
+Workspace and report need the extra: pip install -e '.[dashboard]'.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from metaformer.cli import answer, words
 from metaformer.runs.finished import finished
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError, install, nearest
 from metaformer.system.files import write
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -35,13 +35,13 @@ def command(arguments: Sequence[str]) -> None:
     if not out.parent.is_dir():
         raise ConfigError(f"out={out}: {out.parent} is no folder")
     if format == "onnx" and not all(map(find_spec, ("onnx", "onnxscript"))):
-        raise ConfigError("format=onnx: needs pip install 'metaformer-bench[export]'")
+        raise ConfigError(f"format=onnx: needs {install('export')}")
     from metaformer.training.export import export_run
 
     exported = export_run(folder, format)
     write(out, exported.content)
     same = f"its logits are the network's (largest difference {exported.difference:.1g} of the largest logit)"
-    unseen = "not compared with the network: pip install 'metaformer-bench[export]'"
+    unseen = f"not compared with the network: {install('export')}"
     print(f"written: {out}; {same if exported.difference is not None else unseen}")
 
 

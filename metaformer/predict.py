@@ -14,7 +14,7 @@ from pathlib import Path
 
 from metaformer.cli import answer, words
 from metaformer.runs.finished import CHANGEABLE, finished
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError, install, nearest
 from metaformer.system.files import write
 
 DATA = ("data.root", "data.range")  # what may be said of the images: all else is as the run saw its own
@@ -47,7 +47,7 @@ def _place(name: str) -> Path:
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"out={name}: expected a file that ends in .csv or .parquet")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise ConfigError(f"out={name}: parquet needs pip install 'metaformer-bench[hub]'")
+        raise ConfigError(f"out={name}: parquet needs {install('hub')}")
     if not out.parent.is_dir():
         raise ConfigError(f"out={name}: {out.parent} is no folder")
     return out

@@ -25,7 +25,7 @@ from metaformer.runs.wandb_run import (
     start,
     wandb_identity,
 )
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, install
 from metaformer.system.files import write
 
 
@@ -260,7 +260,7 @@ def _library() -> tuple[Any, Any]:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise ConfigError("wandb-workspaces is not installed: pip install 'metaformer-bench[dashboard]'") from error
+        raise ConfigError(f"wandb-workspaces is not installed: {install('dashboard')}") from error
     return ws, wr
 
 

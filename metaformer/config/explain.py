@@ -11,7 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from metaformer.config.kinds import hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves
-from metaformer.system.errors import ConfigError, by_closeness, nearest
+from metaformer.system.errors import ConfigError, by_closeness, install, nearest
 
 USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 EXTRAS = {"optuna": "optuna", "submitit_slurm": "slurm"}  # what a choice of Hydra's plugins needs
@@ -59,7 +59,7 @@ def _not_readable(word: str) -> str:
 def _no_such_choice(file: str, options: list[str]) -> str:
     group, _, name = file.rpartition("/")
     if name in EXTRAS:
-        return f"{group}={name}: not installed; it comes with pip install 'metaformer-bench[{EXTRAS[name]}]'"
+        return f"{group}={name}: not installed; it comes with {install(EXTRAS[name])}"
     return f"{group}={name}: no such choice; expected one of {', '.join(by_closeness(name, options))}"
 
 

@@ -2,10 +2,19 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ConfigError(ValueError):
     """What the user wrote cannot be run; the message is one line that names the key and the nearest valid choice."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, from whatever folder: in a checkout that one, which no registry has."""
+    checkout = Path(__file__).parents[2]
+    if (checkout / "pyproject.toml").exists():
+        return f"pip install -e '{checkout}[{extra}]'"
+    return f"pip install 'metaformer-bench[{extra}]'"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

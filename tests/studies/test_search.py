@@ -10,7 +10,7 @@ from hydra.errors import MissingConfigException
 
 from metaformer.config.explain import explain
 from metaformer.studies.points import expand
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, install
 
 SEARCH = ("-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=found", *TINY, "recipe.epochs=1")
 
@@ -75,4 +75,4 @@ def test_seeds_of_searches_are_not_those_of_studies():
 @pytest.mark.parametrize(("name", "extra"), [("optuna", "optuna"), ("submitit_slurm", "slurm")])
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(name, extra):
     error = MissingConfigException(missing_cfg_file=f"hydra/x/{name}", message="", options=["basic"])
-    assert explain(error) == f"hydra/x={name}: not installed; it comes with pip install 'metaformer-bench[{extra}]'"
+    assert explain(error) == f"hydra/x={name}: not installed; it comes with {install(extra)}"

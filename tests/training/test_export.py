@@ -15,7 +15,7 @@ from metaformer.config.compose import mixer_named, names_in
 from metaformer.config.schema import Config, Model
 from metaformer.config.validate import plain
 from metaformer.models.build import build
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, install
 from metaformer.training import export
 from metaformer.training.restored import Trained, trained_from
 
@@ -101,7 +101,7 @@ def test_a_run_in_each_format(monkeypatch, capsys, refusal):
         assert refusal(verb, f"run={folder}", *words) == f"error: {line}\n"
     assert "no finished run there" in refusal(verb, "run=runs/RUN", "format=torch")
     monkeypatch.setattr(verb, "find_spec", lambda name: None)
-    assert "pip install 'metaformer-bench[export]'" in refusal(verb, f"run={folder}", "format=onnx")
+    assert f"needs {install('export')}\n" in refusal(verb, f"run={folder}", "format=onnx")
 
 
 def test_without_a_runtime_an_onnx_file_is_not_called_compared(monkeypatch):

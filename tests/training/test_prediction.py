@@ -13,6 +13,7 @@ from trained import go
 
 from metaformer import predict as verb
 from metaformer.data.images import load
+from metaformer.system.errors import install
 from metaformer.training.prediction import predict
 
 
@@ -120,5 +121,5 @@ def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypat
     assert "no finished run there (weights.pt)" in refusal(verb, "run=runs/RUN")
     assert "expected run=FOLDER" in refusal(verb, "data.root=photos")
     monkeypatch.setattr(verb, "find_spec", lambda name: None)
-    assert "pip install 'metaformer-bench[hub]'" in refusal(verb, f"run={run}", "out=x.parquet")
+    assert f"parquet needs {install('hub')}\n" in refusal(verb, f"run={run}", "out=x.parquet")
     assert sorted(Path().rglob("*")) == before

@@ -10,7 +10,7 @@ from metaformer.config.schema import Data
 from metaformer.data.digests import Items
 from metaformer.data.listing import Findings, Found, root_of, split_of
 from metaformer.data.readers.folder import Files
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError, install, nearest
 
 EXPECTED = "a table that ends in .csv, .tsv or .parquet"
 USUAL = {  # names of columns that are tried where the configuration gives none
@@ -122,7 +122,7 @@ def _parquet(path: Path) -> dict[str, Any]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError(f"{path}: parquet needs pip install 'metaformer-bench[hub]'") from error
+        raise ConfigError(f"{path}: parquet needs {install('hub')}") from error
     try:
         table = parquet.read_table(path)
     except Exception as error:  # pyarrow's own, which are many
@@ -143,7 +143,7 @@ def find_on_hub(data: Data) -> Findings:
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError("data=hub: needs pip install 'metaformer-bench[hub]'") from error
+        raise ConfigError(f"data=hub: needs {install('hub')}") from error
     name = str(data.dataset)
     try:
         local = (Path(name).expanduser() / "dataset_dict.json").exists()
