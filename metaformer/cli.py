@@ -17,18 +17,12 @@ class Words:
     """The words of a command line, sorted."""
 
     own: dict[str, str] = field(default_factory=dict)  # of the command itself: run=FOLDER
-    flags: set[str] = field(default_factory=set)  # --sync
     overrides: list[str] = field(default_factory=list)  # of the configuration: mixer=pooling
     plain: list[str] = field(default_factory=list)  # words without a `=`
 
 
 def words(
-    arguments: Sequence[str],
-    *,
-    own: Collection[str] = (),
-    flags: Collection[str] = (),
-    groups: Collection[str] | None = None,
-    plain: str = "",
+    arguments: Sequence[str], *, own: Collection[str] = (), groups: Collection[str] | None = None, plain: str = ""
 ) -> Words:
     """Sort the words of a command line.
 
@@ -46,15 +40,13 @@ def words(
         group = key.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
         if word in ("-m", "--multirun"):
             continue  # whether one or many is said by the words
-        if word in flags:
-            found.flags.add(word)
-        elif key in own and equals:
+        if key in own and equals:
             if key in found.own or not value:
                 raise ConfigError(f"{key}: expected one value")
             found.own[key] = value
         elif not equals and not key.startswith("~"):
             if not plain or key.startswith("-"):
-                hint = nearest(word, [*flags, *(f"{k}=" for k in own)])
+                hint = nearest(word, [f"{k}=" for k in own])
                 raise ConfigError(f"{word}: expected key=value{f' or {plain}' if plain else ''}{hint}")
             found.plain.append(word)
         elif groups is not None and group not in groups:

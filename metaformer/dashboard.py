@@ -1,12 +1,12 @@
 """The wandb side of a study: its runs, a summary, a workspace and a report, all written from the local files.
 
-    python -m metaformer.dashboard experiments=NAME          # summary run, workspace and report of a study
-    python -m metaformer.dashboard --sync                    # upload every finished run that is not there yet
-    python -m metaformer.dashboard --sync experiments=NAME   # those of one study
+    python -m metaformer.dashboard experiments=NAME            # summary run, workspace and report of a study
+    python -m metaformer.dashboard sync=true                   # upload every finished run that is not there yet
+    python -m metaformer.dashboard sync=true experiments=NAME  # those of one study
 
 logger.project=, logger.entity= and runtime.runs= are as in `train`. logger.mode=offline needs no network: runs are
-written into their folders, where they wait for --sync with a network (or `wandb sync`), and the summary, workspace and
-report of a study into experiments/NAME/wandb. A command that is issued again sends nothing twice.
+written into their folders, where they wait for sync=true with a network (or `wandb sync`); the summary, workspace
+and report of a study into experiments/NAME/wandb. A command that is issued again sends nothing twice.
 Workspace and report need the extra: pip install -e '.[dashboard]'.
 """
 
@@ -25,13 +25,17 @@ from metaformer.system.errors import ConfigError
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Publish a study, or with --sync upload runs."""
-    given = words(arguments, flags=("--sync",), groups=("experiments", "logger", "runtime"))
+    """Publish a study, or with sync=true upload runs."""
+    known = ["sync=true" if word == "--sync" else word for word in arguments]  # the older spelling
+    given = words(known, own=("sync",), groups=("experiments", "logger", "runtime"))
+    if (asked := given.own.get("sync", "false")) not in ("true", "false"):
+        raise ConfigError(f"sync={asked}: expected true or false")
+    uploads = asked == "true"
     config = compose(["logger=wandb", *given.overrides])
     folder, name = Path(config.runtime.runs), config.study.name
     if name is None:
-        if not given.flags:
-            raise ConfigError("expected experiments=NAME, a study, or --sync")
+        if not uploads:
+            raise ConfigError("expected experiments=NAME, a study, or sync=true")
         results = [path.parent for path in folder.glob("*/result.json")]
         folders = sorted(path for path in results if not path.name.startswith("debug-"))
     else:
@@ -39,7 +43,7 @@ def command(arguments: Sequence[str]) -> None:
         folders = [run.folder for run in runs if run.folder is not None and run.result is not None]
         if not folders:
             raise ConfigError(f"experiments={name}: no run is finished")
-    if given.flags:
+    if uploads:
         sent, project = sync(folders, name, config.logger, mixing_of), f"project {config.logger.project}"
         if config.logger.mode == "online":
             print(f"{sent.now} runs uploaded to {project}, {sent.before} were there")

@@ -1,7 +1,7 @@
 """What trained mixers do, measured on the same axes for every mixer: tables, pictures, a page for each comparison.
 
-    python -m metaformer.probe runs/RUN [runs/RUN ...] [out=probes]   # runs beside each other
-    python -m metaformer.probe experiments=NAME                       # a study: a page for each setting of its factor
+    python -m metaformer.probe run=runs/RUN[,runs/RUN ...] [out=probes]  # runs beside each other
+    python -m metaformer.probe experiments=NAME  # a study: a page for each setting of its factor
 
 On validation images: which tokens a mixer brings together, what of an image reaches a token, how strong the branch is,
 whether two mixers learn the same features, and what is lost where a mixer is taken out of a stage. What was measured
@@ -22,13 +22,14 @@ from metaformer.system.errors import ConfigError
 
 def command(arguments: Sequence[str], console: Console) -> None:
     """Probe what the command line names and write the pages."""
-    given = words(arguments, own=("experiments", "out"), groups=CHANGEABLE, plain="folders of finished runs")
+    given = words(arguments, own=("experiments", "out", "run"), groups=CHANGEABLE, plain="folders of finished runs")
     name = given.own.get("experiments", "")
-    if bool(given.plain) == bool(name):
-        raise ConfigError("expected the folders of finished runs, like runs/RUN, or experiments=NAME")
+    folders = [*given.plain, *filter(None, given.own.get("run", "").split(","))]
+    if bool(folders) == bool(name):
+        raise ConfigError("expected run=FOLDER, the folders of finished runs, or experiments=NAME")
     from metaformer.probing.selection import all_of, check_images, of_folders, of_study
 
-    asked = of_study(name, given.overrides, console) if name else of_folders(given.plain, given.overrides)
+    asked = of_study(name, given.overrides, console) if name else of_folders(folders, given.overrides)
     check_images(asked)
     folder = Path(given.own.get("out") or (study_folder(name) / "probes" if name else "probes"))
     told = " ".join(["python -m metaformer.probe", *arguments])

@@ -100,5 +100,5 @@ def tell_absent(folders: Sequence[Path], logger: Logger, study: str | None = Non
               if getattr(logger, key) != getattr(usual, key)]  # fmt: skip
     words += [f"runtime.runs={runs}" for runs in {folder.parent for folder in missing} if runs != Path("runs")]
     names = ", ".join(folder.name for folder in missing[:5]) + (", ..." if len(missing) > 5 else "")
-    command = " ".join(["python -m metaformer.dashboard --sync", *words])
+    command = " ".join(["python -m metaformer.dashboard sync=true", *words])
     return f"not on wandb: {len(missing)} of {len(folders)} finished runs ({names}); {command} uploads them"

@@ -184,7 +184,7 @@ def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypa
     with serving(WandbServer()) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         for sent, there in ((6, 0), (0, 6)):
-            dashboard.command(["--sync", "experiments=mine", "logger.entity=e"])
+            dashboard.command(["sync=true", "experiments=mine", "logger.entity=e"])
             assert f"{sent} runs uploaded to project metaformer, {there} were there\n" in capsys.readouterr().out
         dashboard.command(offline)
         assert "0 runs written for project metaformer, 6 were sent before; 0 wait" in capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypa
 def test_what_is_not_on_wandb_is_named_with_the_command_that_uploads_it(server, launched):
     folders = [Path("runs", run.folder.name) for run in launched]
     wandb_study.sync(folders[:2], None, LOGGER)
-    command = "python -m metaformer.dashboard --sync experiments=mine logger.project=p logger.entity=e"
+    command = "python -m metaformer.dashboard sync=true experiments=mine logger.project=p logger.entity=e"
     told = tell_absent(folders, LOGGER, "mine")
     assert (
         told == f"not on wandb: 4 of 6 finished runs ({', '.join(f.name for f in folders[2:])}); {command} uploads them"
@@ -208,7 +208,7 @@ def test_what_is_not_on_wandb_is_named_with_the_command_that_uploads_it(server, 
     wandb_study.sync(folders, None, LOGGER)
     assert tell_absent(folders, LOGGER, "mine") == ""
     assert tell_absent(folders, Logger(), "mine").endswith(
-        "; python -m metaformer.dashboard --sync experiments=mine uploads them"
+        "; python -m metaformer.dashboard sync=true experiments=mine uploads them"
     )
 
 
@@ -281,8 +281,10 @@ def test_bad_input(launched, cli, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "nobody"))
     monkeypatch.setenv("NETRC", str(tmp_path / "nobody"))
     for arguments, words in (
-        (["seed=1"], "seed: not of this command; expected experiments, logger, runtime"),
-        ([], "expected experiments=NAME, a study, or --sync"),
+        (["seed=1"], "seed: not of this command; expected sync, experiments, logger, runtime"),
+        ([], "expected experiments=NAME, a study, or sync=true"),
+        (["sync=false"], "expected experiments=NAME, a study, or sync=true"),
+        (["sync=yes"], "sync=yes: expected true or false"),
         (["experiments=quickstart"], "it was never launched from this folder"),
         (["--sync", "experiments=mine"], "0 runs sent"),
     ):

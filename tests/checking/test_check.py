@@ -374,7 +374,7 @@ def test_the_command(cli, tmp_path):
         "    def forward(self, x): return x.roll(self.step, 3)\n"
         "class Bad(torch.nn.Module):\n    def forward(self, x): return x[:1]\n"
     )
-    done = cli("check", "my_mixer.Good", "--dim", "32", "--resolution", "5x6", "step=2")
+    done = cli("check", "my_mixer.Good", "dim=32", "resolution=5x6", "step=2")
     assert done.returncode == 0, done.stderr
     assert "my_mixer.Good: keeps the contract" in done.stdout
     assert re.search(r"output +pass +\[3, 32, 5, 6\]", done.stdout)
@@ -393,12 +393,14 @@ def test_the_command(cli, tmp_path):
         ("Mine stepp=2", "mixer.stepp: Mine has no such option; did you mean 'step'?"),
         ("Needs", "mixer: Needs needs heads"),
         ("NoModule", "expected a torch.nn.Module class"),
-        ("Mine --resolution 7", "--resolution 7: expected height x width"),
-        ("Mine --dim 0", "--dim 0: expected a number of channels"),
+        ("Mine --resolution 7", "resolution=7: expected height x width"),
+        ("Mine dim=0", "dim=0: expected a number of channels"),
+        ("Mine resolution=0x4", "resolution=0x4: expected height x width"),
+        ("Mine dim=8 --dim 4", "dim: expected one value"),
         ("Mine step", "step: expected option=value"),
         ("Mine step=1 step=2", "step: given 2 times"),
-        ("Mine --dim wide", "argument --dim: invalid int value: 'wide'; expected my_mixer.Shift [--dim 64]"),
-        ("Mine --dimm 4", "unrecognized arguments: --dimm"),
+        ("Mine --dim wide", "dim=wide: expected a number of channels"),
+        ("Mine --dimm 4", "--dimm: expected key=value or a mixer; did you mean 'dim='?"),
     ],
 )
 def test_a_bad_request_gets_one_line(words, message, refusal, monkeypatch):
@@ -410,5 +412,5 @@ def test_a_bad_request_gets_one_line(words, message, refusal, monkeypatch):
 
 
 def test_a_mixer_has_to_be_named(refusal):
-    assert "no mixer: expected my_mixer.Shift [--dim 64]" in refusal(check)
+    assert "no mixer: expected my_mixer.Shift [dim=64]" in refusal(check)
     assert "mixer=poling: no such choice; expected one of pooling" in refusal(check, "poling")

@@ -86,8 +86,8 @@ def test_words_of_every_group():
 
 OWN = {
     "evaluate": ["run", "weights"], "check": ["mixer", "dim", "resolution"], "cost": ["cost.out"],
-    "plan": ["sd", "from", "images", "throughput"], "report": ["experiments"], "probe": ["out", "experiments"],
-    "dashboard": ["experiments", "logger.project"],
+    "plan": ["sd", "from", "images", "throughput"], "report": ["experiments"], "probe": ["out", "experiments", "run"],
+    "dashboard": ["experiments", "logger.project", "sync"],
 }  # fmt: skip
 
 

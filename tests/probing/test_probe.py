@@ -136,11 +136,12 @@ def cli_in(here):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "expected the folders of finished runs, like runs/RUN, or experiments=NAME"),
+        ("", "expected run=FOLDER, the folders of finished runs, or experiments=NAME"),
         ("runs/nothing", "run=runs/nothing: no finished run there"),
         ("experiments=min", "no study of that name was launched from this folder; did you mean 'mine'?"),
-        ("RUN experiments=mine", "expected the folders of finished runs"),
-        ("RUN model=s12", "model: not of this command; expected experiments, out, data, runtime"),
+        ("run=runs/nothing,runs/none", "run=runs/nothing: no finished run there"),
+        ("run=RUN experiments=mine", "expected run=FOLDER, the folders of finished runs"),
+        ("RUN model=s12", "model: not of this command; expected experiments, out, run, data, runtime"),
         ("RUN ot=there", "ot: not of this command; did you mean 'out'?"),
         ("RUN out=", "out: expected one value"),
         ("RUN data=fashion_small", "data: its class 0 of 10 is 'T-shirt/top', that of "),
