@@ -18,7 +18,6 @@ from metaformer.analysis.wandb_study import publish, sync
 from metaformer.cli import answer, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
-from metaformer.probing.pictures import mixing_of
 from metaformer.runs.launch import Run, read_launch, source_of
 from metaformer.runs.packed import gather
 from metaformer.system.errors import ConfigError
@@ -44,6 +43,8 @@ def command(arguments: Sequence[str]) -> None:
         if not folders:
             raise ConfigError(f"experiments={name}: no run is finished")
     if uploads:
+        from metaformer.probing.pictures import mixing_of  # matplotlib takes most of the time that --help would need
+
         sent, project = sync(folders, name, config.logger, mixing_of), f"project {config.logger.project}"
         if config.logger.mode == "online":
             print(f"{sent.now} runs uploaded to {project}, {sent.before} were there")

@@ -19,7 +19,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer.analysis.page import summarise
 from metaformer.config.hydra_internals import make_launcher, register_sweeper
 from metaformer.runs.launch import check_study, record, report_folder, study_folder
 from metaformer.runs.packed import gather, unpack
@@ -73,6 +72,8 @@ class StudySweeper(Sweeper):
             with follow(listed, pending, console, show=runtime.progress):
                 outcomes = self._launch(pending)
         runs = gather(study.name if whole else None, entries, Path(runtime.runs))
+        from metaformer.analysis.page import summarise  # half of the time that --help would take
+
         place = report_folder(Path(runtime.runs), study.name, self._changes(arguments))
         summarise(study, runs, console, place, whole=whole)
         if listed[0].config.logger.wandb:
