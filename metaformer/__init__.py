@@ -12,6 +12,7 @@ _HOME = {
     "MetaFormerBlock": "metaformer.models.block",
     "Classifier": "metaformer.tasks.classification",
     "load": "metaformer.training.restored",
+    "initialize": "metaformer.models.initial",
 }
 _MODULES = {"zoo": "metaformer.models.zoo", "weights": "metaformer.models.weights"}
 __all__ = sorted([*_HOME, *_MODULES])

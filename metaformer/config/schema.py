@@ -129,6 +129,8 @@ class Recipe:
     class_weights: str = choice("none", "balanced")  # balanced: in the loss, by how rare the classes are
     select: str = choice("last", "best")  # the epoch that is tested; best: by the study's metric on validation images
     initialize_from: str | None = None  # a file of weights to fine-tune
+    # So many first stages and the stem come from it, as far as they fit, the rest from the seed; None: all of it
+    initialize_stages: int | None = number(None, at_least=0)
     distill: Distill = field(default_factory=Distill)
 
     @property

@@ -31,6 +31,8 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.initialize_from is not None and not Path(recipe.initialize_from).is_file():
         raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
+    if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
+        raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")
 
 
 def _check_loss(recipe: Recipe) -> None:

@@ -155,10 +155,21 @@ class PatchEmbed(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, after an optional downsampling convolution and position embedding."""
+    """Blocks at one resolution, after an optional downsampling convolution and position embedding.
 
-    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None, position: nn.Module | None) -> None:
+    Args:
+        resolution: height and width in tokens that mixers and position embedding are built for.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        downsample: nn.Module | None,
+        position: nn.Module | None,
+        resolution: tuple[int, int],
+    ) -> None:
         super().__init__()
+        self.resolution = resolution
         self.downsample = downsample or nn.Identity()
         self.position = position or nn.Identity()
         self.blocks = nn.Sequential(*blocks)

@@ -16,7 +16,6 @@ from metaformer.config.validate import plain, structure
 from metaformer.mixers.factory import from_config
 from metaformer.models.block import MetaFormerBlock
 from metaformer.models.metaformer import MetaFormer
-from metaformer.models.weights import initialize
 from metaformer.models.zoo import CROP_PCT, create, find
 from metaformer.system.errors import ConfigError, by_closeness
 from metaformer.system.seeds import seeded
@@ -72,10 +71,8 @@ def on_meta(model: Model, mixer: Any, *, shape: Shape, classes: int) -> nn.Modul
         return build(model, mixer, 0, shape=shape, classes=classes)
 
 
-def ready(net: nn.Module, sample: Tensor, initialize_from: str | None = None) -> nn.Module:
-    """The network about to train: with the weights that it starts from, in channels_last, tried on two images."""
-    if initialize_from:
-        initialize(net, initialize_from)
+def ready(net: nn.Module, sample: Tensor) -> nn.Module:
+    """The network about to train: in channels_last, tried on two images."""
     net = net.to(memory_format=torch.channels_last)
     try_on(net, sample)
     return net

@@ -160,5 +160,5 @@ def make_stages(a: Architecture, mixers: Sequence[MixerFactory], resolution: tup
             for j in range(depth)
         ]
         position = PositionEmbedding(dim, resolution) if a.position and a.position[i] else None
-        stages.append(Stage(blocks, embed, position))
+        stages.append(Stage(blocks, embed, position, resolution))
     return stages

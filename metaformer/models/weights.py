@@ -144,7 +144,7 @@ def to_ours(weights: Weights) -> Weights:
     if any(key.startswith(("patch_embed.", "network.", "downsample_layers.")) for key in weights):
         stages = _network_to_stages(weights)
         return {rename(stages(key), OFFICIAL_TO_OURS): value for key, value in weights.items()}
-    if any(
+    if "head.fc1.weight" not in weights and any(  # a head of two layers of this package has a `head.norm` too
         key.startswith(("head.fc.", "head.norm.")) or ".token_mixer." in key or key == "stem.norm.weight"
         for key in weights
     ):
@@ -247,13 +247,13 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> MetaFor
 def load_into(net: nn.Module, weights: Weights, source: str) -> None:
     """`load_strictly`, with the stem for other channels; its error also names the published models that would fit."""
     try:
-        load_strictly(net, _adapt_stem(weights, net), source)
+        load_strictly(net, adapt_stem(weights, net), source)
     except ConfigError as error:
         fitting = ", ".join(names_that_fit(weights)) or "no published model"
         raise ConfigError(f"{error}; the weights are those of {fitting}") from error
 
 
-def _adapt_stem(weights: Weights, net: nn.Module) -> Weights:
+def adapt_stem(weights: Weights, net: nn.Module) -> Weights:
     """Weights for images in colour, for grey ones or for more channels, by timm's rule."""
     first = "stem.conv" if isinstance(net, MetaFormer) else getattr(net, "pretrained_cfg", {}).get("first_conv")
     key, own = f"{first}.weight", net.state_dict()
@@ -262,21 +262,10 @@ def _adapt_stem(weights: Weights, net: nn.Module) -> Weights:
     return weights | {key: adapt_input_conv(own[key].shape[1], weights[key])}
 
 
-def initialize(net: nn.Module, source: str) -> None:
-    """Load weights for fine-tuning: another number of classes keeps the new head, another image size new positions."""
-    own = net.state_dict()
-    weights = to_ours(read(source)) if isinstance(net, MetaFormer) else read(source)
-    for head in classifiers(net):
-        kept = {key: value for key, value in own.items() if key.startswith(f"{head}.")}
-        if any(key in weights and weights[key].shape != value.shape for key, value in kept.items()):
-            weights |= kept
-    load_into(net, resize(weights, net, source), source)
-
-
 def classifiers(net: nn.Module) -> tuple[str, ...]:
     """The names of the layers that give the logits."""
     if isinstance(net, MetaFormer):
-        return ("head",)
+        return ("head.fc2" if net.mlp_head else "head",)
     names = net.pretrained_cfg["classifier"]  # type: ignore[index]
     return (names,) if isinstance(names, str) else tuple(names)
 

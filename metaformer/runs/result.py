@@ -43,6 +43,8 @@ class Measured:
     accumulate: int  # parts that each device's batch was split into
     device: str
     versions: dict[str, str]  # of the libraries
+    # With recipe.initialize_from: the modules and weights that were taken, adapted, new, or left in the file
+    initialized: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

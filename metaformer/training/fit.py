@@ -4,7 +4,7 @@ import contextlib
 import copy
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -21,6 +21,7 @@ from metaformer.data.images import Images, Split, load
 from metaformer.data.module import ImageData, normalisation, training_transform
 from metaformer.models.build import build, checkpoint_blocks, crop_of, ready
 from metaformer.models.cost import Cost, count
+from metaformer.models.initial import Initialized, in_words, initialize
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
 from metaformer.runs.wandb_run import check_size, wandb_run
@@ -50,6 +51,7 @@ class Prepared:
     images: Images
     net: nn.Module
     teacher: nn.Module | None
+    initialized: Initialized  # what recipe.initialize_from gave; empty without it
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if metric_of(metric).of_class is not None and len(images.classes) != 2:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
-    net = ready(net, images.sample(), recipe.initialize_from)
+    source, stages = recipe.initialize_from, recipe.initialize_stages
+    initialized = initialize(net, source, stages) if source else {}
+    net = ready(net, images.sample())
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
     if config.runtime.checkpoint_blocks:
         checkpoint_blocks(net)
@@ -95,7 +99,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
         brought, loggers = brought_callbacks(config), loggers_of(config, folder)
         fitting_trainer(config, recipe, brought, loggers, parts=1, folder=folder, show=False)
-    return Prepared(images, net, build_teacher(recipe.distill, images))
+    return Prepared(images, net, build_teacher(recipe.distill, images), initialized)
 
 
 def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measured | None:
@@ -112,6 +116,8 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
     initial = copy.deepcopy(prepared.net.state_dict()) if auto else {}
     batch, smallest = config.recipe.batch // config.runtime.processes, 1 + config.recipe.mixes  # Mixup pairs images
     parts = 1 if auto else config.runtime.accumulate
+    if prepared.initialized and rank() == 0:
+        print(in_words(str(config.recipe.initialize_from), prepared.initialized))
     while True:
         try:
             return _fit(planned, prepared, jobs=jobs, show=show, parts=parts)
@@ -185,6 +191,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         if not main:
             return None
         measured = _measured(curve.rows(), tested, cost, trainer, images, **kept)
+        measured = replace(measured, initialized=prepared.initialized)
         if debug == "none":
             keep(planned.folder, config, net, tested.scores, images)
         if mirror is not None:

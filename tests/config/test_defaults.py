@@ -84,6 +84,7 @@ DEFAULTS = """
     "class_weights": "none",
     "select": "last",
     "initialize_from": null,
+    "initialize_stages": null,
     "distill": {"teacher": null, "weights": null, "mode": "hard", "alpha": 0.5, "tau": 1.0}
   },
   "seed": 0

@@ -10,6 +10,7 @@ from trained import go
 from metaformer.config.schema import Config
 from metaformer.models import weights, zoo
 from metaformer.models.build import build
+from metaformer.models.initial import initialize
 from metaformer.system.errors import ConfigError
 
 
@@ -46,8 +47,8 @@ def test_fine_tuning_begins_with_the_weights_of_the_file(tmp_path):
 
     net = untrained(compose("seed=1"), classes=3)
     head = net.head.weight.clone()
-    weights.initialize(net, str(file))
+    initialize(net, str(file))
     assert torch.equal(net.head.weight, head)
     assert torch.equal(net.stem.conv.weight, trained["stem.conv.weight"])
     with pytest.raises(ConfigError, match=r"weights\.pt: does not fit the model"):
-        weights.initialize(untrained(compose("model=iso_ti"), classes=10), str(file))
+        initialize(untrained(compose("model=iso_ti"), classes=10), str(file))

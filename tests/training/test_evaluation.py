@@ -14,6 +14,7 @@ from metaformer.config.schema import Config
 from metaformer.data.images import load
 from metaformer.models import weights, zoo
 from metaformer.models.build import build
+from metaformer.models.initial import initialize
 from metaformer.system.errors import ConfigError
 from metaformer.training.evaluation import evaluate, evaluate_weights, kept_config
 
@@ -117,7 +118,7 @@ def test_colour_weights_on_grey_images(tmp_path, folder):
     assert evaluate_weights(str(tmp_path / "w.pth"), config).images == {"test": 12}
     config = compose("model=s12")
     tuned = build(config.model, config.mixer, 0, shape=(1, 64, 64), classes=3)
-    weights.initialize(tuned, str(tmp_path / "w.pth"))
+    initialize(tuned, str(tmp_path / "w.pth"))
     torch.testing.assert_close(tuned.state_dict()["stem.conv.weight"], stem.sum(1, keepdim=True))
 
 

@@ -1,0 +1,166 @@
+"""The weights that training starts from: all those of a file, or those of its stem and first stages."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from timm.layers import resample_abs_pos_embed_nhwc
+from torch import Tensor, nn
+
+from metaformer.models.block import Stage
+from metaformer.models.metaformer import MetaFormer
+from metaformer.models.weights import Weights, adapt_stem, classifiers, load_into, read, resize, to_ours
+from metaformer.system.errors import ConfigError
+
+Initialized = dict[str, list[str]]  # names by what became of them: taken, adapted, new; left: without a place here
+
+
+def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initialized:
+    """Load weights for fine-tuning, and say what was taken, what was adapted and what is new.
+
+    Args:
+        stages: None takes all; another number of classes keeps the new classifier, another image size gets new
+            positions. A number takes what fits of the stem and of so many stages, position embeddings and
+            downsampling included: a mixer whole or not at all, any other tensor by itself.
+
+    Raises:
+        ConfigError: all are asked for and some do not fit, or nothing fits the stem or one of the stages.
+    """
+    own = {key: value.clone() for key, value in net.state_dict().items()}
+    weights = to_ours(read(source)) if isinstance(net, MetaFormer) else read(source)
+    if stages is None:
+        kept = _kept_classifier(net, own, weights)
+        load_into(net, resize(weights | kept, net, source), source)
+        return _told(own, weights, set(own) - set(kept), weights)
+    found = _fitting(net, weights, stages, source)
+    net.load_state_dict(own | found)
+    parts = _parts(net, stages)
+    return _told(own, weights, set(found), [key for key in weights if key.startswith(parts)])
+
+
+def in_words(source: str, initialized: Initialized) -> str:
+    """One line of what `initialize` did."""
+    told = [f"{what} {', '.join(names)}" for what, names in initialized.items() if names]
+    return f"recipe.initialize_from={source}: {'; '.join(told)}"
+
+
+def _kept_classifier(net: nn.Module, own: Weights, weights: Weights) -> Weights:
+    """The new weights of classifiers for another number of classes; of a head of two layers that is its last one."""
+    kept: Weights = {}
+    for head in classifiers(net):
+        new = {key: value for key, value in own.items() if key.startswith(f"{head}.")}
+        if any(key in weights and weights[key].shape != value.shape for key, value in new.items()):
+            kept |= new
+    return kept
+
+
+def _parts(net: nn.Module, stages: int) -> tuple[str, ...]:
+    key = f"recipe.initialize_stages={stages}"
+    if not isinstance(net, MetaFormer):
+        raise ConfigError(f"{key}: is for a model of this package; one of timm takes recipe.initialize_from whole")
+    if stages > len(net.stages):
+        raise ConfigError(f"{key}: the model has {len(net.stages)} stages")
+    return ("stem.", *(f"stages.{i}." for i in range(stages)))
+
+
+def _fitting(net: nn.Module, weights: Weights, stages: int, source: str) -> Weights:
+    """The weights of the file that find a place in the stem and the first stages, in the shape that they have there."""
+    parts, own, weights = _parts(net, stages), net.state_dict(), adapt_stem(weights, net)
+    found: Weights = {}
+    for part in parts:
+        units: dict[str, list[str]] = {}
+        for key in own:
+            if key.startswith(part):
+                units.setdefault(_unit(key), []).append(key)
+        resolution = _resolution(net, part)
+        for unit, keys in units.items():
+            theirs = [key for key in weights if key.startswith(unit)] if unit.endswith(".mixer.") else keys
+            fitted = {key: _fitted(key, weights.get(key), own[key], resolution) for key in keys}
+            usable = {key: value for key, value in fitted.items() if value is not None}
+            if usable.keys() == set(theirs) == set(keys):
+                found |= usable
+        _refuse_none(part, found, own, weights, f"recipe.initialize_stages={stages}: nothing in {source} fits")
+    return found
+
+
+def _resolution(net: nn.Module, part: str) -> tuple[int, int]:
+    module = net.get_submodule(part.removesuffix("."))
+    return module.resolution if isinstance(module, Stage) else (0, 0)
+
+
+def _unit(key: str) -> str:
+    """What is taken as a whole: a mixer, or else one tensor."""
+    mixer = re.match(r"stages\.\d+\.blocks\.\d+\.mixer\.", key)
+    return mixer[0] if mixer else key
+
+
+def _refuse_none(part: str, found: Weights, own: Weights, weights: Weights, words: str) -> None:
+    beside = [key for key, value in own.items() if key.startswith(part) and ".mixer." not in key and value.numel() > 1]
+    if beside and not any(key in found for key in beside):
+        shapes = f"is {list(weights[beside[0]].shape)}" if beside[0] in weights else "is missing"
+        raise ConfigError(f"{words} {part[:-1]}: {beside[0]} {shapes}, expected {list(own[beside[0]].shape)}")
+
+
+def _fitted(key: str, value: Tensor | None, own: Tensor, resolution: tuple[int, int]) -> Tensor | None:
+    """A tensor in the shape that it has here, or None; positions and matrices over places are interpolated."""
+    if value is None:
+        return None
+    if value.squeeze().shape == own.squeeze().shape:
+        return value.reshape(own.shape)
+    if value.ndim != own.ndim:
+        return None
+    if key.endswith(".position.offset") and value.shape[:2] == own.shape[:2]:
+        return _interpolated(value, own.shape[2:])
+    if ".mixer." in key:
+        return _over_other_places(value, own, resolution)
+    return None
+
+
+def _over_other_places(value: Tensor, own: Tensor, resolution: tuple[int, int]) -> Tensor | None:
+    """A tensor [out, in] or [out] of a mixer, with each axis that runs over places interpolated to other ones.
+
+    The map keeps its proportions. What is summed over n places instead of m has weights of m/n, so that sums stay.
+    """
+    rows, columns = resolution
+    for axis, (old, new) in enumerate(zip(value.shape, own.shape, strict=True)):
+        if old == new:
+            continue
+        if new != rows * columns:
+            return None
+        height = round((old * rows / columns) ** 0.5)
+        width = old // max(height, 1)
+        if height * width != old or height * columns != width * rows:
+            return None
+        maps = value.movedim(axis, -1)
+        resized = _interpolated(maps.reshape(1, -1, height, width), resolution).reshape(*maps.shape[:-1], new)
+        value = resized.movedim(-1, axis) * (old / new if axis else 1)
+    return value.contiguous()
+
+
+def _interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, C, H, W] at another height and width, as timm resizes position embeddings."""
+    return resample_abs_pos_embed_nhwc(maps.permute(0, 2, 3, 1), list(size)).permute(0, 3, 1, 2).contiguous()
+
+
+def _told(own: Weights, weights: Weights, found: set[str], offered: Iterable[str]) -> Initialized:
+    """What became of the tensors here, and which of those that the file offered have no place here."""
+
+    def became(key: str) -> str:
+        if key not in found:
+            return "new"
+        return "taken" if weights[key].squeeze().shape == own[key].squeeze().shape else "adapted"
+
+    told: Initialized = {"taken": [], "adapted": [], "new": [], "left": []}
+    here, there = {key: became(key) for key in own}, {key: "used" if key in found else "left" for key in offered}
+    for name, what in [*_folded(here).items(), *_folded(there).items()]:
+        told.get(what, []).append(name)
+    return told
+
+
+def _folded(became: Mapping[str, str]) -> dict[str, str]:
+    """The same with one entry for a module whose tensors all became the same."""
+    modules = {key: [key[: dot.start()] for dot in re.finditer(r"\.|$", key)] for key in became}  # from the outside in
+    within: dict[str, set[str]] = {}
+    for key, names in modules.items():
+        for name in names:
+            within.setdefault(name, set()).add(became[key])
+    return {next(n for n in names if len(within[n]) == 1): became[key] for key, names in modules.items()}
