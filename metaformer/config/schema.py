@@ -131,6 +131,7 @@ class Recipe:
     initialize_from: str | None = None  # a file of weights to fine-tune
     # So many first stages and the stem come from it, as far as they fit, the rest from the seed; None: all of it
     initialize_stages: int | None = number(None, at_least=0)
+    freeze: str = "none"  # what is not trained: none, stem, or stages1-N for the stem and stages 1 to N
     distill: Distill = field(default_factory=Distill)
 
     @property

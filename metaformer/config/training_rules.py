@@ -1,5 +1,6 @@
 """Which keys of a recipe go together, and with which of the runtime."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
     if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
         raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")
+    if not re.fullmatch(r"none|stem|stages1-[1-9]\d*", recipe.freeze):
+        raise ConfigError(f"recipe.freeze={recipe.freeze}: expected none, stem, or stages1-N, like stages1-2")
 
 
 def _check_loss(recipe: Recipe) -> None:

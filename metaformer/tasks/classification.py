@@ -16,6 +16,7 @@ from metaformer.data.batches import Batch
 from metaformer.data.images import Images
 from metaformer.data.lightning_progress import done_batches
 from metaformer.models.build import described, rebuilt
+from metaformer.models.frozen import freeze
 from metaformer.models.weights import load_strictly, read
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
@@ -57,6 +58,7 @@ class Classifier(L.LightningModule):
         said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}
         self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said})
         self.net, self.recipe, self.seed = net, recipe, seed
+        self.frozen = [part.eval() for part in freeze(net, recipe.freeze)]
         self.running = Running(classes)
         self.mixup = mixup_of(recipe, classes)
         self.bce = BinaryCrossEntropy(recipe.label_smoothing) if recipe.loss == "bce" else None
@@ -66,6 +68,13 @@ class Classifier(L.LightningModule):
         self.teacher = [teacher] if teacher is not None else []  # in a list: it belongs to no checkpoint
         if self.teacher and hasattr(net, "set_distilled_training"):
             net.set_distilled_training(True)  # type: ignore[operator]
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but for frozen parts, which stay in eval mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:

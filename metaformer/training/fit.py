@@ -21,6 +21,7 @@ from metaformer.data.images import Images, Split, load
 from metaformer.data.module import ImageData, normalisation, training_transform
 from metaformer.models.build import build, checkpoint_blocks, crop_of, ready
 from metaformer.models.cost import Cost, count
+from metaformer.models.frozen import freeze
 from metaformer.models.initial import Initialized, in_words, initialize
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
@@ -88,6 +89,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
     source, stages = recipe.initialize_from, recipe.initialize_stages
     initialized = initialize(net, source, stages) if source else {}
+    freeze(net, recipe.freeze)
     net = ready(net, images.sample())
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
     if config.runtime.checkpoint_blocks:

@@ -26,7 +26,10 @@ PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "1
 
 
 # What Lightning warns of and this package takes care of: batches are functions of their place.
-QUIET = ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable|flops_per_batch)"
+QUIET = (
+    ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable|flops_per_batch|"
+    "in eval mode at the start of training)"
+)
 
 
 def workers(runtime: Runtime, jobs: int) -> int:

@@ -85,6 +85,7 @@ DEFAULTS = """
     "select": "last",
     "initialize_from": null,
     "initialize_stages": null,
+    "freeze": "none",
     "distill": {"teacher": null, "weights": null, "mode": "hard", "alpha": 0.5, "tau": 1.0}
   },
   "seed": 0

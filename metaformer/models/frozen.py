@@ -1,0 +1,32 @@
+"""Parts of a network that are not trained."""
+
+from torch import nn
+
+from metaformer.models.metaformer import MetaFormer
+from metaformer.system.errors import ConfigError
+
+
+def freeze(net: nn.Module, which: str) -> list[nn.Module]:
+    """Take the gradients from the stem, or from stem and stages 1 to N; returns these parts.
+
+    Who trains the network keeps them in eval mode, so that norms keep their statistics and nothing is dropped.
+
+    Args:
+        which: `none`, `stem`, or `stages1-N`.
+
+    Raises:
+        ConfigError: the model has no such parts, or nothing is left to train.
+    """
+    if which == "none":
+        return []
+    if not isinstance(net, MetaFormer):
+        raise ConfigError(f"recipe.freeze={which}: is for a model of this package; for one of timm expected none")
+    stages = 0 if which == "stem" else int(which.removeprefix("stages1-"))
+    if stages > len(net.stages):
+        raise ConfigError(f"recipe.freeze={which}: the model has {len(net.stages)} stages")
+    parts = [net.stem, *net.stages[:stages]]
+    for part in parts:
+        part.requires_grad_(False)
+    if not any(weight.requires_grad for weight in net.parameters()):
+        raise ConfigError(f"recipe.freeze={which}: nothing is left to train")
+    return parts
