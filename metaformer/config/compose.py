@@ -63,7 +63,10 @@ FREE = ("mixer.", "data.options.", "study.analysis.contrasts.", "hydra.sweeper.p
 
 def check_words(words: Sequence[str]) -> None:
     """Refuse a key that is deleted and a choice that is no name, where Hydra says nothing or has a traceback."""
-    for override in parsed(loader(), words):
+    overrides = parsed(loader(), words)
+    if {"recipe.steps", "recipe.epochs"} <= {str(override.key_or_group) for override in overrides}:
+        raise ConfigError("recipe.steps: takes the place of recipe.epochs; expected one of them")
+    for override in overrides:
         key, word = str(override.key_or_group), str(override.input_line)
         if not key:
             raise ConfigError(f"{word}: expected key=value")

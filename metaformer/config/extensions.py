@@ -30,7 +30,7 @@ ELSEWHERE = {  # flags that the bench sets, and the key that sets them
     "default_root_dir": "runtime.runs",
     "fast_dev_run": "debug=fast",
     "overfit_batches": "debug=overfit",
-    "max_steps": "recipe.epochs or trainer.limit_train_batches, so that the last epoch is whole and validated",
+    "max_steps": "recipe.steps, whose last epoch is validated too",
 }
 EVERY_EPOCH = "every epoch is validated once, on all validation images"
 FIXED = {  # flags that have one value here, and why
@@ -96,6 +96,8 @@ def check_extensions(config: Config) -> None:
         raise ConfigError(
             f"trainer.limit_train_batches={batches}: expected a number of batches from 1, or a share below 1"
         )
+    if batches is not None and config.recipe.steps is not None:
+        raise ConfigError(f"trainer.limit_train_batches={batches}: recipe.steps counts whole epochs; give one of them")
     if (how := config.trainer.get("gradient_clip_algorithm")) and config.recipe.clip_grad is None:
         raise ConfigError(f"trainer.gradient_clip_algorithm={how}: is read with recipe.clip_grad only")
     if config.trainer.get("sync_batchnorm") and config.runtime.processes == 1:

@@ -14,7 +14,7 @@ from metaformer.system.files import file_hash
 from metaformer.system.version import TRAINING_VERSION
 
 # Keys of `recipe` that came after published results: at their defaults they are no part of the content of a run
-LATER = ("optimizer_options", "loss", "color_jitter", "repeated_augmentation", "initialize_stages", "freeze")
+LATER = ("optimizer_options", "loss", "color_jitter", "repeated_augmentation", "initialize_stages", "freeze", "steps")
 HASHED = ("mixer", "model", "data", "recipe", "seed")  # the other nodes change no result beyond rounding
 FILES = ("recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
 # How images are found. Where they have a fingerprint, that tells which they are, and in what order of classes

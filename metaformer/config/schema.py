@@ -98,6 +98,8 @@ class Recipe:
     """How every mixer of a study is trained."""
 
     epochs: int = number(5, at_least=1, at_most=100_000)
+    # Optimizer steps in all, in place of epochs: those of the recipe, for its warm-up and cool-down, share them equally
+    steps: int | None = number(None, at_least=1)
     batch: int = number(128, at_least=1)  # images per optimizer step, over all devices
     optimizer: str = "adamw"  # any of timm's
     # betas, momentum, eps, layer_decay, ...: as timm's create_optimizer_v2 takes them
@@ -136,8 +138,21 @@ class Recipe:
 
     @property
     def all_epochs(self) -> int:
-        """How many epochs are trained, those at the lowest rate included."""
+        """How many epochs the schedule has, those at the lowest rate included."""
         return self.epochs + self.cooldown_epochs
+
+    def epochs_on(self, images: int) -> int:
+        """How many epochs are trained on so many images; with `steps` the last one may end early."""
+        return self.all_epochs if self.steps is None else -(-self.steps // (images // self.batch))
+
+    def steps_of(self, epoch: int, images: int) -> int:
+        """How many optimizer steps an epoch, counted from 0, has on so many images."""
+        whole = images // self.batch
+        return whole if self.steps is None else max(0, min(whole, self.steps - epoch * whole))
+
+    def images_seen(self, images: int) -> int:
+        """How many images are trained on in all, of a set of so many."""
+        return images * self.all_epochs if self.steps is None else self.steps * self.batch
 
     @property
     def mixes(self) -> bool:

@@ -23,6 +23,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             f"recipe.warmup_epochs={recipe.warmup_epochs}: expected whole epochs, since recipe.lr_interval=epoch"
         )
+    if recipe.steps is not None and recipe.lr_interval == "epoch":
+        raise ConfigError("recipe.lr_interval=epoch: with recipe.steps the rate follows the steps; expected step")
     _check_augmentation(recipe)
     _check_loss(recipe)
     _check_distill(recipe.distill)

@@ -58,7 +58,11 @@ def repeated(order: Tensor, times: int) -> Tensor:
 
 
 class Batches:
-    """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole."""
+    """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole.
+
+    Args:
+        steps: how many of them; None: all.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Batches:
         epoch: int,
         crop: int = 0,
         flip: bool = False,
+        steps: int | None = None,
         share: Share = WHOLE,
         done: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -76,11 +81,12 @@ class Batches:
         self.data, self.split, self.batch, self.crop, self.flip = data, data.train, batch, crop, flip
         self.seed, self.epoch, self.share, self.done = seed, epoch, share, done
         height, width = data.size
+        self.steps = len(self.split) // batch if steps is None else steps
         self.rows, self.columns = torch.arange(height), torch.arange(width)
         self.pad = (0, 0, crop, crop, crop, crop)
 
     def __len__(self) -> int:
-        return len(self.split) // self.batch * self.share.accumulate
+        return self.steps * self.share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         images = len(self.split)
@@ -88,7 +94,7 @@ class Batches:
         order = torch.randperm(images, generator=generator)
         corner = torch.randint(2 * self.crop + 1, (images, 2), generator=generator)
         mirrored = torch.rand(images, generator=generator) < (0.5 if self.flip else 0.0)
-        for index in islice(self.share.of(order, self.batch), self.done(), None):
+        for index in islice(self.share.of(order[: self.steps * self.batch], self.batch), self.done(), None):
             rows = corner[index, :1] + self.rows
             columns = corner[index, 1:] + torch.where(mirrored[index, None], self.columns.flip(0), self.columns)
             # One gather shuffles, crops and flips. Where it crops, the batch alone is padded: the images may be a map

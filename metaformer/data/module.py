@@ -110,17 +110,20 @@ class ImageData(L.LightningDataModule):
                 "epoch; the same ones would be trained on in every epoch"
             )
         epoch = self.trainer.current_epoch if self.trainer else 0
-        batch, share = self.recipe.batch, self.share
+        batch, share, images = self.recipe.batch, self.share, len(self.data.train)
+        steps = self.recipe.steps_of(epoch, images)
 
         def done() -> int:  # only known when the first batch is asked for: loaders are made before a run is restored
             return done_batches(self.trainer) if self.trainer else 0
 
         if self.streams:
-            order = torch.randperm(len(self.data.train), generator=epoch_generator(self.seed, epoch))
-            order = repeated(order, self.recipe.repeated_augmentation)
+            order = torch.randperm(images, generator=epoch_generator(self.seed, epoch))
+            order = repeated(order, self.recipe.repeated_augmentation)[: steps * batch]
             return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
         crop, flip = (self.recipe.crop, self.recipe.flip) if self.augment else (0, False)
-        return Batches(self.data, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, share=share, done=done)
+        return Batches(
+            self.data, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, steps=steps, share=share, done=done
+        )
 
     def val_dataloader(self) -> "EvalBatches | Stream":
         return self._evaluation("val", self.data.val)

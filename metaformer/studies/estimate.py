@@ -69,7 +69,7 @@ def _left(
         known = [n for n in counts if n is not None]
         if len(known) < len(counts):
             return None, "data.train has to be given, since the training images are not counted here"
-        in_all = sum(n * point.config.recipe.all_epochs for n, point in zip(known, todo, strict=True))
+        in_all = sum(point.config.recipe.images_seen(n) for n, point in zip(known, todo, strict=True))
         return in_all / throughput, f"at {throughput:g} images a second"
     cells: dict[str, list[float]] = {}
     for run in runs:
@@ -91,7 +91,9 @@ def _by_macs(todo: Sequence[Point], results: Sequence[Result]) -> tuple[float | 
     device, _ = Counter(result.device for result in results).most_common(1)[0]
     results = [result for result in results if result.device == device]
     sizes = {_data_key(result.config, result.fingerprint): result.images for result in results}
-    speeds = [(r.macs or 0) * r.images * r.epochs / r.seconds for r in results]
+    speeds = [
+        (r.macs or 0) * min(r.images * r.epochs, r.config.recipe.images_seen(r.images)) / r.seconds for r in results
+    ]
     counted: dict[str, int] = {}
     total = 0.0
     for point in todo:
@@ -104,7 +106,7 @@ def _by_macs(todo: Sequence[Point], results: Sequence[Result]) -> tuple[float | 
         if images is None or key not in counted:
             what = "its training images are not counted" if images is None else f"there are over {MOST} models to count"
             return None, f"{what}; {ASK}"
-        total += counted[key] * images * config.recipe.all_epochs
+        total += counted[key] * config.recipe.images_seen(images)
     plural = "s" * (len(results) > 1)
     source = f"from MACs, at the speed of {len(results)} finished run{plural} on {device}"
     return total / float(np.median(speeds)), source

@@ -86,14 +86,13 @@ def _live(points: Sequence[Point], pending: Sequence[Point], console: Console, s
     progress = Progress(*columns, console=console)
     task = progress.add_task("runs", total=len(points), words="")
     started = time.time()
-    begun = sum(_epochs(p, "waiting", started) for p in pending)
-    total = sum(p.config.recipe.all_epochs for p in pending)
+    begun, total = sum(_done(p, "waiting", started) for p in pending), sum(_planned(p)[1] for p in pending)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         over = False
         while not over:
             over = stop.wait(0.5)
             states = {p.run.folder: _state(p, started) for p in pending}
-            done = sum(_epochs(p, states[p.run.folder], started) for p in pending)
+            done = sum(_done(p, states[p.run.folder], started) for p in pending)
             left = (time.time() - started) * (total - done) / (done - begun) if done > begun else None
             ended = len(points) - len(pending) + sum(state in ENDED for state in states.values())
             words = [*_counts(states.values()), *([f"about {_time(left)} left"] if left else [])]
@@ -113,15 +112,21 @@ def _time(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _epochs(point: Point, state: str, since: float) -> float:
-    """How many epochs are behind a run, with parts of epochs; a run that has ended has no more of them."""
-    epochs = point.config.recipe.all_epochs
+def _planned(point: Point) -> tuple[str, int]:
+    """What a run is counted in, a column of its metrics.csv, and how many."""
+    recipe = point.config.recipe
+    return ("epoch", recipe.all_epochs) if recipe.steps is None else ("step", recipe.steps)
+
+
+def _done(point: Point, state: str, since: float) -> float:
+    """How much is behind a run, with parts of epochs; a run that has ended has nothing before it."""
+    unit, planned = _planned(point)
     if state in ENDED:
-        return epochs
+        return planned
     if (now := told(point.run.folder, since)) and now.steps:
-        return epochs * now.step / now.steps
+        return planned * now.step / now.steps
     row = last_row(point.run.folder)
-    return int(row["epoch"]) if row else 0
+    return int(row[unit]) if row else 0
 
 
 def _at_work(points: Sequence[Point], states: Mapping[Path, str]) -> list[Table]:

@@ -58,6 +58,7 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe, updates_per_epoch: int)
     """timm's schedule with its warm-up; None where the rate is constant."""
     if recipe.schedule == "constant":
         return None
+    updates: float = updates_per_epoch if recipe.steps is None else recipe.steps / recipe.all_epochs
     scheduler: Scheduler = create_scheduler_v2(
         optimizer,
         recipe.schedule,
@@ -67,6 +68,6 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe, updates_per_epoch: int)
         warmup_lr=recipe.warmup_lr,
         min_lr=recipe.min_lr,
         step_on_epochs=recipe.lr_interval == "epoch",
-        updates_per_epoch=updates_per_epoch,
+        updates_per_epoch=updates,  # type: ignore[arg-type]  # and parts of an update
     )[0]
     return scheduler

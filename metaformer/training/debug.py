@@ -23,7 +23,15 @@ def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:
     batch = min(recipe.batch, len(images.train))
     part = images.train[balanced(images.train.labels, batch, "recipe.batch")[0]]
     changed = replace(
-        recipe, epochs=200, cooldown_epochs=0, batch=batch, label_smoothing=0.0, warmup_epochs=0, mixup=0.0, cutmix=0.0
+        recipe,
+        epochs=200,
+        steps=None,
+        cooldown_epochs=0,
+        batch=batch,
+        label_smoothing=0.0,
+        warmup_epochs=0,
+        mixup=0.0,
+        cutmix=0.0,
     )
     return replace(images, train=part), changed
 

@@ -100,7 +100,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if here and config.debug.mode not in ("profile", "batch"):  # which have no Trainer
         folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
         brought, loggers = brought_callbacks(config), loggers_of(config, folder)
-        fitting_trainer(config, recipe, brought, loggers, parts=1, folder=folder, show=False)
+        epochs = recipe.epochs_on(len(images.train))
+        fitting_trainer(config, recipe, brought, loggers, epochs=epochs, parts=1, folder=folder, show=False)
     return Prepared(images, net, build_teacher(recipe.distill, images), initialized)
 
 
@@ -186,8 +187,9 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         if loggers := loggers_of(config, planned.folder):
             callbacks.append(Steps({**planned.choices, **flat(config)}))
         callbacks += brought_callbacks(config)
+        epochs = recipe.epochs_on(len(images.train))
         trainer = fitting_trainer(
-            config, recipe, callbacks, loggers, parts=parts, folder=planned.folder, show=show and main
+            config, recipe, callbacks, loggers, epochs=epochs, parts=parts, folder=planned.folder, show=show and main
         )
         tested = _train_and_test(trainer, module, data, saved)
         if not main:

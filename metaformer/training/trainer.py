@@ -92,6 +92,7 @@ def fitting_trainer(
     callbacks: list[L.Callback],
     loggers: Sequence[Logger],
     *,
+    epochs: int,
     parts: int,
     folder: Path,
     show: bool,
@@ -99,10 +100,11 @@ def fitting_trainer(
     """The Trainer of a run, whose recipe may be that of a debug mode.
 
     Args:
+        epochs: how many there are.
         parts: those that the batch of a device is split into.
         show: a progress bar.
     """
-    options: dict[str, Any] = {"max_epochs": recipe.all_epochs, **LIMITS.get(config.debug.mode, {})}
+    options: dict[str, Any] = {"max_epochs": epochs, **LIMITS.get(config.debug.mode, {})}
     return make_trainer(
         config.runtime,
         recipe,

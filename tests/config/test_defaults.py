@@ -55,6 +55,7 @@ DEFAULTS = """
   },
   "recipe": {
     "epochs": 5,
+    "steps": null,
     "batch": 128,
     "optimizer": "adamw",
     "optimizer_options": {},

@@ -1,0 +1,98 @@
+"""A budget in optimizer steps in place of epochs."""
+
+import signal
+
+import pytest
+import torch
+from conftest import compose
+from torch.optim import SGD
+from trained import CHOICES, equal, metrics, steps_of, stop_at
+
+from metaformer.config.schema import Recipe
+from metaformer.data.images import load
+from metaformer.data.module import ImageData
+from metaformer.studies.points import resolve
+from metaformer.studies.worker import run
+from metaformer.system.errors import ConfigError
+from metaformer.tasks.optimization import make_scheduler
+
+WORDS = ("data=digits", "data.train=192", "recipe.batch=64", "runtime.threads=1", "runtime.progress=false")
+
+
+def go(*words: str):
+    """A run with three steps an epoch."""
+    return run(resolve(compose(*WORDS, "model.drop_path=0.2", *words), CHOICES)[0])
+
+
+def test_the_steps_of_whole_epochs_are_those_epochs():
+    epochs = go("recipe.epochs=2", "recipe.warmup_epochs=1").folder
+    half = compose().recipe.epochs / 2  # of the recipe's own, as one of two epochs is
+    steps = go("recipe.steps=6", f"recipe.warmup_epochs={half}", "runtime.runs=steps").folder
+    assert equal(epochs, steps)
+
+
+def test_the_last_epoch_ends_at_the_last_step_and_resumes_there(monkeypatch):
+    words = ("recipe.steps=8", "recipe.ema=0.9", "runtime.accumulate=2")
+    whole = go(*words, "runtime.runs=whole")
+    assert [row["step"] for row in metrics(whole.folder)] == ["3", "6", "8"]
+    assert all(row["val_loss"] for row in metrics(whole.folder))
+    assert (whole.result.epochs, whole.result.tested_epoch) == (3, 3)
+    for at in (1, 6):  # in the first epoch, and in the last
+        with monkeypatch.context() as patch:
+            stop_at(patch, signal.SIGTERM, at)
+            with pytest.raises(SystemExit):
+                go(*words, f"runtime.runs=stopped{at}")
+        with monkeypatch.context() as patch:
+            seen = steps_of(patch)
+            resumed = go(*words, f"runtime.runs=stopped{at}")
+        assert seen == [step for step in range(at + 1, 8) for _ in range(2)]
+        assert equal(resumed.folder, whole.folder)
+
+
+def test_fewer_steps_than_an_epoch_has():
+    outcome = go("recipe.steps=2")
+    assert [row["step"] for row in metrics(outcome.folder)] == ["2"]
+
+
+def test_images_that_are_read_one_at_a_time_have_the_same_steps():
+    images = load(compose(*WORDS).data, None)
+    data = ImageData(images, Recipe(batch=64, steps=2, crop=0, scale=[0.5, 1.0]), seed=0)
+    assert (len(images.train) // 64, len(list(data.train_dataloader()))) == (3, 2)
+
+
+def test_schedule_warm_up_and_cool_down_share_the_steps():
+    recipe = Recipe(epochs=8, warmup_epochs=2, cooldown_epochs=2, steps=100, lr=1.0, min_lr=0.01, warmup_lr=0.1)
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    scheduler = make_scheduler(optimizer, recipe, 7)
+    rates = []
+    for step in range(100):
+        scheduler.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:2] == pytest.approx([0.1, 0.145])
+    assert rates[10] == pytest.approx((0.1 + 1) / 2)
+    assert max(rates) == pytest.approx(max(rates[19:22]))
+    assert rates[79] > 0.01
+    assert rates[80:] == [0.01] * 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["recipe.steps=10", "recipe.epochs=3"],
+            r"recipe.steps: takes the place of recipe.epochs; expected one of them",
+        ),
+        (["recipe.steps=0"], r"recipe.steps=0: expected at least 1"),
+        (
+            ["recipe.steps=10", "recipe.lr_interval=epoch"],
+            r"recipe.lr_interval=epoch: with recipe.steps the rate follows",
+        ),
+        (
+            ["recipe.steps=9", "trainer.limit_train_batches=2"],
+            r"trainer.limit_train_batches=2: recipe.steps counts whole",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(*words)
