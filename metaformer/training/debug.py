@@ -39,7 +39,7 @@ def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:
 def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int = 64) -> Path:
     """The first images of the first training batch as the model sees them, Mixup included, in one PNG file."""
     batch = next(iter(ImageData(images, recipe, seed, workers=0).train_dataloader()))
-    module = Classifier(nn.Identity(), recipe, classes=len(images.classes), seed=seed)
+    module = Classifier(nn.Identity(), replace(recipe, freeze="none"), classes=len(images.classes), seed=seed)
     if module.mixup is not None:
         module.seed_step(0)
         batch = module.mixup(*batch)

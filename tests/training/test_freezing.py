@@ -74,3 +74,7 @@ def test_what_cannot_be_frozen_is_refused(net, which, message):
 def test_other_words_are_refused(word):
     with pytest.raises(ConfigError, match=rf"recipe.freeze={word}: expected none, stem, or stages1-N"):
         compose(f"recipe.freeze={word}")
+
+
+def test_a_picture_of_a_batch_needs_no_network_to_freeze():
+    assert go("debug=batch", "recipe.freeze=stages1-2").shown.exists()
