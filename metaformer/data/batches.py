@@ -38,6 +38,16 @@ class Share:
                 first = start + (part * self.devices + self.rank) * size
                 yield order[first : first + size]
 
+    def evaluated(self, images: int, most: int) -> tuple[Tensor, ...]:
+        """Every `devices`-th row of a split in order, in batches of `most` over the parts.
+
+        All devices have as many rows, for they wait for each other at each batch: those beyond the images only fill
+        up, and have the label -1.
+        """
+        rows = torch.arange(self.rank, -(-images // self.devices) * self.devices, self.devices)
+        batches: tuple[Tensor, ...] = rows.split(-(-most // self.accumulate))
+        return batches
+
 
 WHOLE = Share()
 
@@ -107,24 +117,27 @@ class Batches:
 
 
 class EvalBatches:
-    """Every `devices`-th image of a split out of memory, in order and without augmentation."""
+    """A device's images of a split out of memory, in order and without augmentation."""
 
     def __init__(self, data: Images, split: Split, share: Share = WHOLE) -> None:
         self.data, self.split = data, split
-        self.rows = torch.arange(share.rank, len(split), share.devices)
+        self.batches = share.evaluated(len(split), EVAL_BATCH)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // EVAL_BATCH)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self.rows.split(EVAL_BATCH):
-            yield self.data.normalise(self.split.pixels[self.split.places(rows)]), self.split.labels[rows]
+        images = len(self.split)
+        for rows in self.batches:
+            there = rows % images
+            labels = self.split.labels[there].where(rows < images, -1)
+            yield self.data.normalise(self.split.pixels[self.split.places(there)]), labels
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
     """The items of a split at (epoch, place): an image [C, H, W] and its label. Without an epoch nothing is drawn.
 
-    A place is the row of an image, or more where it is repeated.
+    A place is the row of an image, or more where it is repeated, or where it only fills up an evaluation (label -1).
     """
 
     def __init__(self, split: Any, transform: Callable[[Any], Tensor], seed: int = 0) -> None:
@@ -135,7 +148,8 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         row = place % len(self.split)
         if epoch is not None:
             seed_globals(self.seed, "image", epoch, place)  # of a worker process
-        return self.transform(self.split.read(row)), int(self.split.labels[row])
+        fills = epoch is None and place >= len(self.split)
+        return self.transform(self.split.read(row)), -1 if fills else int(self.split.labels[row])
 
 
 @dataclass

@@ -134,5 +134,4 @@ class ImageData(L.LightningDataModule):
     def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
         if not self.streams:
             return EvalBatches(self.data, split, self.share)
-        rows = torch.arange(self.share.rank, len(split), self.share.devices)
-        return self.streams[name].of(rows.split(EVAL_PHOTOS))
+        return self.streams[name].of(self.share.evaluated(len(split), EVAL_PHOTOS))

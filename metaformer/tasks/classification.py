@@ -22,7 +22,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
 from metaformer.tasks.mixup import mixup_of
 from metaformer.tasks.optimization import make_optimizer, make_scheduler
-from metaformer.tasks.scores import Running, Scores, in_order, padded
+from metaformer.tasks.scores import Running, Scores, in_order
 
 
 class Classifier(L.LightningModule):
@@ -187,11 +187,8 @@ class Classifier(L.LightningModule):
         logits, labels = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         self.kept = []
         if (devices := self.trainer.world_size) > 1:
-            images = len(getattr(self.trainer.datamodule.data, split))  # type: ignore[attr-defined]
-            most = -(-images // devices)
-            gathered = self.all_gather((padded(logits, most, 0.0), padded(labels, most, -1)))
-            logits, labels = (in_order(parts) for parts in gathered)
-            logits, labels = logits[labels >= 0], labels[labels >= 0]
+            logits, labels = (in_order(parts) for parts in self.all_gather((logits, labels)))
+            logits, labels = logits[labels >= 0], labels[labels >= 0]  # the others only filled up
         self.scores = Scores(logits.cpu(), labels.cpu())
         for name, value in self.scores.measured().items():
             self.log(f"{split}_{name}", value, prog_bar=name == "accuracy", sync_dist=devices > 1)
@@ -232,10 +229,11 @@ def first_not_finite(net: nn.Module, images: Tensor) -> str:
 
         return check
 
+    # The forward as it is written: what torch.compile made of it before calls no hooks.
     # A module's hook is called after those of the modules in it: the first to complain is the innermost.
     hooks = [module.register_forward_hook(watch(name)) for name, module in net.named_modules() if name]
     try:
-        net(images)
+        net.forward(images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
@@ -100,9 +99,3 @@ class Scores:
 def in_order(parts: Tensor) -> Tensor:
     """[devices, images of one, ...], of devices that read every n-th image -> [images, ...] in their order."""
     return parts.transpose(0, 1).flatten(0, 1)
-
-
-def padded(own: Tensor, length: int, value: float) -> Tensor:
-    """The same with `value` behind it, so that all devices have as many."""
-    filler = torch.full((length - len(own), *own.shape[1:]), value, dtype=own.dtype, device=own.device)
-    return torch.cat([own, filler])

@@ -5,11 +5,12 @@ import torch
 from conftest import compose
 from kept import write_raw
 
-from metaformer.data.batches import Batches, EvalBatches, Share
+from metaformer.data.batches import Batches, EvalBatches, Share, Transformed
 from metaformer.data.images import Images, Split, load
 from metaformer.data.readers import in_memory
 from metaformer.data.registry import shape
 from metaformer.system.errors import ConfigError
+from metaformer.tasks.scores import in_order
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,34 @@ def test_evaluation_keeps_the_order_and_every_image(fashion):
     batches = EvalBatches(fashion, fashion.test)
     assert len(list(batches)) == len(batches) == 6
     assert torch.equal(torch.cat([y for _, y in batches]), fashion.test.labels)
+
+
+@pytest.mark.parametrize("images", [2, 1001, 1501])
+def test_all_devices_evaluate_as_many_batches(fashion, images):
+    """Where one had a batch more, it would wait for ever for the others: DDP sends the buffers at each batch."""
+    split = fashion.test[torch.arange(images)]
+    all_of = [list(EvalBatches(fashion, split, Share(rank, 3, 2))) for rank in range(3)]
+    sizes = [[len(labels) for _, labels in batches] for batches in all_of]
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert max(sizes[0]) <= 250  # the parts count here too: what does not fit in training would not fit in evaluation
+    labels = in_order(torch.stack([torch.cat([y for _, y in batches]) for batches in all_of]))
+    assert torch.equal(labels[labels >= 0], split.labels)
+    assert torch.equal(all_of[1][0][0][0], next(iter(EvalBatches(fashion, split)))[0][1])
+
+
+def test_a_photograph_that_only_fills_up_has_no_label():
+    class Two:
+        labels = (7, 8)
+
+        def __len__(self) -> int:
+            return 2
+
+        def read(self, row: int) -> int:
+            return row
+
+    seen = Transformed(Two(), lambda image: image)
+    assert [seen[None, place] for place in range(3)] == [(0, 7), (1, 8), (0, -1)]
+    assert seen[0, 2] == (0, 7)  # in training it is an image that is repeated
 
 
 def test_a_balanced_part_of_the_training_set():
