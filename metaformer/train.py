@@ -20,6 +20,7 @@ from metaformer.cli import RUN_ERRORS, explain_or_raise
 from metaformer.config.compose import check_local_files, check_words, conf_dir, register
 from metaformer.config.explain import USER_ERRORS
 from metaformer.studies import sweeper, worker
+from metaformer.system.machine import rank
 
 KEYS = ("mixer", "model", "data", "recipe", "seed", "runtime", "logger", "debug", "study", "budget", "reference")
 FAILED: list[Exception] = []
@@ -59,7 +60,8 @@ def main() -> None:
 
             print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[:1] != '-'], KEYS)}")
             return
-        check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])
+        if rank() == 0:  # Lightning adds words of its own for the others that train a run with this process
+            check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])
         app()
         if FAILED:
             raise FAILED[0]

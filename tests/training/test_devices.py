@@ -10,6 +10,9 @@ import pytest
 import torch
 from conftest import TINY, compose
 
+from metaformer import train
+from metaformer.system.machine import rank
+
 ONE = (*TINY, "runtime.accelerator=cpu")
 TWO = (*ONE, "runtime.devices=2", "runtime.runs=two")
 
@@ -63,6 +66,20 @@ def test_two_devices_with_two_parts_draw_what_four_parts_draw(cli, tmp_path):
     done = cli("train", *TWO, *drawn, "runtime.accumulate=2")
     assert done.returncode == 0, done.stderr
     compare(tmp_path)
+
+
+def test_words_that_lightning_adds_for_the_second_process_are_not_refused(monkeypatch):
+    """They are no user's: hydra.run.dir is refused from the first process alone."""
+    ran = []
+    monkeypatch.setattr(train, "app", lambda: ran.append(rank()))
+    monkeypatch.setattr(sys, "argv", ["train", 'hydra.run.dir="."', "hydra.output_subdir=null"])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    train.main()
+    assert ran == [1]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # which is set while a command runs
+    with pytest.raises(SystemExit):
+        train.main()
 
 
 def test_a_sweep_on_several_devices_is_refused_with_what_works(cli):
