@@ -16,7 +16,7 @@ RECORDED: dict[str, Callable[[Result], object]] = {
     "devices": lambda run: run.devices,
     "runtime.accumulate": lambda run: run.accumulate,
     "runtime.tf32": lambda run: run.config.runtime.tf32,
-    "runtime.compile": lambda run: run.config.runtime.compile,
+    "runtime.compile": lambda run: run.config.runtime.compile if run.compiled is None else run.compiled,
     "trained epochs": lambda run: _of(run.epochs, run.config.recipe.epochs_on(run.images)),
     "trained images": lambda run: None if run.config.data.train else run.images,
     "Python": lambda run: run.python,

@@ -93,6 +93,11 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
     devices = runtime.processes
+    if devices > 1 and runtime.accumulate == "auto":
+        raise ConfigError(
+            f"runtime.accumulate=auto: is for one device, and here are {devices}, which would wait for ever for one "
+            "that is out of memory; expected a number of parts"
+        )
     share, rest = divmod(recipe.batch, devices * parts)
     if rest:
         raise ConfigError(

@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metaformer.config.schema import Architecture, Model
+from metaformer.config.schema import Architecture, Config, Model
 from metaformer.config.validate import plain, structure
 from metaformer.mixers.factory import from_config
 from metaformer.models.block import MetaFormerBlock
@@ -110,13 +110,30 @@ def checkpoint_blocks(net: nn.Module) -> None:
         ConfigError: a model that cannot, or whose running statistics a second pass would move once more.
     """
     key = "runtime.checkpoint_blocks=True"
-    for name, module in net.named_modules():
-        if isinstance(module, _BatchNorm):
-            raise ConfigError(f"{key}: {name} is a BatchNorm, whose statistics would take each batch in twice")
+    if (name := _batch_norm(net)) is not None:
+        raise ConfigError(f"{key}: {name} is a BatchNorm, whose statistics would take each batch in twice")
     try:
         net.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError) as error:  # of timm's models not all can
         raise ConfigError(f"{key}: {type(net).__name__} cannot; expected false") from error
+
+
+def check_split(net: nn.Module, config: Config, parts: int) -> None:
+    """A ConfigError where a BatchNorm would see less than the batch of the recipe.
+
+    Its statistics would depend on the split, and so would the result, of which the id of a run says nothing.
+    """
+    apart = parts * (1 if config.trainer.get("sync_batchnorm") else config.runtime.processes)
+    if apart > 1 and (name := _batch_norm(net)) is not None:
+        raise ConfigError(
+            f"runtime.devices, runtime.accumulate: {name} is a BatchNorm, and each of {apart} parts of a batch would "
+            "have its own statistics; expected 1 of both, or several GPUs with trainer.sync_batchnorm=true"
+        )
+
+
+def _batch_norm(net: nn.Module) -> str | None:
+    """The place of the first BatchNorm, or None."""
+    return next((name for name, module in net.named_modules() if isinstance(module, _BatchNorm)), None)
 
 
 def try_on(net: nn.Module, images: Tensor) -> None:

@@ -42,6 +42,7 @@ class Measured:
     devices: int
     accumulate: int  # parts that each device's batch was split into
     device: str
+    compiled: bool | None = None  # by torch.compile; None in results of older versions
     versions: dict[str, str]  # of the libraries
     # With recipe.initialize_from: the modules and weights that were taken, adapted, new, or left in the file
     initialized: dict[str, list[str]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, Split, load
 from metaformer.data.module import ImageData, normalisation, training_transform
-from metaformer.models.build import build, checkpoint_blocks, crop_of, ready
+from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
 from metaformer.models.cost import Cost, count
 from metaformer.models.frozen import freeze
 from metaformer.models.initial import Initialized, in_words, initialize
@@ -36,6 +36,7 @@ from metaformer.tasks.scores import Scores
 from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
 from metaformer.training.callbacks import brought_callbacks, callbacks_of
+from metaformer.training.compiling import compiling, why_not_compiled
 from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples
@@ -95,6 +96,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if config.runtime.checkpoint_blocks:
         checkpoint_blocks(net)
     try_optimizer(net, recipe)
+    parts = 1 if config.runtime.accumulate == "auto" else config.runtime.accumulate
+    check_split(net, config, parts)
     if recipe.scale is not None:
         training_transform(recipe, images.shape, normalisation(images.mean, images.std))  # refuses what timm cannot do
     if here and config.debug.mode not in ("profile", "batch"):  # which have no Trainer
@@ -108,53 +111,61 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
 def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measured | None:
     """Train from the start or from the newest checkpoint, then test once; None in all processes but the first.
 
-    Where the device is too small for a batch, `runtime.accumulate=auto` tries again with twice as many parts.
+    Where the device is too small for a batch, `runtime.accumulate=auto` tries again with twice as many parts; where a
+    network cannot be compiled, it is trained as it is, and the result says so.
 
     Args:
         jobs: how many runs share the cores of this machine.
         show: a progress bar.
     """
     config = planned.config
-    auto = config.runtime.accumulate == "auto"
-    initial = copy.deepcopy(prepared.net.state_dict()) if auto else {}
-    batch, smallest = config.recipe.batch // config.runtime.processes, 1 + config.recipe.mixes  # Mixup pairs images
-    parts = 1 if auto else config.runtime.accumulate
+    parts, compiled = 1 if config.runtime.accumulate == "auto" else config.runtime.accumulate, config.runtime.compile
+    again = config.runtime.processes == 1 and (config.runtime.accumulate == "auto" or compiled)
+    initial = copy.deepcopy(prepared.net.state_dict()) if again else {}
     if prepared.initialized and rank() == 0:
         print(in_words(str(config.recipe.initialize_from), prepared.initialized))
     while True:
         try:
-            return _fit(planned, prepared, jobs=jobs, show=show, parts=parts)
+            return _fit(planned, prepared, jobs=jobs, show=show, parts=parts, compiled=compiled)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if again and (reason := why_not_compiled(error)):
+                print(f"runtime.compile=true: this network cannot be compiled ({reason}); training it as it is",
+                      file=sys.stderr)  # fmt: skip
+                compiled = False
+            elif _out_of_memory(error):
+                parts = _more_parts(config, parts)
+            else:
                 raise
-        words, more = (
-            f"out of memory with {batch // parts} images on a device at once ({parts} parts of a batch)",
-            2 * parts,
-        )
-        if batch % more or batch // more % smallest:
-            raise MemoryError(f"{words}; it has no more parts of equal size")
-        if not auto:
-            raise MemoryError(
-                f"{words}; runtime.accumulate={more} halves them, runtime.accumulate=auto finds the least"
-            )
-        print(f"{words}; trying {more} parts", file=sys.stderr)
         prepared.net.load_state_dict(initial)
         prepared.net.zero_grad()
         torch.cuda.empty_cache()
-        parts = more
+
+
+def _more_parts(config: Config, parts: int) -> int:
+    """Twice as many parts of a batch that did not fit; a MemoryError where that cannot be, or nobody asked for it."""
+    batch, smallest = config.recipe.batch // config.runtime.processes, 1 + config.recipe.mixes  # Mixup pairs images
+    words = f"out of memory with {batch // parts} images on a device at once ({parts} parts of a batch)"
+    more = 2 * parts
+    if batch % more or batch // more % smallest:
+        raise MemoryError(f"{words}; it has no more parts of equal size")
+    if config.runtime.accumulate != "auto":
+        finds = ", runtime.accumulate=auto finds the least" if config.runtime.processes == 1 else ""
+        raise MemoryError(f"{words}; runtime.accumulate={more} halves them{finds}")
+    print(f"{words}; trying {more} parts", file=sys.stderr)
+    return more
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: int) -> Measured | None:
+def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: int, compiled: bool) -> Measured | None:
     config, debug = planned.config, planned.config.debug.mode
-    images, recipe, net = prepared.images, config.recipe, prepared.net
-    saved = stop_and_resume.read(planned.folder)
-    own_threads = saved.threads if saved else threads(config.runtime, jobs)
-    parts = saved.accumulate if saved else parts
-    torch.set_num_threads(own_threads)
+    images, recipe, net, main = prepared.images, config.recipe, prepared.net, rank() == 0
+    saved = stop_and_resume.read(planned.folder) if main else None
+    if saved is not None:
+        stop_and_resume.check_parts(saved, config)
+    kept: dict[str, int] = {}  # what a checkpoint has beside the weights: told as soon as all devices know it
     if debug == "overfit":
         images, recipe = one_batch(images, recipe)
     cost = count(net, images.shape)
@@ -175,12 +186,8 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         crop_pct=crop_of(config.model),
         workers=workers(config.runtime, jobs),
     )
-    if config.runtime.compile:
-        net.compile()
-    main = rank() == 0
     with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
         curve = CurveFile(planned.folder, mirror)
-        kept = {"threads": own_threads, "accumulate": parts}
         callbacks = [curve, *callbacks_of(planned.folder, config, kept, show=show and main)]
         if mirror and config.logger.every:
             callbacks.append(StepValues(mirror, config.logger.every, recipe.batch))
@@ -191,10 +198,16 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         trainer = fitting_trainer(
             config, recipe, callbacks, loggers, epochs=epochs, parts=parts, folder=planned.folder, show=show and main
         )
-        tested = _train_and_test(trainer, module, data, saved)
+        saved = stop_and_resume.agreed(trainer, saved)
+        kept["threads"] = saved.threads if saved else threads(config.runtime, jobs)
+        kept["accumulate"] = trainer.accumulate_grad_batches = saved.accumulate if saved else parts
+        torch.set_num_threads(kept["threads"])
+        check_split(net, config, kept["accumulate"])
+        with compiling(net, compiled):
+            tested = _train_and_test(trainer, module, data, saved)
         if not main:
             return None
-        measured = _measured(curve.rows(), tested, cost, trainer, images, **kept)
+        measured = _measured(curve.rows(), tested, cost, trainer, images, compiled=compiled, **kept)
         measured = replace(measured, initialized=prepared.initialized)
         if debug == "none":
             keep(planned.folder, config, net, tested.scores, images)
@@ -235,6 +248,7 @@ def _measured(
     trainer: L.Trainer,
     images: Images,
     *,
+    compiled: bool,
     threads: int,
     accumulate: int,
 ) -> Measured:
@@ -256,6 +270,7 @@ def _measured(
         devices=trainer.world_size,
         accumulate=accumulate,
         device=device_name(device),
+        compiled=compiled,
         versions=library_versions() | ({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
     )
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from metaformer.config.schema import Config
+from metaformer.config.training_rules import check_runtime
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
 
@@ -59,6 +61,33 @@ def read(folder: Path) -> Saved | None:
     if errors:
         raise ConfigError(f"{'; '.join(errors)}; remove it to train from the start")
     return None
+
+
+def check_parts(saved: Saved, config: Config) -> None:
+    """A ConfigError where as many parts of a batch as a checkpoint has do not go with the devices of today."""
+    try:
+        check_runtime(replace(config.runtime, accumulate=saved.accumulate), config.recipe)
+    except ConfigError as error:
+        words = f"was saved with {saved.accumulate} parts of a batch, which the run keeps; {error}"
+        raise ConfigError(f"{saved.path}: {words}; expected as many devices as before, or remove it") from error
+
+
+def agreed(trainer: L.Trainer, own: Saved | None) -> Saved | None:
+    """What the first process has found, for all that train a run: each might see files that another is removing.
+
+    The processes meet here for the first time; Lightning starts those of this machine where nobody else did.
+    """
+    launcher = trainer.strategy.launcher
+    if trainer.world_size == 1 or launcher is None:
+        return own
+
+    def ask() -> Saved | None:
+        trainer.strategy.setup_environment()
+        found: Saved | None = trainer.strategy.broadcast(own)
+        return found
+
+    told: Saved | None = launcher.launch(ask, trainer=trainer)
+    return told
 
 
 def remove(folder: Path) -> None:

@@ -59,6 +59,9 @@ def test_what_is_inside_of_a_checkpointed_block_is_not_kept():
     [
         (["runtime.checkpoint_blocks=true", "model.norm=batch"], "is a BatchNorm, whose statistics would take each"),
         (["runtime.checkpoint_blocks=true", *TIMM], "is a BatchNorm, whose statistics would take each"),
+        (["model.norm=batch", "runtime.accumulate=2"], "is a BatchNorm, and each of 2 parts of a batch would have its"),
+        (["model.norm=batch", "runtime.devices=2"], "is a BatchNorm, and each of 2 parts of a batch would have its"),
+        (["runtime.accumulate=auto", "runtime.devices=2"], "runtime.accumulate=auto: is for one device, and here are"),
         (["recipe.precision=fp16"], "recipe.precision=fp16: is for a GPU, and there is none; a processor has fp32 or"),
         (["recipe.precision=fp16", "runtime.accelerator=cpu"], "recipe.precision=fp16: is for a GPU; runtime.accele"),
         (["runtime.strategy=fsdp"], "runtime.strategy=fsdp: a run keeps, averages and tests its weights whole"),

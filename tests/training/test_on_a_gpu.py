@@ -1,12 +1,23 @@
 """What is set for a GPU, told by a device that is not there."""
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import compose
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch._dynamo.exc import BackendCompilerFailed
+from trained import equal, go
 
+from metaformer.analysis.lint import RECORDED
+from metaformer.models.build import check_split
 from metaformer.system.errors import ConfigError
+from metaformer.tasks.classification import first_not_finite
 from metaformer.training import callbacks, trainer
+from metaformer.training.compiling import compiling
+from metaformer.training.stop_and_resume import Saved, agreed, check_parts
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -39,3 +50,76 @@ def test_the_average_of_the_weights_lives_where_they_do(monkeypatch, tmp_path, t
     config = compose("recipe.ema=0.9", f"runtime.accelerator={accelerator}")
     callbacks.callbacks_of(tmp_path, config, {}, show=False)
     assert made == [device]
+
+
+def test_all_devices_go_on_from_what_the_first_one_found():
+    """Each for itself might see a checkpoint that another is about to remove."""
+    of_the_first, calls = Saved(Path("last.ckpt"), 3, 2), []
+
+    class Launcher:
+        def launch(self, function, trainer):
+            calls.append("launch")
+            return function()
+
+    strategy = SimpleNamespace(
+        launcher=Launcher(), setup_environment=lambda: calls.append("meet"), broadcast=lambda own: of_the_first
+    )
+    assert agreed(SimpleNamespace(strategy=strategy, world_size=2), None) is of_the_first
+    assert calls == ["launch", "meet"]
+    assert agreed(SimpleNamespace(strategy=strategy, world_size=1), None) is None
+
+
+def test_a_checkpoint_whose_parts_do_not_go_with_the_devices_of_today():
+    """Before, 64 images in 4 parts on 3 devices were 60."""
+    config = compose("recipe.batch=66", "runtime.devices=3")
+    check_parts(Saved(Path("last.ckpt"), 1, 2), config)
+    with pytest.raises(ConfigError, match=r"last\.ckpt: was saved with 4 parts of a.*3 devices x 4 acc.*or remove"):
+        check_parts(Saved(Path("last.ckpt"), 1, 4), config)
+
+
+def test_batch_norm_sees_a_whole_batch():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    one = compose()
+    check_split(net, one, 1)
+    together = replace(one, trainer={"sync_batchnorm": True}, runtime=replace(one.runtime, devices=4))
+    check_split(net, together, 1)
+    for config, parts in ((one, 2), (together, 2), (replace(together, trainer={}), 1)):
+        with pytest.raises(ConfigError, match=r"0 is a BatchNorm, and each of \d parts"):
+            check_split(net, config, parts)
+
+
+def test_what_is_not_finite_is_found_in_a_compiled_network_too(monkeypatch):
+    """Its compiled forward calls no hooks that came later."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    net[0].weight.data.fill_(float("nan"))
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda x: torch.zeros(()))
+    with compiling(net, True):
+        assert net(torch.ones(1, 2)).ndim == 0
+        assert first_not_finite(net, torch.ones(1, 2)) == "0.weight"
+    assert net(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_each_run_of_a_process_is_compiled_anew(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    monkeypatch.setattr(torch, "compile", lambda call, **_: calls.append("compile") or call)
+    for wanted in (True, False, True):
+        with compiling(torch.nn.Linear(1, 1), wanted):
+            pass
+    assert calls == ["reset", "compile", "reset", "compile"]
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, capfd):
+    def broken(call, **_):
+        def run(*args):
+            raise BackendCompilerFailed(broken, NotImplementedError("no kernel for it\nline 2"), None)
+
+        return run
+
+    plain = go("recipe.epochs=1", "runtime.runs=plain")
+    monkeypatch.setattr(torch, "compile", broken)
+    outcome = go("recipe.epochs=1", "runtime.compile=true")
+    assert "cannot be compiled (NotImplementedError: no kernel for it); training it as it is" in capfd.readouterr().err
+    assert (outcome.result.compiled, outcome.result.config.runtime.compile) == (False, True)
+    assert RECORDED["runtime.compile"](outcome.result) is False
+    assert equal(plain.folder, outcome.folder)
