@@ -94,8 +94,7 @@ def probe(run: Finished, jobs: int) -> Probed:
     key, runtime = key_of(run), run.config.runtime
     if (kept := read(run.folder, key)) is not None:
         return kept
-    if jobs > 1 and runtime.accelerator != "cpu":
-        machine.take(runtime.per_gpu)  # before torch is imported
+    machine.take(runtime.accelerator, runtime.per_gpu)  # before torch is imported
     with output_to(Path(os.devnull)):
         from metaformer.probing.one_run import measure
 

@@ -26,7 +26,7 @@ from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
-from metaformer.studies.worker import Outcome, found, job, refuse, warn_of_bf16
+from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write
 
@@ -64,6 +64,8 @@ class StudySweeper(Sweeper):
         _announce(listed, pending, console)
         warn_of_bf16(*(p.config for p in pending))
         slurm = type(self.launcher).__name__ == "SlurmLauncher"
+        if pending and not slurm and self.config.hydra.launcher.get("n_jobs", 1) == 1:
+            take_place(pending[0].config)  # the runs are of this process, in which CUDA starts now
         refuse({p.cell: p.config for p in pending}, here=not slurm)
         if whole:
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))

@@ -58,6 +58,8 @@ def job(cfg: DictConfig) -> Outcome:
         if hydra.sweeper.params:
             raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
         planned = _planned(cfg)
+        if planned.config.runtime.force or found(planned) is None:
+            take_place(planned.config)
         outcome, logger = run(planned), planned.config.logger
         done = outcome.status in ("finished", "found") and planned.config.debug.mode == "none"
         if logger.wandb and done and (words := tell_absent([planned.folder], logger)):
@@ -70,10 +72,8 @@ def job(cfg: DictConfig) -> Outcome:
         with output_to(Path(os.devnull)):  # the sweep has told what there is to tell of the images
             planned = _planned(cfg)
         outcome = Outcome(planned.folder.name, "failed", planned.folder)
-        jobs = int(hydra.launcher.get("n_jobs", 1))
-        if jobs != 1 and planned.config.runtime.accelerator != "cpu":
-            machine.take(planned.config.runtime.per_gpu)
-        return run(planned, jobs=jobs, log="run.log")
+        take_place(planned.config)
+        return run(planned, jobs=int(hydra.launcher.get("n_jobs", 1)), log="run.log")
     except SystemExit:
         leave_if_orphaned()
         raise
@@ -90,7 +90,16 @@ def _planned(cfg: DictConfig) -> Planned:
     hydra = HydraConfig.get()
     if hydra.job.chdir:
         raise ConfigError("hydra.job.chdir: paths are relative to the folder of the command; leave it false")
-    return resolve(config_of(cfg), choices_of(hydra))[0]
+    config = config_of(cfg)
+    if config.budget.match == "time":  # of the GPU that it will train on
+        take_place(config)
+    return resolve(config, choices_of(hydra))[0]
+
+
+def take_place(config: Config) -> None:
+    """Wait for a place on a GPU; a run on several devices takes none, since it has those that its user names."""
+    if config.runtime.processes == 1:
+        machine.take(config.runtime.accelerator, config.runtime.per_gpu)
 
 
 def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:

@@ -1,6 +1,6 @@
 """This machine: its cores, its GPUs, how many runs go on at once, and which process of a run this is.
 
-Each place on a GPU is a lock file. A worker takes its place before torch is imported, by setting CUDA_VISIBLE_DEVICES,
+Each place on a GPU is a lock file. A run takes its place before torch is imported, by setting CUDA_VISIBLE_DEVICES,
 and keeps it as long as it lives: once CUDA has started, a process cannot move. Two studies on one machine share the
 places.
 """
@@ -31,11 +31,25 @@ def gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+    return _all_gpus()
+
+
+@cache
+def _all_gpus() -> tuple[str, ...]:
+    """The UUIDs of all GPUs of this machine, in the order of nvidia-smi; empty where it is not there."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
+    return tuple(re.findall(r"^GPU \d+: .*\(UUID: ([\w-]+)\)", listed, re.MULTILINE))
+
+
+def _uuid(gpu: str) -> str:
+    """A name of a GPU that all processes share; "0" or a part of its UUID may be another one's in another container."""
+    known = _all_gpus()
+    if gpu.isdigit():
+        return known[int(gpu)] if int(gpu) < len(known) else gpu
+    return next((uuid for uuid in known if uuid.startswith(gpu)), gpu)
 
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -63,9 +77,12 @@ def places(accelerator: str, per_gpu: int) -> int:
     return len(gpus()) * per_gpu
 
 
-def take(per_gpu: int) -> str | None:
-    """Wait for a place on a GPU, make it the only one that this process sees, and return it; None without GPUs."""
-    if not gpus():
+def take(accelerator: str, per_gpu: int) -> str | None:
+    """Wait for a place on a GPU, make it the only one that this process sees, and return it; None where none is used.
+
+    It has an effect before CUDA starts.
+    """
+    if accelerator in ("cpu", "mps") or not gpus():
         return None
     if _held:
         return os.environ["CUDA_VISIBLE_DEVICES"]
@@ -74,7 +91,7 @@ def take(per_gpu: int) -> str | None:
     while True:
         for place in range(per_gpu):
             for gpu in gpus():
-                lock = locks.take(folder / f"{gpu}.{place}.lock")
+                lock = locks.take(folder / f"{_uuid(gpu)}.{place}.lock")
                 if lock is None:
                     continue
                 _held.append(lock)

@@ -5,12 +5,12 @@ import time
 import pytest
 from conftest import TINY
 
-from metaformer.system.machine import cores, gpus, places, take
+from metaformer.system.machine import _all_gpus, cores, gpus, places, take
 
 TAKE = """
 import sys, time
 from metaformer.system.machine import take
-print(take(int(sys.argv[1])), flush=True)
+print(take("auto", int(sys.argv[1])), flush=True)
 time.sleep(60)
 """
 
@@ -32,7 +32,7 @@ def test_places(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     gpus.cache_clear()
     assert places("auto", 3) == cores()
-    assert take(1) is None
+    assert take("auto", 1) is None
 
 
 def test_a_worker_has_a_gpu_for_itself_and_the_next_one_waits(machine):
@@ -63,3 +63,42 @@ def test_the_runs_of_a_sweep_are_spread_over_the_gpus(machine, cli, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 4
     assert {path.name for path in tmp_path.glob("metaformer-gpus-*/*.lock")} == {"0.0.lock", "1.0.lock"}
+
+
+def test_a_single_run_takes_a_place_as_the_runs_of_a_sweep_do(machine, cli, tmp_path):
+    done = cli("train", "mixer=identity", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("metaformer-gpus-*/*.lock")} == {"0.0.lock"}
+
+
+@pytest.fixture
+def nvidia_smi(monkeypatch, tmp_path):
+    """A machine whose driver lists two GPUs, one of them split."""
+    listed = (
+        "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aa11-0)\n  MIG 1g.10gb Device 0: (UUID: MIG-cc33)\n"
+        "GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bb22-1)\n"
+    )
+    done = subprocess.CompletedProcess([], 0, stdout=listed)
+    monkeypatch.setattr("metaformer.system.machine.subprocess.run", lambda *_, **__: done)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("metaformer.system.machine._held", [])
+    yield
+    for cached in (gpus, _all_gpus):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen", "name"),
+    [(None, "GPU-aa11-0", "GPU-aa11-0"), ("1", "1", "GPU-bb22-1"), ("GPU-bb", "GPU-bb", "GPU-bb22-1"), ("7", "7", "7")],
+)
+def test_a_place_has_the_name_that_all_processes_share(nvidia_smi, monkeypatch, tmp_path, visible, seen, name):
+    """Index 0 of one job is another GPU than index 0 of the next, where a cluster gives each its own."""
+    for cached in (gpus, _all_gpus):
+        cached.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert take("cpu", 1) is take("mps", 1) is None
+    assert take("auto", 1) == seen
+    assert [path.name for path in tmp_path.glob("metaformer-gpus-*/*.lock")] == [f"{name}.0.lock"]
