@@ -285,6 +285,12 @@ class Config:
     seed: int = number(0, at_least=0, at_most=2**63 - 1)
 
     @property
+    def batch_at_once(self) -> int:
+        """How many images of a batch a device has at once; with accumulate=auto at most."""
+        parts = self.runtime.accumulate if isinstance(self.runtime.accumulate, int) else 1
+        return -(-self.recipe.batch // self.runtime.processes) // parts
+
+    @property
     def selected_by(self) -> str:
         """The metric by which the tested epoch is chosen, on validation images; empty where it is the last one."""
         return selecting(self.study.analysis.metric) if self.recipe.select == "best" else ""

@@ -23,6 +23,7 @@ from metaformer.config.validate import plain, structure
 from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
+from metaformer.system.machine import trains_on
 
 FAR = 0.1  # a cell that misses its target by more is not matched by anybody's standard
 UNITS = {"params": "parameters", "macs": "MACs", "time": "seconds for an image"}
@@ -85,8 +86,9 @@ def _solve(content: str) -> Match:
     if config.budget.match != "time":
         return solve(config, _cost)
     # A second measurement would give other widths, and with them other runs: what was measured once is kept.
-    place = {key: node for key, node in json.loads(content).items() if key not in ("recipe", "runtime")}
-    place |= {"accelerator": config.runtime.accelerator, "threads": config.runtime.threads}
+    place = {key: node for key, node in json.loads(content).items() if key not in ("recipe", "runtime", "cost")}
+    place |= {key: getattr(config.runtime, key) for key in ("accelerator", "threads", "compile", "tf32")}
+    place |= {"device": trains_on(config.runtime.accelerator), "batch": config.batch_at_once}
     place |= {"precision": config.recipe.precision, "code": hashes_of_code(config.mixer)}
     key = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config.runtime.runs) / "budget.json"
@@ -116,6 +118,10 @@ def solve(config: Config, cost: Callable[[Config], float]) -> Match:
     budget, key = config.budget, BUDGET_KEYS[config.budget.by]
     target = budget.target
     wanted = cost(replace(config, mixer=mixer_named(target))) if isinstance(target, str) else float(target)
+    if math.isinf(wanted):
+        raise ConfigError(
+            f"budget.target={target}: {config.batch_at_once} images at once do not fit into the memory here"
+        )
     plain_value = getattr(config.model, key)
 
     @cache
@@ -240,7 +246,7 @@ def _cost(config: Config) -> float:
     from metaformer.studies import cell_cost
 
     if config.budget.match == "time":
-        return 1 / cell_cost.throughput(config)[1]
+        return cell_cost.step_seconds(config)
     if config.budget.match == "params":
         return float(cell_cost.params(config))
     return float(cell_cost.macs(config))

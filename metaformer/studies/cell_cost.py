@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -15,8 +16,10 @@ from rich.table import Table
 from metaformer.config.schema import Config
 from metaformer.data.registry import shape
 from metaformer.models.build import build, on_meta
+from metaformer.models.compiling import compiling
 from metaformer.models.cost import Cost, count, training_memory
 from metaformer.models.cost import throughput as speed_of
+from metaformer.models.precision import set_tf32
 from metaformer.system import files
 from metaformer.system.errors import ConfigError
 
@@ -45,26 +48,30 @@ def params(config: Config) -> int:
     return sum(p.numel() for p in _on_meta(config)[0].parameters())
 
 
-def at_once(config: Config) -> int:
-    """How many images of the recipe's batch a device has at once."""
-    parts = config.runtime.accumulate if isinstance(config.runtime.accumulate, int) else 1
-    return -(-config.recipe.batch // config.runtime.processes) // parts
-
-
 def memory(config: Config) -> int:
     """Bytes that training a cell takes in fp32 on each device, for the images that it has at once."""
-    return training_memory(*_on_meta(config), at_once(config))
+    return training_memory(*_on_meta(config), config.batch_at_once)
 
 
-def throughput(config: Config) -> tuple[float, float]:
+def step_seconds(config: Config) -> float:
+    """Seconds of this machine for an image in a training step as the runs have it; infinity where it does not fit."""
+    try:
+        return 1 / throughput(config, config.batch_at_once, compiled=config.runtime.compile)[1]
+    except torch.OutOfMemoryError:
+        return math.inf
+
+
+def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[float, float]:
     """Images per second of this machine: forward, and a training step."""
     image, classes = shape(config.data)
     gpu = torch.cuda.is_available() and config.runtime.accelerator != "cpu"
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     net = build(config.model, config.mixer, config.seed, shape=image, classes=classes)
-    images = torch.randn(config.cost.batch, *image, device="cuda" if gpu else "cpu")
-    return speed_of(net, images, bf16=config.recipe.precision == "bf16")
+    images = torch.randn(batch, *image, device="cuda" if gpu else "cpu")
+    set_tf32(config.runtime.tf32)
+    with compiling(net, compiled):
+        return speed_of(net, images, bf16=config.recipe.precision == "bf16")
 
 
 Row = Mapping[str, Any]
@@ -79,10 +86,10 @@ def rows_of(cell: str, config: Config, match: Row) -> list[Row]:
     cost, paper = cost_of(config), config.reference
     row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params}
     row |= {"frozen": cost.params - cost.trainable, "macs": macs(config), "activations": cost.activations}
-    row |= {"training_images_at_once": at_once(config), "fp32_training_gib": memory(config) / 2**30}
+    row |= {"training_images_at_once": config.batch_at_once, "fp32_training_gib": memory(config) / 2**30}
     row |= {**match, "paper_params_m": paper.params, "paper_macs_g": paper.macs, "paper_top1": paper.top1}
     if config.cost.throughput:
-        row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config), strict=True))
+        row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config, config.cost.batch), strict=True))
     if not config.cost.modules:
         return [row]
     inside: list[Row] = [

@@ -6,6 +6,7 @@ places.
 """
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -31,22 +32,23 @@ def gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
-    return _all_gpus()
+    return tuple(_all_gpus())
 
 
 @cache
-def _all_gpus() -> tuple[str, ...]:
-    """The UUIDs of all GPUs of this machine, in the order of nvidia-smi; empty where it is not there."""
+def _all_gpus() -> dict[str, str]:
+    """The names of all GPUs of this machine by UUID, in the order of nvidia-smi; empty where it is not there."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(re.findall(r"^GPU \d+: .*\(UUID: ([\w-]+)\)", listed, re.MULTILINE))
+        return {}
+    found = re.findall(r"^GPU \d+: (.*) \(UUID: ([\w-]+)\)", listed, re.MULTILINE)
+    return {uuid: name for name, uuid in found}
 
 
 def _uuid(gpu: str) -> str:
     """A name of a GPU that all processes share; "0" or a part of its UUID may be another one's in another container."""
-    known = _all_gpus()
+    known = tuple(_all_gpus())
     if gpu.isdigit():
         return known[int(gpu)] if int(gpu) < len(known) else gpu
     return next((uuid for uuid in known if uuid.startswith(gpu)), gpu)
@@ -63,6 +65,22 @@ def emulates_bf16() -> bool:
     except OSError:
         return False
     return "sse2" in flags and not flags & {"avx512_bf16", "amx_bf16"}
+
+
+def processor() -> str:
+    """The name of the processor, where the system tells it."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def trains_on(accelerator: str) -> str:
+    """The name of the device that a run would be on, told without torch."""
+    if accelerator in ("cpu", "mps") or not gpus():
+        return processor()
+    return _all_gpus().get(_uuid(gpus()[0]), gpus()[0])
 
 
 def places(accelerator: str, per_gpu: int) -> int:

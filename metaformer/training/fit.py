@@ -20,6 +20,7 @@ from metaformer.config.validate import plain
 from metaformer.data.images import Images, Split, load
 from metaformer.data.module import ImageData, normalisation, training_transform
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
+from metaformer.models.compiling import compiling, why_not_compiled
 from metaformer.models.cost import Cost, count
 from metaformer.models.frozen import freeze
 from metaformer.models.initial import Initialized, in_words, initialize
@@ -36,7 +37,6 @@ from metaformer.tasks.scores import Scores
 from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
 from metaformer.training.callbacks import brought_callbacks, callbacks_of
-from metaformer.training.compiling import compiling, why_not_compiled
 from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from metaformer.config.schema import Config, Recipe, Runtime
+from metaformer.models.precision import set_tf32
 from metaformer.system.errors import ConfigError
-from metaformer.system.machine import cores
+from metaformer.system.machine import cores, processor
 
 LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
     "fast": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2},
@@ -52,9 +52,7 @@ def make_trainer(
         brought: flags that the user sets, over those of the bench.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
-    if torch.cuda.is_available():  # products and convolutions alike: one mixer's are the other's
-        torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = runtime.tf32
+    set_tf32(runtime.tf32)
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # here it is an error
     warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
     together = runtime.processes
@@ -125,10 +123,4 @@ def fitting_trainer(
 
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or of the processor where the system tells it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

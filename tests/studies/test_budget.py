@@ -126,11 +126,11 @@ def test_every_stage_keeps_a_hidden_channel():
 def test_times_are_measured_once(monkeypatch):
     measured = []
 
-    def throughput(config):
+    def step_seconds(config):
         measured.append(config.model.dims[0])
-        return 0.0, 1e6 / (config.model.dims[0] + (16 if "Attention" in config.mixer["_target_"] else 0))
+        return 1e-6 * (config.model.dims[0] + (16 if "Attention" in config.mixer["_target_"] else 0))
 
-    monkeypatch.setattr(cell_cost, "throughput", throughput)
+    monkeypatch.setattr(cell_cost, "step_seconds", step_seconds)
     config = compose("mixer=attention", "mixer.head_dim=2", "budget=time", "model=iso_ti")
     width = config.model.dims[0]
     found, match = matched(config)
@@ -145,14 +145,37 @@ def test_times_are_measured_once(monkeypatch):
     for change in (
         {"recipe": replace(config.recipe, precision="bf16")},
         {"runtime": replace(config.runtime, threads=4)},
+        {"runtime": replace(config.runtime, compile=True)},
+        {"recipe": replace(config.recipe, batch=32)},
     ):
         matched(replace(config, **change))
         assert len(measured) > count
         count = len(measured)
+    budget._solve.cache_clear()
+    monkeypatch.setattr(budget, "trains_on", lambda accelerator: "another device")
+    matched(config)
+    assert len(measured) > count
     Path("runs/budget.json").write_text("half {")
     budget._solve.cache_clear()
     with pytest.raises(ConfigError, match=r"runs/budget.json: cannot be read .*; remove it to measure the times again"):
         matched(config)
+
+
+def test_a_time_is_that_of_a_step_as_the_runs_have_it(monkeypatch):
+    asked = []
+
+    def throughput(config, batch, *, compiled):
+        asked.append((batch, compiled))
+        if batch > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.0, 100.0
+
+    monkeypatch.setattr(cell_cost, "throughput", throughput)
+    words = ("recipe.batch=256", "runtime.devices=2", "runtime.accumulate=2", "runtime.compile=true")
+    assert cell_cost.step_seconds(compose(*words)) == 0.01
+    assert asked == [(64, True)]
+    with pytest.raises(ConfigError, match=r"budget.target=pooling: 128 images at once do not fit into the memory here"):
+        matched(compose("budget=time", "recipe.batch=128"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 import pytest
 from conftest import TINY
 
-from metaformer.system.machine import _all_gpus, cores, gpus, places, take
+from metaformer.system.machine import _all_gpus, cores, gpus, places, processor, take, trains_on
 
 TAKE = """
 import sys, time
@@ -101,4 +101,6 @@ def test_a_place_has_the_name_that_all_processes_share(nvidia_smi, monkeypatch, 
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert take("cpu", 1) is take("mps", 1) is None
     assert take("auto", 1) == seen
+    assert trains_on("auto") == ("NVIDIA H100 80GB HBM3" if name.startswith("GPU") else "7")
+    assert trains_on("cpu") == processor()
     assert [path.name for path in tmp_path.glob("metaformer-gpus-*/*.lock")] == [f"{name}.0.lock"]

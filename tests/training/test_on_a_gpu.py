@@ -13,10 +13,10 @@ from trained import equal, go
 
 from metaformer.analysis.lint import RECORDED
 from metaformer.models.build import check_split
+from metaformer.models.compiling import compiling
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import first_not_finite
 from metaformer.training import callbacks, trainer
-from metaformer.training.compiling import compiling
 from metaformer.training.stop_and_resume import Saved, agreed, check_parts
 
 
