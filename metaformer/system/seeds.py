@@ -19,7 +19,12 @@ def seed_globals(seed: int, *place: object) -> None:
     derived = derive(seed, *place)
     random.seed(derived)
     np.random.seed(derived % 2**32)
-    torch.manual_seed(derived)
+    # What torch.manual_seed does, without asking each kind of device that there might be at each step.
+    torch.default_generator.manual_seed(derived)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(derived)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(derived)
 
 
 @contextmanager
