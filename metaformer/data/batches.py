@@ -170,11 +170,7 @@ class Stream:
     def __init__(self, dataset: Transformed, workers: int) -> None:
         self.places = Places(None, [])
         self.loader = DataLoader(
-            dataset,
-            batch_sampler=self.places,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            dataset, batch_sampler=self.places, num_workers=workers, persistent_workers=workers > 0
         )
 
     def of(self, batches: Sequence[Tensor], epoch: int | None = None, done: Callable[[], int] = lambda: 0) -> "Stream":

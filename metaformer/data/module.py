@@ -95,6 +95,12 @@ class ImageData(L.LightningDataModule):
                 dataset = Transformed(split, training if name == "train" else evaluation, seed)
                 self.streams[name] = Stream(dataset, workers)
 
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        for stream in self.streams.values():
+            stream.loader.pin_memory = on_gpu  # not where there is a GPU: that would start CUDA for runs on a CPU too
+
     @property
     def share(self) -> Share:
         trainer = self.trainer

@@ -1,6 +1,7 @@
 """Debug modes: two batches, overfitting one batch, a picture of a batch, a profile of a step."""
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from torchvision.utils import make_grid, save_image
 from metaformer.config.schema import Config, Recipe
 from metaformer.data.images import Images, balanced
 from metaformer.data.module import ImageData
+from metaformer.models.cost import synchronise
 from metaformer.system.files import replacing
 from metaformer.tasks.classification import Classifier
-from metaformer.training.trainer import threads, workers
+from metaformer.training.trainer import device_name, make_trainer, threads, workers
 
 
 def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:
@@ -52,32 +54,36 @@ def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int =
 
 
 def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> Table:
-    """Where the time of `steps` training steps goes on the CPU, as a table of ops."""
+    """Where the time of `steps` training steps goes on the device of the runs, as a table of ops."""
     recipe, runtime = config.recipe, config.runtime
     torch.set_num_threads(threads(runtime, 1))
+    device = make_trainer(runtime, recipe).strategy.root_device
     data = ImageData(images, recipe, config.seed, workers=workers(runtime, 1)).train_dataloader()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
+    optimizer = torch.optim.AdamW(net.to(device).parameters(), lr=recipe.lr)
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    batch = next(iter(data))
+    x, labels = next(iter(data))
+    batch = x.to(device, memory_format=torch.channels_last), labels.to(device)
     step(batch)
-    with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch_profile(activities=activities) as profiler:
         for _ in range(steps):
             step(batch)
-    ops = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
-    total = sum(op.self_cpu_time_total for op in ops)
-    table = Table(
-        title=f"A training step of {recipe.batch} images, {threads(runtime, 1)} threads", title_justify="left"
-    )
+        synchronise(device)
+    cost = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
+    ops = sorted(profiler.key_averages(), key=cost, reverse=True)
+    total = sum(cost(op) for op in ops)
+    where = device_name(device) if on_gpu else f"{threads(runtime, 1)} threads"
+    table = Table(title=f"A training step of {recipe.batch} images, {where}", title_justify="left")
     for name in ("op", "share", "ms a step", "calls a step"):
         table.add_column(name, justify="left" if name == "op" else "right")
     for op in ops[:15]:
-        share = op.self_cpu_time_total / total
-        table.add_row(op.key, f"{share:.1%}", f"{op.self_cpu_time_total / steps / 1e3:.2f}", f"{op.count / steps:.0f}")
+        table.add_row(op.key, f"{cost(op) / total:.1%}", f"{cost(op) / steps / 1e3:.2f}", f"{op.count / steps:.0f}")
     return table

@@ -12,9 +12,12 @@ from torch._dynamo.exc import BackendCompilerFailed
 from trained import equal, go
 
 from metaformer.analysis.lint import RECORDED
+from metaformer.data.images import load
+from metaformer.data.module import ImageData
 from metaformer.models.build import check_split
 from metaformer.models.compiling import compiling
 from metaformer.system.errors import ConfigError
+from metaformer.system.seeds import derive, seed_globals
 from metaformer.tasks.classification import first_not_finite
 from metaformer.training import callbacks, trainer
 from metaformer.training.stop_and_resume import Saved, agreed, check_parts
@@ -123,3 +126,25 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, capf
     assert (outcome.result.compiled, outcome.result.config.runtime.compile) == (False, True)
     assert RECORDED["runtime.compile"](outcome.result) is False
     assert equal(plain.folder, outcome.folder)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_runs_on_a_gpu_only(monkeypatch, device):
+    """Whoever asks torch for it on a machine with a GPU starts CUDA there, also for a run on the processor."""
+    config = compose("recipe.scale=[0.5,1]", "recipe.crop=0", "data=digits")
+    data = ImageData(load(config.data), config.recipe, 0)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    data.setup("fit")
+    assert {stream.loader.pin_memory for stream in data.streams.values()} == {device == "cuda"}
+
+
+def test_the_generators_of_both_devices_are_seeded(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with torch.random.fork_rng(devices=[]):
+        seed_globals(3, "step", 4)
+        drawn = torch.rand(5)
+        torch.manual_seed(derive(3, "step", 4))
+        assert torch.equal(drawn, torch.rand(5))
+    assert seeded[0] == derive(3, "step", 4)
