@@ -94,7 +94,8 @@ def probe(run: Finished, jobs: int) -> Probed:
     key, runtime = key_of(run), run.config.runtime
     if (kept := read(run.folder, key)) is not None:
         return kept
-    machine.take(runtime.accelerator, runtime.per_gpu)  # before torch is imported
+    if jobs > 1:
+        machine.take(runtime.accelerator, runtime.per_gpu)  # before torch is imported
     with output_to(Path(os.devnull)):
         from metaformer.probing.one_run import measure
 

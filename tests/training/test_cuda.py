@@ -1,0 +1,148 @@
+"""What a GPU has to do. Skipped where there is none; two GPUs for the last ones."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MIXERS, TINY, compose
+from test_devices import compare
+from torch.optim.swa_utils import AveragedModel
+from trained import equal, go, steps_of, stop_at
+
+from metaformer.probing import selection
+from metaformer.runs.finished import finished
+from metaformer.studies import cell_cost
+from metaformer.tasks.classification import Classifier
+from metaformer.training.evaluation import evaluate
+
+pytestmark = pytest.mark.gpu
+GPU = ("runtime.accelerator=gpu", "recipe.epochs=1")
+EVERYTHING = (
+    *("recipe.ema=0.9", "recipe.mixup=0.4", "recipe.cutmix=1.0", "recipe.flip=true", "model.drop_path=0.2"),
+    *("recipe.clip_grad=1.0", "recipe.epochs=2"),
+)
+PHOTOS = ("recipe.scale=[0.5,1]", "recipe.crop=0")  # read one at a time, in pinned memory
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="there is one GPU here, and it takes two")
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU here (torch.cuda.is_available)")
+
+
+@pytest.mark.parametrize(
+    ("words", "within"),
+    [
+        ([], 0.02),
+        (["runtime.tf32=true"], 0.2),
+        (["recipe.precision=bf16"], 0.2),
+        (["recipe.precision=fp16"], 0.2),
+        (["runtime.compile=true"], 0.02),
+        (["runtime.compile=true", "runtime.tf32=true", "recipe.precision=bf16"], 0.2),
+    ],
+)
+def test_a_run_ends_near_that_of_a_processor(words, within):
+    plain = go("runtime.accelerator=cpu", "recipe.epochs=1", "runtime.runs=plain")
+    result = go(*GPU, *words).result
+    assert result.device == torch.cuda.get_device_name()
+    assert result.versions["cuda"] == torch.version.cuda
+    assert result.compiled is ("runtime.compile=true" in words)
+    assert result.metrics["test_loss"] == pytest.approx(plain.result.metrics["test_loss"], abs=within)
+
+
+@pytest.mark.parametrize("words", [[], PHOTOS, ["recipe.precision=bf16"], ["recipe.precision=fp16"]])
+def test_the_same_run_has_the_same_bits_also_after_a_stop(monkeypatch, words):
+    whole = go(*GPU, *EVERYTHING, *words, "runtime.runs=whole").folder
+    again = go(*GPU, *EVERYTHING, *words, "runtime.runs=again").folder
+    assert equal(whole, again)
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at=7)
+        with pytest.raises(SystemExit):
+            go(*GPU, *EVERYTHING, *words)
+    seen = steps_of(monkeypatch)
+    assert equal(whole, go(*GPU, *EVERYTHING, *words).folder)
+    assert seen[0] == 8
+
+
+def test_the_average_of_the_weights_is_on_the_gpu(monkeypatch):
+    seen = set()
+    update = AveragedModel.update_parameters
+
+    def watch(average, model):
+        seen.add(next(average.module.parameters()).device.type)
+        update(average, model)
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", watch)
+    go(*GPU, "recipe.ema=0.9")
+    assert seen == {"cuda"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_are_clipped_before_a_fused_optimizer(monkeypatch, precision):
+    fused = []
+    monkeypatch.setattr(
+        Classifier, "on_train_end", lambda self: fused.append(self.trainer.optimizers[0].param_groups[0].get("fused"))
+    )
+    words = ("recipe.clip_grad=0.1", f"recipe.precision={precision}")
+    assert go(*GPU, *words).status == "finished"
+    assert bool(fused[0]) is (precision == "fp32")
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_trains_in_deterministic_mode(mixer):
+    """torch raises at an op that has no deterministic form on a GPU."""
+    words = (*GPU, f"mixer={mixer}", "data.train=192")
+    assert equal(go(*words).folder, go(*words, "runtime.runs=again").folder)
+
+
+def test_several_runs_on_a_gpu_are_those_that_have_one_for_themselves(cli, tmp_path):
+    words = (*TINY, *GPU, "-m", "mixer=identity,pooling", "seed=0,1")
+    for folder, at_once in (("alone", 1), ("together", 4)):
+        done = cli("train", *words, f"runtime.per_gpu={at_once}", f"runtime.runs={folder}")
+        assert done.returncode == 0, done.stderr
+    alone = [path.parent for path in tmp_path.glob("alone/*/result.json")]
+    assert len(alone) == 4
+    assert all(equal(run, tmp_path / "together" / run.name) for run in alone)
+
+
+def test_what_looks_at_a_trained_network_does_so_on_the_gpu():
+    run = go(*GPU)
+    measured = evaluate(run.result.config, run.folder / "weights.pt")
+    assert measured.metrics["test_accuracy"] == pytest.approx(run.result.metrics["test_accuracy"], abs=0.01)
+    probed = selection.probe(finished(run.folder, []), 1)
+    assert probed.accuracy == pytest.approx(run.result.metrics["val_accuracy"], abs=0.01)
+
+
+def test_a_profile_is_that_of_the_gpu():
+    assert torch.cuda.get_device_name() in go(*GPU, "debug=profile").shown.title
+
+
+def test_costs_are_measured_on_the_gpu(cli):
+    words = ("data=digits", "runtime.accelerator=gpu")
+    done = cli("cost", *words, "cost.throughput=true")
+    assert done.returncode == 0, done.stderr
+    for compiled in ("false", "true"):  # as budget=time measures it
+        torch.cuda.reset_peak_memory_stats()
+        assert 0 < cell_cost.step_seconds(compose(*words, f"runtime.compile={compiled}")) < 1
+        assert torch.cuda.max_memory_allocated() > 0
+
+
+@two_gpus
+def test_two_gpus_are_one_up_to_rounding(cli, tmp_path):
+    for words in ((), ("runtime.devices=2", "runtime.runs=two")):
+        done = cli("train", *TINY, "runtime.accelerator=gpu", *words)
+        assert done.returncode == 0, done.stderr
+    compare(tmp_path)
+
+
+@two_gpus
+def test_batch_norm_on_two_gpus(cli, tmp_path):
+    words = (*TINY, *GPU, "model.norm=batch", "runtime.devices=2")
+    done = cli("train", *words)
+    assert done.returncode == 2, done.stderr
+    assert "is a BatchNorm" in done.stderr
+    done = cli("train", *words, "trainer.sync_batchnorm=true")
+    assert done.returncode == 0, done.stderr
+    assert len(list(Path(tmp_path).glob("runs/*/result.json"))) == 1
