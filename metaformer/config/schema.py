@@ -178,9 +178,9 @@ class Runtime:
     nodes: int = number(1, at_least=1, at_most=65_536)
     strategy: str = choice("auto", "ddp", "fsdp")  # auto: ddp where there are several processes
     checkpoint_blocks: bool = False  # compute the insides of blocks again in the backward pass instead of keeping them
-    accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit into its memory
-    compile: bool = False  # torch.compile: minutes to begin with, on a CPU
-    tf32: bool = False  # matrix products on a GPU with 10 bits of mantissa
+    accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit, on one device
+    compile: bool = False  # torch.compile: minutes to begin with, on a CPU; what cannot be compiled is trained as it is
+    tf32: bool = False  # products and convolutions on a GPU with 10 bits of mantissa
     threads: int | None = number(None, at_least=1, at_most=1024)  # per run; None shares the cores between the runs
     workers: int | None = number(
         None, at_least=0, at_most=1024
