@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, compose
+from trained import go, stop_at
 
 from metaformer import train
 from metaformer.system.machine import rank
@@ -65,6 +67,21 @@ def test_two_devices_with_two_parts_draw_what_four_parts_draw(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     done = cli("train", *TWO, *drawn, "runtime.accumulate=2")
     assert done.returncode == 0, done.stderr
+    compare(tmp_path)
+
+
+@pytest.mark.processes
+def test_a_run_goes_on_with_another_number_of_devices(cli, tmp_path, monkeypatch):
+    """Both processes go on from what the first one has found."""
+    assert cli("train", *ONE).returncode == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at=20)  # of 18 an epoch
+        with pytest.raises(SystemExit):
+            go("runtime.accelerator=cpu", "runtime.runs=two")
+    before = (the(tmp_path, "two") / "metrics.csv").read_text()
+    done = cli("train", *TWO)
+    assert done.returncode == 0, done.stderr
+    assert (the(tmp_path, "two") / "metrics.csv").read_text().startswith(before)
     compare(tmp_path)
 
 
