@@ -58,6 +58,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 
 ELSEWHERE = {"hydra.run.dir": "no run is there; runtime.runs=FOLDER says where they go"}
+SEVERAL = ("callbacks", "logger")  # groups of which several choices may be taken at once
 FREE = ("mixer.", "data.options.", "study.analysis.contrasts.", "hydra.sweeper.params.")  # keys that need not be there
 
 
@@ -82,7 +83,10 @@ def check_words(words: Sequence[str]) -> None:
         for value in override.sweep_iterator(Transformer.identity) if sweep else [override.value()]:
             if key == "hydra/sweeper" and value == "basic":
                 raise ConfigError(f"{word}: expected study, which is what -m has, or search")
-            if not (isinstance(value, dict) or (isinstance(value, str) and value and "${" not in value)):
+            names = value if key in SEVERAL and isinstance(value, list) else [value]
+            if not all(
+                isinstance(name, dict) or (isinstance(name, str) and name and "${" not in name) for name in names
+            ):
                 known = ", ".join(names_in(key)) or "the files of its folder"
                 raise ConfigError(f"{word}: expected the name of a choice, one of {known}")
 
