@@ -16,8 +16,9 @@ class Progress:
 
     state: str  # training, validating, testing
     epoch: int  # from 1
+    epochs: int  # of the whole run
     step: int
-    steps: int  # of the whole run
+    steps: int
     lr: float
     images_per_second: float  # of training, since the epoch began; 0.0 where no step is done
 

@@ -141,7 +141,7 @@ def _at_work(points: Sequence[Point], states: Mapping[Path, str]) -> list[Table]
             continue
         words = [f"{escape(point.cell)} seed {point.config.seed}", state]
         if now and state != "starting":  # else it is of an earlier start
-            words += [f"{now.epoch}/{point.config.recipe.all_epochs}", f"{now.step:,}/{now.steps:,}", f"{now.lr:.2e}"]
+            words += [f"{now.epoch}/{now.epochs}", f"{now.step:,}/{now.steps:,}", f"{now.lr:.2e}"]
             if speed := now.images_per_second:
                 left = (now.steps - now.step) * point.config.recipe.batch / speed
                 words += [f"{speed:,.0f}", _time(left)]

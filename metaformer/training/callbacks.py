@@ -22,7 +22,7 @@ def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show:
         kept: what a resumed run has to keep; it goes with the checkpoints.
         show: a progress bar.
     """
-    callbacks: list[L.Callback] = [ProgressFile(folder, config.recipe.batch), *([Bar()] if show else [])]
+    callbacks: list[L.Callback] = [ProgressFile(folder, config.recipe), *([Bar()] if show else [])]
     if config.selected_by:
         callbacks.append(Best(config.selected_by))
     if config.recipe.ema is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
+from metaformer.config.schema import Recipe
 from metaformer.runs.progress_file import Progress, remove, tell
 from metaformer.training.curve_file import rate
 
@@ -17,14 +18,14 @@ EVERY = 1.0  # seconds
 class ProgressFile(L.Callback):
     """Writes progress.json once a second at most. It counts steps and time, and takes no value from the device."""
 
-    def __init__(self, folder: Path, batch: int) -> None:
-        self.folder, self.batch = folder, batch
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
         self.told = -math.inf
         self.steps, self.speed = 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         in_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        self.steps = in_epoch * (trainer.max_epochs or 1)
+        self.steps = self.recipe.steps or in_epoch * (trainer.max_epochs or 1)
         self._begin(trainer)
         self._tell(trainer, "training")
 
@@ -36,7 +37,7 @@ class ProgressFile(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if time.monotonic() - self.told >= EVERY:
-            images = self.batch * (trainer.global_step - self.first)
+            images = self.recipe.batch * (trainer.global_step - self.first)
             self.speed = images / (time.monotonic() - self.started)
             self._tell(trainer, "training")
 
@@ -51,8 +52,9 @@ class ProgressFile(L.Callback):
         if trainer.is_global_zero:
             self.told = time.monotonic()
             lr = rate(trainer) if trainer.optimizers else 0.0
-            epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
-            tell(self.folder, Progress(state, epoch, trainer.global_step, self.steps, lr, self.speed))
+            epochs = trainer.max_epochs or 1
+            epoch = min(trainer.current_epoch + 1, epochs)
+            tell(self.folder, Progress(state, epoch, epochs, trainer.global_step, self.steps, lr, self.speed))
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._remove(trainer)

@@ -11,7 +11,7 @@ from metaformer.runs.result import add_to_curve, write_curve
 from metaformer.studies import progress
 from metaformer.studies.points import expand, unread
 
-WORK = Progress("training", 3, 50, 200, 1e-3, 1600.0)
+WORK = Progress("training", 3, 4, 50, 200, 1e-3, 1600.0)
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_what_an_earlier_start_left_does_not_count(runs):
 
 def test_parts_of_epochs_count_for_the_time_left(runs):
     point = runs[0]
-    assert progress._epochs(point, "waiting", 0.0) == 0
+    assert progress._done(point, "waiting", 0.0) == 0
     progress_file.tell(point.run.folder, WORK)
-    assert progress._epochs(point, "training", 0.0) == 1.0  # a quarter of four
-    assert progress._epochs(point, "failed", 0.0) == 4
+    assert progress._done(point, "training", 0.0) == 1.0  # a quarter of four
+    assert progress._done(point, "failed", 0.0) == 4
 
 
 def test_half_a_file_or_a_foreign_one_is_none(tmp_path):

@@ -2,6 +2,7 @@ import lightning as L
 import pytest
 import torch
 
+from metaformer.config.schema import Recipe
 from metaformer.runs import progress_file
 from metaformer.training import display
 from metaformer.training.display import Bar, ProgressFile
@@ -54,7 +55,7 @@ def trained(callbacks, module=None, parts=1):
 def test_where_a_run_is_is_told_while_it_trains_and_tests(tmp_path, monkeypatch):
     monkeypatch.setattr(display, "EVERY", 0.0)
     look = Look(tmp_path)
-    trained([ProgressFile(tmp_path, batch=4), look], parts=2)
+    trained([ProgressFile(tmp_path, Recipe(batch=4)), look], parts=2)
     first, *steps = look.seen
     assert (first.state, first.epoch, first.step, first.steps, first.lr) == ("training", 1, 0, 2 * STEPS, 0.25)
     told = [(p.state, p.epoch, p.step) for p in steps if p.state != "testing"]
@@ -70,13 +71,19 @@ def test_where_a_run_is_is_told_while_it_trains_and_tests(tmp_path, monkeypatch)
 def test_it_is_told_once_a_second_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr(display, "EVERY", 3600.0)
     look = Look(tmp_path)
-    trained([ProgressFile(tmp_path, batch=4), look])
+    trained([ProgressFile(tmp_path, Recipe(batch=4)), look])
     assert {(p.state, p.step) for p in look.seen} == {("training", 0), ("testing", 2 * STEPS)}
+
+
+def test_a_budget_of_steps_is_what_is_told(tmp_path):
+    look = Look(tmp_path)
+    trained([ProgressFile(tmp_path, Recipe(batch=4, steps=5)), look])
+    assert (look.seen[0].steps, look.seen[0].epochs) == (5, 2)
 
 
 def test_nothing_is_left_where_a_run_fails(tmp_path):
     with pytest.raises(FloatingPointError):
-        trained([ProgressFile(tmp_path, batch=4)], Line(breaks=True))
+        trained([ProgressFile(tmp_path, Recipe(batch=4))], Line(breaks=True))
     assert list(tmp_path.iterdir()) == []
 
 
