@@ -145,6 +145,6 @@ def test_the_generators_of_both_devices_are_seeded(monkeypatch):
     with torch.random.fork_rng(devices=[]):
         seed_globals(3, "step", 4)
         drawn = torch.rand(5)
+        assert seeded == [derive(3, "step", 4)]
         torch.manual_seed(derive(3, "step", 4))
         assert torch.equal(drawn, torch.rand(5))
-    assert seeded[0] == derive(3, "step", 4)
