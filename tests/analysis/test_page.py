@@ -43,8 +43,9 @@ def report(tmp_path) -> str:
     (probes / "full-probes.html").write_text("")
     for name in PROBES:
         (probes / f"full-{name}.svg").write_text(f"<?xml?>{SVG}")
-    page.summarise(study(), many_runs(), Console(record=True, width=140, quiet=True), write=True)
-    return (tmp_path / "experiments" / "mine" / "report.html").read_text()
+    folder = tmp_path / "experiments" / "mine"
+    page.summarise(study(), many_runs(), Console(record=True, width=140, quiet=True), folder, whole=True)
+    return (folder / "report.html").read_text()
 
 
 @pytest.fixture

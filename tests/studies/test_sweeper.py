@@ -95,7 +95,8 @@ def test_a_copied_run_folder_is_told_in_a_sweep_without_a_name(tmp_path):
     listed = on_disk(runs_of(pooling=[0.8, 0.7], identity=[0.6, 0.5]), tmp_path / "runs")
     shutil.copytree(tmp_path / "runs" / "run-pooling1", tmp_path / "runs" / "copy-pooling1")
     said = StringIO()
-    page.summarise(Study(), collect(listed, tmp_path / "runs"), Console(file=said, width=200), write=False)
+    runs = collect(listed, tmp_path / "runs")
+    page.summarise(Study(), runs, Console(file=said, width=200), tmp_path / "report", whole=False)
     assert (
         "left out, two folders hold it, copy-pooling1 and run-pooling1; remove one: pooling (seed 1)" in said.getvalue()
     )
