@@ -3,7 +3,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,8 +258,8 @@ def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
     launch.save(Launch("mine", stages, source=launch.source_of("mine"), runs=listed))
     code = "import sys; from metaformer import report; report.report(['experiments=mine'])"
     code += "; assert 'torch' not in sys.modules"
-    started = time.perf_counter()
+    code += "; import time; print('seconds', time.process_time())"  # its own: tests share the machine
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/reports/mine/report.html").exists()
-    assert time.perf_counter() - started < 15  # loosely here, where tests share the machine; 4 s alone
+    assert float(done.stdout.split()[-1]) < 15  # 4-5 s on a quiet machine
