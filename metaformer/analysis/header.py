@@ -112,7 +112,8 @@ def _model(model: Model) -> list[str]:
 def _recipe(recipe: Recipe) -> list[str]:
     """Part by part, in the same places for each recipe; empty where there is nothing of it."""
     return [
-        f"{recipe.optimizer} at rate {recipe.lr:g}",
+        recipe.optimizer,
+        f"learning rate {recipe.lr:g}",
         f"{recipe.schedule} schedule",
         f"epochs of warm-up: {recipe.warmup_epochs:g}" if recipe.warmup_epochs else "",
         f"weight decay {recipe.weight_decay:g}",
@@ -128,6 +129,10 @@ def _recipe(recipe: Recipe) -> list[str]:
         f"moving average of the weights {recipe.ema:g}" if recipe.ema else "",
         f"gradients clipped at {recipe.clip_grad:g}" if recipe.clip_grad else "",
         "distilled from a teacher" if recipe.distill.teacher else "",
+        "binary cross-entropy" if recipe.loss == "bce" else "",
+        f"images repeated {recipe.repeated_augmentation} times" if recipe.repeated_augmentation > 1 else "",
+        f"from weights of {recipe.initialize_from}" if recipe.initialize_from else "",
+        f"frozen: {recipe.freeze}" if recipe.freeze != "none" else "",
         "" if recipe.precision == "fp32" else recipe.precision,
     ]
 

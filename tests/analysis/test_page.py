@@ -82,7 +82,7 @@ def test_the_head_says_what_was_trained(report):
     for words in ("<h1>Which?</h1>", "of the variance come", "Each cell minus pooling"):
         assert words in first
     for words in ("<dt>Data</dt><dd>", "100 to train, 390 to test, of 10 classes", "<dt>Epochs</dt><dd>5</dd>",
-                  "4 (0, 1, 2, 3)", "8 cells", 'aria-label="The stages', "adamw at rate 0.002"):  # fmt: skip
+                  "4 (0, 1, 2, 3)", "8 cells", 'aria-label="The stages', "learning rate 0.002"):  # fmt: skip
         assert words in report, words
 
 

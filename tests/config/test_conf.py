@@ -38,6 +38,9 @@ def test_every_file_of_conf_composes_and_builds(file):
         "data/table": ["data.classes=7"],
         "data/npz": ["data.classes=7"],
         "recipe/finetune": [f"recipe.initialize_from={__file__}"],
+        "callbacks/device_stats": ["logger=steps"],
+        "callbacks/learning_rate_monitor": ["logger=steps"],
+        "callbacks/throughput": ["logger=steps"],
     }
     config = compose(f"{group}={name}", *needed.get(file, []))
     check(config.data, config.recipe)

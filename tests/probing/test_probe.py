@@ -119,10 +119,10 @@ def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli
     assert done.returncode == 0, done.stderr
     shown = page._probes(Path("experiments/mine"))
     assert [probe["setting"] for probe in shown] == ["group", "layer"]
-    report = Path("experiments/mine/report.html").read_text()
-    assert [svg in report for probe in shown for svg in probe["figures"]] == [True] * 8
+    report = Path("runs/reports/mine/report.html").read_text()
+    assert [picture in report for probe in shown for picture, _ in probe["figures"]] == [True] * 8
     for probe in shown:
-        assert (Path("experiments/mine") / probe["page"]).exists()
+        assert Path(probe["page"]).exists()
 
 
 @pytest.fixture
