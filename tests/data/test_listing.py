@@ -91,7 +91,7 @@ def test_other_tar_files_are_not_data(tmp_path, capfd):
     assert "train-000001.tar: cannot be read as a tar file" in refused(root)
     (root / "train-000001.tar").unlink()
     assert counts(read(root, "data.val=2")) == [6, 2, 4]
-    assert "1 files of kinds that are not read: 1 train_backup.tar" in str(listing_of(data_of(root)).notes)
+    assert "1 file of kinds that are not read: 1 train_backup.tar" in str(listing_of(data_of(root)).notes)
 
 
 def data_of(root: Path, *overrides: str):
