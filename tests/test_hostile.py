@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -11,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import compose
+from conftest import compose, runs_of, study
 from PIL import Image
 from PIL.EpsImagePlugin import EpsImageFile  # noqa: F401  registered, as it is where anybody opened an unusual image
+from rich.console import Console
 from trained import go
 
 import metaformer
@@ -194,16 +194,14 @@ def test_an_image_runs_no_program(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_is_found_runs_no_script_in_a_report(tmp_path):
-    probes = tmp_path / "probes"
-    probes.mkdir()
+    probes = tmp_path / "experiments" / "mine" / "probes"
+    probes.mkdir(parents=True)
     (probes / "probes.html").touch()
     script = '<script>fetch("https://example.org")</script>'
     (probes / "mixing.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)">{script}</svg>')
-    source = (Path(page.__file__).parent / "templates" / "report.html").read_text()
-    shown = re.search(r"{% if probes %}.*?{% endfor %}{% endfor %}{% endif %}", source, re.DOTALL)
-    html = (
-        page.template("report.html").environment.from_string(shown[0]).render(title="x", probes=page._probes(tmp_path))
-    )
-    assert '<img alt="" src="data:image/svg+xml;base64,' in html
-    assert "script" not in html
+    runs = runs_of(pooling=[0.7, 0.72, 0.71], identity=[0.6, 0.61, 0.6])
+    page.summarise(study(), runs, Console(quiet=True), tmp_path / "report", whole=True)
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert 'src="data:image/svg+xml;base64,' in html
+    assert "<script" not in html
     assert "onload" not in html

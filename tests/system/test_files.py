@@ -249,7 +249,7 @@ def test_a_study_of_somebody_else_is_read(tmp_path, cli):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (code, int(code > 0)), done.stderr
         assert "pooling" in done.stdout
-    assert "error: experiments/theirs/tables/accuracy.csv: cannot be written (Permission denied)" in done.stderr
+    assert "error: runs/reports/theirs/tables/accuracy.csv: cannot be written (Permission denied)" in done.stderr
 
 
 def test_data_that_may_only_be_read_are_read_without_a_lock(as_a_stranger, monkeypatch):
