@@ -22,7 +22,21 @@ from metaformer.config.explain import USER_ERRORS
 from metaformer.studies import sweeper, worker
 from metaformer.system.machine import rank
 
-KEYS = ("mixer", "model", "data", "recipe", "seed", "runtime", "logger", "debug", "study", "budget", "reference")
+KEYS = [
+    "mixer",
+    "model",
+    "data",
+    "recipe",
+    "seed",
+    "runtime",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+    "study",
+    "budget",
+    "reference",
+]
 FAILED: list[Exception] = []
 
 

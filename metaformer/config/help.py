@@ -26,7 +26,7 @@ def help_on(overrides: Sequence[str], nodes: Collection[str] = ()) -> str:
     """
     composed = without_hydra(load(loader(), overrides, multirun=True))
     wanted = [key for key in composed if not nodes or key in nodes]
-    groups = [group for group in schema.GROUPS if group in wanted or (group == "experiments" and not nodes)]
+    groups = [group for group in schema.GROUPS if group in wanted or (group == "experiments" and "study" in wanted)]
     lines = ["Groups, local files included:", ""]
     for group in groups:
         lines += wrap(f"{group}: {', '.join(names_in(group))}", WIDTH, subsequent_indent="    ")
