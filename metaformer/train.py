@@ -22,21 +22,6 @@ from metaformer.config.explain import USER_ERRORS
 from metaformer.studies import sweeper, worker
 from metaformer.system.machine import rank
 
-KEYS = [
-    "mixer",
-    "model",
-    "data",
-    "recipe",
-    "seed",
-    "runtime",
-    "trainer",
-    "callbacks",
-    "logger",
-    "debug",
-    "study",
-    "budget",
-    "reference",
-]
 FAILED: list[Exception] = []
 
 
@@ -70,9 +55,9 @@ def main() -> None:
     try:
         check_local_files()
         if {"-h", "--help"} & set(sys.argv):  # Hydra's own takes twice as long, for groups that it does not show
-            from metaformer.config.help import help_on
+            from metaformer.config.help import RUN_NODES, help_on
 
-            print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[:1] != '-'], KEYS)}")
+            print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[:1] != '-'], RUN_NODES)}")
             return
         if rank() == 0:  # Lightning adds words of its own for the others that train a run with this process
             check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])

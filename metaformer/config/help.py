@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -16,6 +17,7 @@ from metaformer.config.kinds import in_words
 from metaformer.config.validate import leaves
 
 WIDTH, LEFT = 120, 34
+RUN_NODES = tuple(field.name for field in fields(schema.Config) if field.name != "cost")  # what a run has
 
 
 def help_on(overrides: Sequence[str], nodes: Collection[str] = ()) -> str:
