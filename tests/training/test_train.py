@@ -168,7 +168,7 @@ def test_a_study_writes_its_files_once_it_is_whole(cli, tmp_path):
     started = time.perf_counter()
     again = cli("train", "experiments=mine")
     assert "4 runs, 4 finished, 0 to do" in again.stdout
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 30  # loosely, where tests share the machine: nothing is trained
 
 
 def test_a_study_with_failures_reports_them_and_a_narrowed_one_leaves_its_files(cli, tmp_path):
