@@ -56,7 +56,8 @@ class Classifier(L.LightningModule):
         net = net if isinstance(net, nn.Module) else _network(net)
         weights = None if class_weights is None else torch.as_tensor(class_weights)
         said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}
-        self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said})
+        # For the checkpoint; loggers get the configuration of a run flat, by training.loggers
+        self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said}, logger=False)
         self.net, self.recipe, self.seed = net, recipe, seed
         self.frozen = [part.eval() for part in freeze(net, recipe.freeze)]
         self.running = Running(classes)
