@@ -1,6 +1,6 @@
 """Malformed words, drawn at random: each gets one line that names its key, and nobody a traceback.
 
-METAFORMER_SEED=N draws those of a failure again.
+METAFORMER_SEED=N draws others.
 """
 
 import copy
@@ -22,7 +22,7 @@ from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves
 from metaformer.data.registry import check
 
-SEED = int(os.environ.get("METAFORMER_SEED", random.SystemRandom().randrange(10**6)))
+SEED = int(os.environ.get("METAFORMER_SEED", "0"))  # a fixed one, so that a change of the code alone decides
 VALUES = ["", "null", "-1", "0", "1e400", "nan", "-inf", "abc", "[]", "[1,2]", "[a,b]", "{a: 1}", "true", "'", "[",
           "0.5", "???", "${x}", "${seed}", "..", "99999999999999999999999", "-0.5", "''", "[null]", "[[1]]", "{}",
           "range(0,0)", "1,2", "' '", "'\t'", "1e18", "~", "a b", "=", "${oc.env:NO}", "${x", "0x", "1_0"]  # fmt: skip
