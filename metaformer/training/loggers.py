@@ -8,10 +8,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from metaformer.config.schema import Config
 from metaformer.training.brought import made
-from metaformer.training.curve_file import rate
+from metaformer.training.step_values import NthSteps
 
 
 class Guarded(Logger):
@@ -69,34 +70,27 @@ class Guarded(Logger):
         return partial(self.attempt, name) if callable(found) else found
 
 
-class Steps(L.Callback):
+class Steps(NthSteps):
     """Gives loggers the configuration, and of every `trainer.log_every_n_steps`-th step the loss and the rate.
 
     It reads a loss back from its device, which takes time: a run without loggers has no such callback.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__()
         self.settings = settings
-        self.loss: Any = 0.0  # of this step, so far: each part of a batch brings its share
-        self.lr = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for logger in trainer.loggers:
             logger.log_hyperparams(dict(self.settings))
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.lr = rate(trainer)  # before the schedule goes on
+    def every(self, trainer: L.Trainer) -> int:
+        n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return n
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.loss = self.loss + outputs["loss"]
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        loss, self.loss = self.loss, 0.0
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            for logger in trainer.loggers:  # Lightning and its monitors count steps from 0
-                logger.log_metrics({"train_loss_step": float(loss), "lr": self.lr}, step=trainer.global_step - 1)
+    def tell(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        for logger in trainer.loggers:  # Lightning and its monitors count steps from 0
+            logger.log_metrics({"train_loss_step": float(loss), "lr": self.lr}, step=trainer.global_step - 1)
 
 
 def loggers_of(config: Config, folder: Path) -> list[Guarded]:

@@ -1,4 +1,4 @@
-"""What single steps say, for wandb: loss, rate, norm of the gradient, images per second, memory of the GPU."""
+"""What single steps say: to wandb here, to Lightning's loggers in `loggers`."""
 
 import time
 from typing import Any
@@ -9,23 +9,57 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from metaformer.runs.wandb_run import Mirror
+from metaformer.training.curve_file import rate
 
 
-class StepValues(L.Callback):
-    """Sends the values of every n-th step. In the steps between it computes nothing, and no value leaves the device.
+class NthSteps(L.Callback):
+    """Asks `tell` at every n-th step. In the steps between it computes nothing, and no value leaves the device."""
 
-    The loss is that of the first device; the norm is that of the whole gradient, before it is clipped; images per
-    second are those since the last values, or since the epoch began; memory is the most so far, in GiB.
+    def __init__(self) -> None:
+        self.due, self.lr = False, 0.0  # the rate of this step: the schedule has gone on when it ends
+        self.losses: list[Tensor] = []  # of the parts of a batch; each brings its share
+
+    def every(self, trainer: L.Trainer) -> int:
+        """Which n it is."""
+        raise NotImplementedError
+
+    def tell(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        """Read what is wanted of a step that has just ended, from the loss of the first device."""
+        raise NotImplementedError
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.due = (trainer.global_step + 1) % self.every(trainer) == 0
+        if self.due:
+            self.lr = rate(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.due:
+            return
+        self.losses.append(outputs["loss"])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # else it was a part of the batch
+            loss, self.losses = torch.stack(self.losses).sum(), []
+            self.tell(trainer, module, loss)
+
+
+class StepValues(NthSteps):
+    """Sends loss, rate, norm of the gradient, images per second and memory of the GPU to wandb.
+
+    The norm is that of the whole gradient, before it is clipped; images per second are those since the last values, or
+    since the epoch began; memory is the most so far, in GiB.
     """
 
     def __init__(self, mirror: Mirror, every: int, batch: int) -> None:
-        self.mirror, self.every, self.batch = mirror, every, batch
-        self.due = False
-        self.losses: list[Tensor] = []  # of the parts of a batch
-        self.norm, self.lr = torch.tensor(0.0), 0.0
+        super().__init__()
+        self.mirror, self.n, self.batch = mirror, every, batch
+        self.norm = torch.tensor(0.0)
+
+    def every(self, trainer: L.Trainer) -> int:
+        return self.n
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._begin(trainer)
+        self._begin(trainer)  # a run that goes on within an epoch does not start that one
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._begin(trainer)  # without the time of the validation
@@ -33,26 +67,16 @@ class StepValues(L.Callback):
     def _begin(self, trainer: L.Trainer) -> None:
         self.first, self.started = trainer.global_step, time.perf_counter()
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.due = (trainer.global_step + 1) % self.every == 0
-
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self.due:
-            self.lr = optimizer.param_groups[0]["lr"]
             self.norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        if not self.due:
-            return
-        self.losses.append(outputs["loss"])
-        if trainer.global_step % self.every:
-            return  # a part of the batch
-        loss, norm = torch.stack([torch.stack(self.losses).sum(), self.norm]).tolist()
-        self.losses = []
+    def tell(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        values = torch.stack([loss, self.norm]).tolist()  # one copy to the host
         images, seconds = self.batch * (trainer.global_step - self.first), time.perf_counter() - self.started
-        row = {"loss": loss, "lr": self.lr, "grad_norm": norm, "images_per_second": images / seconds}
+        row = {"loss": values[0], "lr": self.lr, "grad_norm": values[1], "images_per_second": images / seconds}
         if module.device.type == "cuda":
             row["gpu_memory"] = torch.cuda.max_memory_allocated(module.device) / 2**30
         self.mirror.log({f"step/{name}": value for name, value in row.items()}, trainer.global_step)
