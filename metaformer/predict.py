@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from metaformer.cli import answer, words
+from metaformer.config.compose import key_of
 from metaformer.runs.finished import CHANGEABLE, finished
 from metaformer.system.errors import ConfigError, install, nearest
 from metaformer.system.files import write
@@ -25,7 +26,7 @@ def command(arguments: Sequence[str]) -> None:
     given = words(arguments, own=("run", "out"), groups=CHANGEABLE)
     if "run" not in given.own:
         raise ConfigError("expected run=FOLDER, the folder of one finished run")
-    keys = [override.lstrip("+~").partition("=")[0] for override in given.overrides]
+    keys = [key_of(override) for override in given.overrides]
     for key in keys:
         if key.partition(".")[0] == "data" and key not in DATA:
             hint = nearest(key, DATA) or f"; expected {' or '.join(DATA)}"

@@ -1,12 +1,10 @@
 """What a study found, printed and written: results.csv, tables, figures and one self-contained report.html."""
 
 import base64
-import csv
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,16 +93,16 @@ def write_files(
     """results.csv, tables/, figures/ and report.html in a folder, and runs.npz where it is published; the page."""
     name = study.name or folder.name
     launched = _with_images(read_launch(name), runs) if whole else None
-    published = launched if folder == study_folder(name) else None
-    edited = _edited(folder / "results.csv", published)
+    publish = whole and folder == study_folder(name)
+    edited = _edited(folder / "results.csv", launched if publish else None)
     for warning in edited:
         console.print(warning, style="yellow", markup=False)
     from metaformer.analysis.per_class import recall_table
 
     tables = {**all_tables(study, verdicts), "recall": recall_table(verdicts.cells)}
     _write_tables(tables, folder / "tables")
-    rows = _write_results(runs, folder / "results.csv", published)
-    if whole and folder == study_folder(name):
+    rows = _write_results(runs, folder / "results.csv", launched if publish else None)
+    if publish:
         pack(runs, folder / "runs.npz", logits=study.analysis.metric.partition("_")[2] in FROM_LOGITS)
     told, caution = history(study, launched, runs, judged_by(launched)) if whole else (PART, True)
     cautions = failures(verdicts)
@@ -148,13 +146,10 @@ def _write_tables(tables: dict[str, Table], folder: Path) -> None:
 def _write_results(runs: Sequence[Run], path: Path, launched: Launch | None) -> int:
     """One row for each finished run; how many there are. launch.json keeps the hash of the file."""
     rows = [row(run) for run in runs if run.result is not None]
-    text = StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write(path, text.getvalue())
+    text = files.as_csv(rows)
+    files.write(path, text)
     if launched is not None:
-        save(replace(launched, results_sha256=hashlib.sha256(text.getvalue().encode()).hexdigest()))
+        save(replace(launched, results_sha256=hashlib.sha256(text.encode()).hexdigest()))
     return len(rows)
 
 

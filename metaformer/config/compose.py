@@ -62,6 +62,11 @@ SEVERAL = ("callbacks", "logger")  # groups of which several choices may be take
 FREE = ("mixer.", "data.options.", "study.analysis.contrasts.", "hydra.sweeper.params.")  # keys that need not be there
 
 
+def key_of(word: str) -> str:
+    """The key that a word sets, adds or deletes."""
+    return word.lstrip("+~").partition("=")[0]
+
+
 def check_words(words: Sequence[str]) -> None:
     """Refuse a key that is deleted and a choice that is no name, where Hydra says nothing or has a traceback."""
     overrides = parsed(loader(), words)

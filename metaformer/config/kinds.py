@@ -2,7 +2,7 @@
 
 from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from metaformer.config.schema import Config
 
@@ -10,10 +10,15 @@ NAMES = {bool: "a boolean", int: "an integer", float: "a float", str: "a string"
 MANY = {bool: "booleans", int: "integers", float: "floats", str: "strings"}
 
 
+def is_union(hint: Any) -> bool:
+    """Whether it is `int | None` or `Optional[int]`."""
+    return isinstance(hint, UnionType) or get_origin(hint) is Union
+
+
 def in_words(hint: Any) -> str:
     """`int | None` -> `an integer or null`."""
     kinds, inside = get_args(hint), get_origin(hint)
-    if isinstance(hint, UnionType):
+    if is_union(hint):
         return " or ".join("null" if kind is type(None) else in_words(kind) for kind in kinds)
     if inside is list:
         return f"a list of {MANY.get(kinds[0], 'floats, or nulls')} in brackets"
@@ -26,7 +31,7 @@ def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation says. An integer is a float, a boolean is neither."""
     if hint is Any:
         return True
-    if isinstance(hint, UnionType):
+    if is_union(hint):
         return any(fits(value, kind) for kind in get_args(hint))
     if get_origin(hint) is list:
         return isinstance(value, list) and all(fits(one, get_args(hint)[0]) for one in value)

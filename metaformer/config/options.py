@@ -2,9 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+from metaformer.config.kinds import fits, is_union
 from metaformer.system.errors import ConfigError, nearest
 
 
@@ -48,9 +48,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value from a configuration has the annotated type; only plain types and their unions are judged."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    kinds = get_args(hint) if is_union(hint) else (hint,)
     if not all(isinstance(kind, type) for kind in kinds) or (isinstance(value, Mapping) and "_target_" in value):
         return True
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+    return fits(value, hint)

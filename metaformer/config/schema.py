@@ -199,6 +199,11 @@ class Runtime:
         """How many processes train one run together, one for each of its devices."""
         return self.devices * self.nodes
 
+    @property
+    def parts(self) -> Any:
+        """In how many parts a batch begins; with auto there may be more."""
+        return 1 if self.accumulate == "auto" else self.accumulate
+
 
 @dataclass
 class Logger:
@@ -287,8 +292,7 @@ class Config:
     @property
     def batch_at_once(self) -> int:
         """How many images of a batch a device has at once; with accumulate=auto at most."""
-        parts = self.runtime.accumulate if isinstance(self.runtime.accumulate, int) else 1
-        return -(-self.recipe.batch // self.runtime.processes) // parts
+        return -(-self.recipe.batch // self.runtime.processes) // int(self.runtime.parts)
 
     @property
     def selected_by(self) -> str:

@@ -89,7 +89,7 @@ def _check_distill(distill: Distill) -> None:
 
 def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
     """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
-    parts = 1 if runtime.accumulate == "auto" else runtime.accumulate
+    parts = runtime.parts
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")
     devices = runtime.processes

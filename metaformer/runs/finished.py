@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metaformer.config.compose import compose
+from metaformer.config.compose import compose, key_of
 from metaformer.config.identity import flat
 from metaformer.config.schema import Config
 from metaformer.runs.result import Result, read_result
@@ -50,7 +50,7 @@ def changed(kept: Config, overrides: Sequence[str], source: str) -> Config:
     Raises:
         ConfigError: the command line names another model or mixer.
     """
-    now, keys = compose(overrides), [override.lstrip("+").partition("=")[0] for override in overrides]
+    now, keys = compose(overrides), [key_of(override) for override in overrides]
     for group in ("model", "mixer"):
         if any(key.partition(".")[0] == group for key in keys):
             for key, mine in flat(kept).items():

@@ -1,10 +1,8 @@
 """What cells cost, counted or measured, and the table of the command `cost`. A door of the studies to torch."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +100,7 @@ def rows_of(cell: str, config: Config, match: Row) -> list[Row]:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write the rows as .json or .csv."""
-    if path.suffix == ".json":
-        files.write(path, json.dumps(rows, indent=2))
-        return
-    text = StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write(path, text.getvalue())
+    files.write(path, json.dumps(rows, indent=2) if path.suffix == ".json" else files.as_csv(rows))
 
 
 def show(rows: Sequence[Row]) -> None:

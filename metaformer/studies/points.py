@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
-from metaformer.config.compose import Choices, check_words, choices_of, config_of, loader, without_hydra
+from metaformer.config.compose import Choices, check_words, choices_of, config_of, key_of, loader, without_hydra
 from metaformer.config.hydra_internals import load, points_of, size_of
 from metaformer.config.schema import GROUPS, Config, Data
 from metaformer.config.validate import check_fields, judged
@@ -82,7 +82,7 @@ def points(
         empty = next(word for word in [*grid, *arguments] if not points_of(config_loader, [word]))
         raise ConfigError(f"{empty}: expected a value at least, or the grid has no point")
     varied = {i: values[0] for i, values in enumerate(zip(*found, strict=True)) if len(set(values)) > 1}
-    factors = _factors({i: override.lstrip("+").partition("=")[0] for i, override in varied.items()})
+    factors = _factors({i: key_of(override) for i, override in varied.items()})
     known, cells = folders_by_id(Path(cfg.runtime.runs)), Cells(config_loader, cfg)
     images: dict[str, str | None] = {}
 
@@ -124,7 +124,7 @@ class Cells:
         """What was chosen, and the validated configuration."""
         seeds = [word for word in point if re.fullmatch(r"seed=\d+", word)]
         cell = tuple(word for word in point if word not in seeds)
-        if any(word.lstrip("+~").partition("=")[0] == "seed" for word in cell):
+        if any(key_of(word) == "seed" for word in cell):
             seeds = []  # two words set it, and their order counts
         if len(seeds) == 1 and cell in self.known:
             choices, config = self.known[cell]

@@ -18,6 +18,7 @@ from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.runs.curve_tail import last_row
 from metaformer.runs.progress_file import told
 from metaformer.studies.points import Point
+from metaformer.system.files import written_since
 
 ENDED = ("finished", "failed")
 
@@ -41,15 +42,11 @@ def follow(points: Sequence[Point], pending: Sequence[Point], console: Console, 
 def _state(point: Point, since: float) -> str:
     """What a run does, or how it ended; what its files said before `since` (seconds of the clock) does not count."""
     for name, state in (("result", "finished"), ("failed", "failed")):
-        if _written(point, f"{name}.json", since):
+        if written_since(point.run.folder / f"{name}.json", since):
             return state
     now = told(point.run.folder, since)
-    return now.state if now else "starting" if _written(point, "config.yaml", since) else "waiting"
-
-
-def _written(point: Point, name: str, since: float) -> bool:
-    path = point.run.folder / name
-    return path.exists() and path.stat().st_mtime >= since
+    begun = written_since(point.run.folder / "config.yaml", since)
+    return now.state if now else "starting" if begun else "waiting"
 
 
 def _lines(points: Sequence[Point], pending: Sequence[Point], console: Console, stop: threading.Event) -> None:

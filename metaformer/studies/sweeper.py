@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
+from metaformer.config.compose import key_of
 from metaformer.config.hydra_internals import make_launcher, register_sweeper
 from metaformer.runs.launch import check_study, record, report_folder, study_folder
 from metaformer.runs.packed import gather, unpack
@@ -28,7 +29,7 @@ from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
 from metaformer.system.errors import ConfigError
-from metaformer.system.files import now, write
+from metaformer.system.files import now, write, written_since
 
 EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
 
@@ -54,7 +55,8 @@ class StudySweeper(Sweeper):
         study, runtime = listed[0].config.study, listed[0].config.runtime
         self._check_launcher(listed)
         entries = [point.entry for point in listed]
-        whole = bool(study.name) and not self._changes(arguments)
+        changed = self._changes(arguments)
+        whole = bool(study.name) and not changed
         check_study(study, entries, None if whole else keys_of(arguments))
         packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
@@ -63,10 +65,10 @@ class StudySweeper(Sweeper):
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
         warn_of_bf16(*(p.config for p in pending))
-        slurm = type(self.launcher).__name__ == "SlurmLauncher"
-        if pending and not slurm and self.config.hydra.launcher.get("n_jobs", 1) == 1:
+        here = not self._on_slurm()
+        if pending and here and self.config.hydra.launcher.get("n_jobs", 1) == 1:
             take_place(pending[0].config)  # the runs are of this process, in which CUDA starts now
-        refuse({p.cell: p.config for p in pending}, here=not slurm)
+        refuse({p.cell: p.config for p in pending}, here=here)
         if whole:
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
         outcomes: list[Outcome] = []
@@ -76,7 +78,7 @@ class StudySweeper(Sweeper):
         runs = gather(study.name if whole else None, entries, Path(runtime.runs))
         from metaformer.analysis.page import summarise  # half of the time that --help would take
 
-        place = report_folder(Path(runtime.runs), study.name, self._changes(arguments))
+        place = report_folder(Path(runtime.runs), study.name, changed)
         summarise(study, runs, console, place, whole=whole)
         if listed[0].config.logger.wandb:
             _tell_absent(listed, study.name if whole else None, console)
@@ -84,9 +86,12 @@ class StudySweeper(Sweeper):
             _tell(failures, len(listed), console)
             raise SystemExit(1)
 
+    def _on_slurm(self) -> bool:
+        return type(self.launcher).__name__ == "SlurmLauncher"
+
     def _check_launcher(self, listed: Sequence[Point]) -> None:
         """Refuse what would train a sweep once for each device, or what this machine cannot submit."""
-        slurm = type(self.launcher).__name__ == "SlurmLauncher"
+        slurm = self._on_slurm()
         if slurm and shutil.which("sbatch") is None:
             raise ConfigError("hydra/launcher=slurm: there is no sbatch here; expected a login node of a SLURM cluster")
         jobs = self.config.hydra.launcher.get("n_jobs", 1)
@@ -113,11 +118,11 @@ class StudySweeper(Sweeper):
         except Exception as error:  # whatever a launcher raises when a worker is gone
             died = f"its worker died ({' '.join([type(error).__name__, *EXIT_CODES.findall(str(error))])})"
         lost = [p for p in pending if read_result(p.run.folder) is None]
-        left = [p for p in lost if not _written_since(p.run.folder / "failed.json", since)]
+        left = [p for p in lost if not written_since(p.run.folder / "failed.json", since)]
         outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]
         if len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher":  # jobs of SLURM die one by one
             return outcomes + [_dead(p, died) for p in left]
-        begun = [p for p in left if _written_since(p.run.folder / "config.yaml", since)]
+        begun = [p for p in left if written_since(p.run.folder / "config.yaml", since)]
         rest = [p for p in left if p not in begun]
         half = 0 if begun else len(rest) // 2  # it died before it wrote a file: in which half?
         groups = [*([p] for p in begun), rest[:half], rest[half:]]
@@ -131,14 +136,14 @@ class StudySweeper(Sweeper):
 
 def keys_of(arguments: Sequence[str]) -> set[str]:
     """The keys that words set."""
-    return {argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    return set(map(key_of, arguments))
 
 
 def changes(arguments: Sequence[str]) -> list[str]:
     """The overrides that change which runs a study is made of, or how it is judged."""
     kept = []
     for argument in arguments:
-        key = argument.lstrip("+~").partition("=")[0]
+        key = key_of(argument)
         if key not in ("experiments", "data.root") and key.partition(".")[0] not in ("runtime", "logger"):
             kept.append(argument)
     return kept
@@ -158,10 +163,6 @@ def _announce(listed: Sequence[Point], pending: Sequence[Point], console: Consol
         console.print(study.question, markup=False)
     for words in dict.fromkeys(f"{p.cell}: {p.match.words}" for p in listed if p.match):
         console.print(words, markup=False, highlight=False, soft_wrap=True)
-
-
-def _written_since(path: Path, time: float) -> bool:
-    return path.exists() and path.stat().st_mtime >= time
 
 
 def _failed(point: Point, reason: str) -> Outcome:

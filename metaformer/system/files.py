@@ -1,15 +1,18 @@
 """Files: written whole or not at all, hashed; and what a process prints, sent to one."""
 
 import contextlib
+import csv
 import errno
 import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from metaformer.system.errors import ConfigError
 
@@ -66,6 +69,20 @@ def flush(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows that have the same keys, under a header."""
+    text = StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def written_since(path: Path, since: float) -> bool:
+    """Whether a file is there and was written after `since` (seconds of the clock)."""
+    return path.exists() and path.stat().st_mtime >= since
 
 
 def file_hash(path: str | Path) -> str:

@@ -96,8 +96,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if config.runtime.checkpoint_blocks:
         checkpoint_blocks(net)
     try_optimizer(net, recipe)
-    parts = 1 if config.runtime.accumulate == "auto" else config.runtime.accumulate
-    check_split(net, config, parts)
+    check_split(net, config, config.runtime.parts)
     if recipe.scale is not None:
         training_transform(recipe, images.shape, normalisation(images.mean, images.std))  # refuses what timm cannot do
     if here and config.debug.mode not in ("profile", "batch"):  # which have no Trainer
@@ -119,7 +118,7 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
         show: a progress bar.
     """
     config = planned.config
-    parts, compiled = 1 if config.runtime.accumulate == "auto" else config.runtime.accumulate, config.runtime.compile
+    parts, compiled = config.runtime.parts, config.runtime.compile
     again = config.runtime.processes == 1 and (config.runtime.accumulate == "auto" or compiled)
     initial = copy.deepcopy(prepared.net.state_dict()) if again else {}
     if prepared.initialized and rank() == 0:
