@@ -102,7 +102,7 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
     if rest:
         raise ConfigError(
             f"recipe.batch={recipe.batch}: is for all devices, and {devices} device{'s' * (devices > 1)} x "
-            f"{parts} accumulated part{'s' * (parts > 1)} do not divide it"
+            f"{parts} accumulated part{'s' * (parts > 1)} do not divide it (runtime.devices, nodes, accumulate)"
         )
     if recipe.mixes and share % 2:
         raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
