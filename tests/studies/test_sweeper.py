@@ -88,7 +88,9 @@ def test_a_mixer_that_kills_its_worker_does_not_end_the_sweep(cli, tmp_path):
     assert done.returncode == 1
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 4, done.stderr
     assert done.stdout.count("failed kills-tiny-digits-s") == 2
-    assert done.stdout.count("its worker died (TerminatedWorkerError {SIGKILL(-9)") >= 2  # and what the table says
+    died = "its worker died (TerminatedWorkerError {SIGKILL(-9)"
+    assert done.stdout.count(f": {died}") == 2
+    assert done.stdout.count(f"kills: 2 of 2 runs failed ({died}") == 1
 
 
 def test_a_copied_run_folder_is_told_in_a_sweep_without_a_name(tmp_path):
