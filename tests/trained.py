@@ -11,6 +11,7 @@ from conftest import TINY, compose
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import Outcome, run
 from metaformer.tasks.classification import Classifier
+from metaformer.tasks.learner import Learner
 
 CHOICES = {"mixer": "pooling", "model": "tiny"}
 
@@ -48,13 +49,13 @@ def steps_of(monkeypatch) -> list[int]:
     return seen
 
 
-def stop_at(monkeypatch, number: signal.Signals, at: int) -> None:
+def stop_at(monkeypatch, number: signal.Signals, at: int, kind: type[Learner] = Classifier) -> None:
     """Send a signal in the middle of a step."""
-    step = Classifier.training_step
+    step = kind.training_step
 
     def signalled(self, batch):
         if self.global_step == at:
             os.kill(os.getpid(), number)
         return step(self, batch)
 
-    monkeypatch.setattr(Classifier, "training_step", signalled)
+    monkeypatch.setattr(kind, "training_step", signalled)

@@ -16,7 +16,7 @@ from metaformer.analysis.inference import Crossed, moderated, over_seeds, over_s
 from metaformer.analysis.interim_looks import looks_at
 from metaformer.analysis.shares import variance_shares
 from metaformer.analysis.stats import Scatter, holm
-from metaformer.config.schema import Analysis
+from metaformer.config.study_nodes import Analysis
 
 IMAGES = 300
 Parts = tuple[float, float, float]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from metaformer.analysis.verdict import NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ PROBES = {  # the pictures of `python -m metaformer.probe`, in their order
 }
 
 
+def first_up(words: str) -> str:
+    """Words as the beginning of a sentence; abbreviations stay."""
+    return words[:1].upper() + words[1:]
+
+
 def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
     """Of each figure of a report."""
     metric, factor = study.analysis.metric, study.analysis.factor
@@ -48,7 +53,7 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
         "differences": Caption(f"Differences to {study.reference} with their intervals", _differences(study, verdicts)),
         "accuracy": Caption(
             f"{words} of each cell",
-            f"{words.capitalize()} of each cell: its seeds as dots, their mean, and the 95% interval of the mean, not "
+            f"{first_up(words)} of each cell: its seeds as dots, their mean, and the 95% interval of the mean, not "
             f"adjusted. Dotted: the mean of {study.reference}. Differences are paired by seed: they may be surer "
             f"than these intervals look. {colours}{_near_chance(verdicts)}",
         ),
@@ -57,18 +62,23 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
         ),
         "cost": Caption(
             f"{words} against parameters and MACs",
-            f"{words.capitalize()} against parameters and multiply-accumulates. The line joins the cells that no other "
+            f"{first_up(words)} against parameters and multiply-accumulates. The line joins the cells that no other "
             f"beats in both; grey marks, where there are any, are the paper's. {colours}",
         ),
         "curves": Caption(
             f"{validated} by epoch",
-            f"{validated.capitalize()} by epoch: the mean over seeds and its 95% t band, a panel for each setting of "
+            f"{first_up(validated)} by epoch: the mean over seeds and its 95% t band, a panel for each setting of "
             f"the other factors. {colours}",
         ),
         "rates": Caption(
             f"{validated} by learning rate",
-            f"{validated.capitalize()} by learning rate. A circle is the best one, open where it is at the edge of the "
+            f"{first_up(validated)} by learning rate. A circle is the best one, open where it is at the edge of the "
             "grid: a better one may lie outside.",
+        ),
+        "predictions": Caption(
+            "The first test images with their masks and predictions",
+            "The first test images in their order, their masks, and what the first seed of each cell predicts. They "
+            "are examples: no verdict rests on them.",
         ),
         "confusion": Caption(
             "Confusion matrix of each cell",

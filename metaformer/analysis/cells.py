@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from metaformer.analysis.inference import over_seeds, over_seeds_and_images
+from metaformer.analysis.pixel_terms import terms_of_pixels
 from metaformer.analysis.stats import Estimate
 from metaformer.analysis.terms import FROM_LOGITS, terms
 from metaformer.config.identity import flat
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Analysis
-from metaformer.runs.answers import Answers
+from metaformer.config.study_nodes import Analysis
+from metaformer.runs.answers import Answers, PixelAnswers
 from metaformer.runs.launch import Run, setting_of
 from metaformer.runs.result import Result
 from metaformer.system.errors import ConfigError, by_closeness
@@ -30,7 +31,7 @@ class Cell:
     runs: Mapping[int, Result]  # by seed
     values: Mapping[int, float]  # the metric of the study by seed
     terms: Mapping[int, np.ndarray] = field(default_factory=dict)  # the same image by image, whose mean it is
-    labels: Mapping[int, np.ndarray] = field(default_factory=dict)  # of the test images
+    labels: Mapping[int, np.ndarray] = field(default_factory=dict)  # of the test images, or pixels of each class
     failed: Mapping[int, str] = field(default_factory=dict)  # why, by seed
     settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # what counts of the configuration, by seed
 
@@ -45,7 +46,7 @@ class Cell:
     @property
     def collapsed(self) -> list[int]:
         """The seeds whose network tells the test images apart no better than chance (one-sided, 0.1%)."""
-        return [seed for seed, run in self.runs.items() if run.metrics["test_accuracy"] <= _chance_of(run)]
+        return [seed for seed, run in self.runs.items() if (run.accuracy or 0.0) <= _chance_of(run)]
 
     def setting(self, factor: str) -> str:
         """The levels of the other factors, in words."""
@@ -108,15 +109,18 @@ def cells_of(runs: Sequence[Run], analysis: Analysis) -> list[Cell]:
         found = {} if split != "test" else {seed: _terms(metric, a, values[seed]) for seed, a in answers.items()}
         failed = {run.seed: run.problem.partition(": ")[2] for run in own if run.problem.startswith("failed")}
         kept = {seed: t for seed, t in found.items() if t is not None}
-        labels = {seed: a.labels for seed, a in answers.items()}
+        labels = {seed: a.truth for seed, a in answers.items()}
         settings = {seed: flat(result.config) for seed, result in results.items()}
         cells.append(Cell(name, own[0].levels, results, values, kept, labels, failed, settings))
     return [_with_chance(cell, cells, analysis) for cell in cells] if analysis.failed == "chance" else cells
 
 
-def _terms(metric: str, answers: Answers, value: float) -> np.ndarray | None:
+def _terms(metric: str, answers: Answers | PixelAnswers, value: float) -> np.ndarray | None:
     """In the metric's unit, with the mean that was recorded."""
-    found = terms(metric, answers.predictions, answers.labels, answers.logits)
+    if isinstance(answers, PixelAnswers):
+        found: np.ndarray | None = terms_of_pixels(metric, answers.counts, answers.losses)
+    else:
+        found = terms(metric, answers.predictions, answers.labels, answers.logits)
     if found is None:
         return None
     scaled = metric_of(f"test_{metric}").scale * found

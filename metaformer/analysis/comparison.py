@@ -11,7 +11,7 @@ from metaformer.analysis.cells import Cell
 from metaformer.analysis.inference import Crossed, over_seeds, over_seeds_and_images
 from metaformer.analysis.stats import Estimate
 from metaformer.config.metrics import metric_of, selecting
-from metaformer.config.schema import Analysis, Study
+from metaformer.config.study_nodes import Analysis, Study
 
 MATCHED = 0.1  # share by which parameters or MACs may differ where cells are called matched, without a tolerance
 

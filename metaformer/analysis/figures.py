@@ -19,7 +19,7 @@ from metaformer.analysis.shares import Component
 from metaformer.analysis.stats import Estimate
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of
-from metaformer.config.schema import Analysis
+from metaformer.config.study_nodes import Analysis
 from metaformer.system.files import replacing, write
 
 matplotlib.use("agg")

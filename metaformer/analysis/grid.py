@@ -9,7 +9,7 @@ import numpy as np
 from metaformer.analysis import lint
 from metaformer.analysis.cells import Cell
 from metaformer.analysis.shares import Component, rank_stability, reliability, variance_shares
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 
 
 @dataclass(frozen=True)

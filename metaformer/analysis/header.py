@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaformer.analysis.cells import Cell
-from metaformer.config.schema import Data, Model, Recipe, Study
+from metaformer.config.schema import Data, Model, Recipe
+from metaformer.config.study_nodes import Study
 from metaformer.data.registry import shape
 from metaformer.runs.result import Result
 from metaformer.system.errors import ConfigError
@@ -44,12 +45,24 @@ def facts(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
         "Model": _side_by_side(_model(run.config.model) for run in runs),
         "Size": f"{_span(run.params for run in runs)} parameters, {_span(run.macs for run in runs)} "
         "multiply-accumulates (MACs) for an image",
+        **_segmentation(runs),
         "Recipe": _side_by_side(_recipe(run.config.recipe) for run in runs),
         "Epochs": _or(str(run.epochs) for run in runs),
         "Seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})",
         "A cell": f"{grid}: {len(cells)} cells. Its runs differ in the seed alone; cells are compared seed by seed, "
         f"with those of {study.reference}.",
     }
+
+
+def _segmentation(runs: Sequence[Result]) -> dict[str, str]:
+    """The decoder, where each pixel has a class."""
+    tasks = [run.config.task for run in runs if run.config.task.segments]
+    words = {"fpn": "Semantic FPN", "mlp": "all-MLP", "unet": "U-Net"}
+    told = (
+        f"{words[t.decoder]}, {t.width} channels" + (f", Dice loss with weight {t.dice:g}" if t.dice else "")
+        for t in tasks
+    )
+    return {"Decoder": _or(told)} if tasks else {}
 
 
 def drawings(study: Study, cells: Sequence[Cell]) -> list[Drawn]:
@@ -90,7 +103,7 @@ def _shape(data: Data) -> tuple[int, int, int] | None:
 
 
 def _images(run: Result) -> str:
-    tested = sum(map(sum, run.confusion))
+    tested = run.tested_images or sum(map(sum, run.confusion))
     counts = f"{run.images:,} to train" + (f", {tested:,} to test" if tested else "")
     kinds = f", of {len(run.recall)} classes" if run.recall else ""
     size = _shape(run.config.data)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metaformer.config.schema import Analysis
+from metaformer.config.study_nodes import Analysis
 
 
 @dataclass(frozen=True)

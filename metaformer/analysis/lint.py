@@ -6,7 +6,8 @@ import numpy as np
 
 from metaformer.analysis.cells import Cell
 from metaformer.config.identity import unlike
-from metaformer.config.schema import GROUPS, Analysis, Study
+from metaformer.config.schema import GROUPS
+from metaformer.config.study_nodes import Analysis, Study
 from metaformer.runs.result import Result
 
 # What is recorded of a run beside its configuration. Runtime keys change a result no more than rounding does, but in

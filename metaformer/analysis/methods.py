@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from metaformer.analysis.verdict import MODERATED, Verdicts
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of
 
 SIMULATED = "a family has a false one of either kind in 1 to 6% of studies"  # experiments/coverage, at alpha 5%

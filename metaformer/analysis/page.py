@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from metaformer.analysis.captions import PROBES, captions
+from metaformer.analysis.captions import PROBES, captions, first_up
 from metaformer.analysis.colours import COLOURS, on_page
 from metaformer.analysis.header import drawings, facts
 from metaformer.analysis.methods import analysis_words, history, methods
@@ -20,7 +20,7 @@ from metaformer.analysis.terms import FROM_LOGITS
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import Verdicts, judge
 from metaformer.config.metrics import metric_of, selecting
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import Launch, Run, read_launch, row, save, study_folder
 from metaformer.runs.packed import pack
 from metaformer.system import files
@@ -97,9 +97,9 @@ def write_files(
     edited = _edited(folder / "results.csv", launched if publish else None)
     for warning in edited:
         console.print(warning, style="yellow", markup=False)
-    from metaformer.analysis.per_class import recall_table
+    from metaformer.analysis.per_class import class_table
 
-    tables = {**all_tables(study, verdicts), "recall": recall_table(verdicts.cells)}
+    tables = {**all_tables(study, verdicts), "recall": class_table(verdicts.cells)}
     _write_tables(tables, folder / "tables")
     rows = _write_results(runs, folder / "results.csv", launched if publish else None)
     if publish:
@@ -109,7 +109,7 @@ def write_files(
     content = template("report.html").render(
         title=name,
         question=study.question,
-        metric=metric_of(study.analysis.metric).words,
+        metric=first_up(metric_of(study.analysis.metric).words),
         counts=f"{rows} of {len(runs)} runs",
         written=files.now()[:10],
         answer=answer(verdicts, study),
@@ -157,6 +157,7 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
     """Every figure by name as SVG for the page, empty where the study has nothing for it."""
     from metaformer.analysis import figures, training_figures
     from metaformer.analysis.per_class import confusion
+    from metaformer.analysis.segmented import predictions
 
     metric, factor, shares = study.analysis.metric, study.analysis.factor, verdicts.shares
     validated = selecting(metric)
@@ -168,6 +169,7 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
         "curves": training_figures.curves(runs, verdicts.cells, validated, factor),
         "rates": training_figures.rates(verdicts.cells, validated, factor),
         "confusion": confusion(verdicts.cells),
+        "predictions": predictions(runs),
     }
     for name, figure in drawn.items():
         if figure is None:

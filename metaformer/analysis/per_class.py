@@ -1,4 +1,4 @@
-"""What a mean hides: how many images of each class were found, and what the others were taken for."""
+"""What a mean hides: how much of each class was found, and what the rest was taken for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,17 @@ MOST = 20  # classes of which each is named
 LOWEST = 5  # of more classes
 
 
-def recall_table(cells: Sequence[Cell]) -> Table:
-    """The share of the test images of each class that were found, as a mean over seeds; of many classes the lowest."""
-    names, caption = _classes(cells), "Of the test images of each class, how many were found, in %; mean over seeds."
+RECALL = "Of the test images of each class, how many were found, in %; mean over seeds."
+IOU = "The intersection over union of each class over all test pixels, in %; mean over seeds."
+
+
+def class_table(cells: Sequence[Cell]) -> Table:
+    """Of each class the share of its test images that were found, or its IoU, over seeds; of many the lowest."""
+    names, segments = _classes(cells), bool(cells) and cells[0].first.config.task.segments
+    caption = IOU if segments else RECALL
     if not names or len({tuple(_classes([cell])) for cell in cells}) > 1:
         return Table([], [])
-    found = {cell.name: _recall(cell) for cell in cells}
+    found = {cell.name: _iou(cell) if segments else _recall(cell) for cell in cells}
     if len(names) <= MOST:
         lines = [[cell, *("" if np.isnan(r) else f"{100 * r:.1f}" for r in values)] for cell, values in found.items()]
         return Table(["cell", *names], lines, caption)
@@ -58,7 +63,8 @@ def confusion(cells: Sequence[Cell]) -> Figure | None:
         axes.tick_params(labelbottom=False)
     figure.supylabel("class", fontsize=8)
     figure.supxlabel("taken for", fontsize=8)
-    figure.colorbar(image, ax=panels, shrink=0.5, label="share of the test images of a class, all seeds")
+    what = "pixels" if cells[0].first.config.task.segments else "images"
+    figure.colorbar(image, ax=panels, shrink=0.5, label=f"share of the test {what} of a class, all seeds")
     return figure
 
 
@@ -70,3 +76,11 @@ def _recall(cell: Cell) -> np.ndarray:
     """Mean over seeds; NaN where there is no image of a class."""
     values = [[np.nan if r is None else r for r in run.recall.values()] for run in cell.runs.values()]
     return np.asarray(np.mean(values, axis=0))
+
+
+def _iou(cell: Cell) -> np.ndarray:
+    """Mean over seeds; NaN where a class has no pixel."""
+    counts = np.array([run.confusion for run in cell.runs.values()], dtype=float)
+    found = np.diagonal(counts, axis1=1, axis2=2)
+    union = counts.sum(1) + counts.sum(2) - found
+    return np.asarray(np.where(union > 0, found / np.maximum(union, 1), np.nan).mean(0))

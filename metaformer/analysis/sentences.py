@@ -9,7 +9,7 @@ from metaformer.analysis.comparison import Comparison
 from metaformer.analysis.shares import SEED, Component
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, REFUTED, SHOWN, Claim, Verdicts
 from metaformer.config.metrics import in_words, metric_of
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import Run
 
 

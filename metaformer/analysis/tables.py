@@ -11,9 +11,9 @@ from metaformer.analysis.stats import Estimate
 from metaformer.analysis.text_table import Table, p_value, plus_minus
 from metaformer.analysis.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
-from metaformer.config.schema import BUDGET_KEYS, Analysis, Study
+from metaformer.config.study_nodes import BUDGET_KEYS, Analysis, Study
 from metaformer.runs.launch import Run
-from metaformer.runs.result import REPORTED
+from metaformer.runs.result import reported
 
 
 def all_tables(study: Study, verdicts: Verdicts) -> dict[str, Table]:
@@ -228,13 +228,13 @@ def provenance_table(runs: Sequence[Run]) -> Table:
 
 def run_table(runs: Sequence[Run]) -> Table:
     """Every finished run, by the name of its folder."""
+    finished = [(run, run.result) for run in runs if run.result is not None]
+    names = reported(finished[0][1].config.task.name) if finished else []
     lines = []
-    for run in runs:
-        if run.result is not None:
-            metrics = [_number(run.result.metrics, name) for name in REPORTED]
-            lines.append([run.result.name, run.cell, str(run.seed), *metrics, f"{run.result.seconds:.0f}"])
-    names = [name.replace("_", " ") for name in REPORTED]
-    return Table(["run", "cell", "seed", *names, "s"], lines)
+    for run, result in finished:
+        metrics = [_number(result.metrics, name) for name in names]
+        lines.append([result.name, run.cell, str(run.seed), *metrics, f"{result.seconds:.0f}"])
+    return Table(["run", "cell", "seed", *(name.replace("_", " ") for name in names), "s"], lines)
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:

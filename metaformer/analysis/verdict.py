@@ -17,7 +17,7 @@ from metaformer.analysis.grid import Shares, shares_of
 from metaformer.analysis.inference import moderated
 from metaformer.analysis.interim_looks import Look, looks_at
 from metaformer.analysis.stats import Estimate, Scatter, holm, holm_steps
-from metaformer.config.schema import Analysis, Study
+from metaformer.config.study_nodes import Analysis, Study
 from metaformer.runs.launch import Run, check_contrasts
 
 EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclusive", "no verdict"

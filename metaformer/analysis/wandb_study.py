@@ -9,7 +9,8 @@ from typing import Any
 from metaformer.analysis import methods, page, sentences, tables
 from metaformer.analysis.verdict import Verdicts
 from metaformer.config.identity import unfolded
-from metaformer.config.schema import Logger, Study
+from metaformer.config.schema import Logger
+from metaformer.config.study_nodes import Study
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run, study_folder
 from metaformer.runs.result import read_curve, read_result

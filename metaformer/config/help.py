@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metaformer.config import schema
+from metaformer.config import schema, study_nodes, tasks
 from metaformer.config.compose import loader, names_in, without_hydra
 from metaformer.config.hydra_internals import load
 from metaformer.config.kinds import in_words
@@ -75,7 +75,13 @@ def _comment(path: str) -> str:
 
 
 def _comments() -> dict[tuple[str, str], str]:
-    source = Path(schema.__file__).read_text()
+    found: dict[tuple[str, str], str] = {}
+    for module in (schema, study_nodes, tasks):
+        found |= _comments_in(Path(str(module.__file__)).read_text())
+    return found
+
+
+def _comments_in(source: str) -> dict[tuple[str, str], str]:
     lines, found = source.splitlines(), {}
     for owner in [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]:
         for node in owner.body:

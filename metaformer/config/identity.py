@@ -8,17 +8,20 @@ from typing import Any
 
 from metaformer.config.extensions import counted
 from metaformer.config.named_code import hashes_of_code
-from metaformer.config.schema import Config, Recipe
+from metaformer.config.schema import Config
 from metaformer.config.validate import leaves, plain
 from metaformer.system.files import file_hash
 from metaformer.system.version import TRAINING_VERSION
 
-# Keys of `recipe` that came after published results: at their defaults they are no part of the content of a run
-LATER = ("optimizer_options", "loss", "color_jitter", "repeated_augmentation", "initialize_stages", "freeze", "steps")
-HASHED = ("mixer", "model", "data", "recipe", "seed")  # the other nodes change no result beyond rounding
+# What came after published results: at its default it is no part of the content of a run
+OPTIONS = ("optimizer_options", "loss", "color_jitter", "repeated_augmentation", "initialize_stages", "freeze", "steps")
+LATER = ("task", "data.ignore", "data.mask_column", *(f"recipe.{key}" for key in OPTIONS))
+HASHED = ("mixer", "model", "data", "task", "recipe", "seed")  # the other nodes change no result beyond rounding
+DEFAULTS = plain(Config())
 FILES = ("recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
 # How images are found. Where they have a fingerprint, that tells which they are, and in what order of classes
-WHERE = ("root", "dataset", "classes", "overlap", "image_column", "label_column", "split_column", "_target_", "options")
+COLUMNS = ("image_column", "label_column", "split_column", "mask_column")
+WHERE = ("root", "dataset", "classes", "overlap", *COLUMNS, "_target_", "options")
 
 
 def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
@@ -29,13 +32,15 @@ def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
     """
     nodes = {key: value for key, value in plain(config).items() if key in HASHED}
     nodes["recipe"]["select"] = _selected(config)
-    for key in LATER:
-        if nodes["recipe"][key] == plain(Recipe())[key]:
-            del nodes["recipe"][key]
+    for path in LATER:
+        node, _, key = path.rpartition(".")
+        own, default = (nodes[node], DEFAULTS[node]) if node else (nodes, DEFAULTS)
+        if own[key] == default[key]:
+            del own[key]
     brought = counted(config)
     code = hashes_of_code({"mixer": config.mixer, "data": [config.data._target_, config.data.options], "more": brought})
     for key in ("name", *WHERE) if fingerprint else ("root",):
-        del nodes["data"][key]
+        nodes["data"].pop(key, None)
     for node, key in ((nodes["recipe"], "initialize_from"), (nodes["recipe"]["distill"], "weights")):
         if node[key] is not None and Path(node[key]).is_file():
             node[key] = file_hash(node[key])

@@ -12,13 +12,14 @@ TM = "torchmetrics.classification"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, computed by torchmetrics from the probabilities [N, classes] and the labels of a whole split.
+    """A metric of a whole split; of segmentation it is computed in `metaformer.tasks.pixels`.
 
-    What `path` returns for each class is averaged over the classes that have an image, or is that of `of_class`.
+    Of classification torchmetrics computes it from the probabilities [N, classes] and the labels of the images. What
+    `path` returns for each class is averaged over the classes that have an image, or is that of `of_class`.
     """
 
     words: str
-    path: str  # of a class of torchmetrics, made with the number of classes and `options`
+    path: str = ""  # of a class of torchmetrics, made with the number of classes and `options`
     options: Mapping[str, Any] = field(default_factory=dict)
     training: bool = False  # also of the training batches; it costs time at every step
     scale: float = 100.0  # reports multiply by it: fractions are in points (percent)
@@ -26,6 +27,7 @@ class Metric:
     higher: bool = True  # is better
     worst: float = 0.0  # what a run that failed counts as in a search
     of_class: int | None = None  # for two classes only, of which the second is the positive one
+    tasks: tuple[str, ...] = ("classification",)
 
     @property
     def digits(self) -> int:
@@ -43,7 +45,16 @@ METRICS = {
     "macro_f1": Metric("macro F1", f"{TM}.MulticlassF1Score", {"average": "macro"}),
     "macro_auroc": Metric("macro AUROC", f"{TM}.MulticlassAUROC", {"average": None}),
     # without label smoothing
-    "loss": Metric("log loss", "torchmetrics.MeanMetric", training=True, scale=1, unit="nats", higher=False, worst=100),
+    "loss": Metric(
+        "log loss",
+        "torchmetrics.MeanMetric",
+        training=True,
+        scale=1,
+        unit="nats",
+        higher=False,
+        worst=100,
+        tasks=("classification", "segmentation"),
+    ),
     "calibration_error": Metric(
         "expected calibration error (15 bins)",
         f"{TM}.MulticlassCalibrationError",
@@ -53,13 +64,18 @@ METRICS = {
     ),
     "sensitivity": Metric("sensitivity", f"{TM}.MulticlassRecall", {"average": None}, of_class=1),
     "specificity": Metric("specificity", f"{TM}.MulticlassRecall", {"average": None}, of_class=0),
+    # Of all pixels of a split together, as means over the classes that are in it
+    "mean_iou": Metric("mean IoU", tasks=("segmentation",)),
+    "mean_dice": Metric("mean Dice", tasks=("segmentation",)),
+    "pixel_accuracy": Metric("pixel accuracy", training=True, tasks=("segmentation",)),
 }
 SPLITS = {"train": "training", "val": "validation", "test": "test"}  # with their words
 
 
-def metrics_of(split: str) -> list[str]:
-    """The names of the metrics of a split in results, like `val_accuracy`."""
-    return [f"{split}_{name}" for name, metric in METRICS.items() if split != "train" or metric.training]
+def metrics_of(split: str, task: str | None = None) -> list[str]:
+    """The names of the metrics of a split in results, like `val_accuracy`; those of a task, or of all."""
+    own = {name: metric for name, metric in METRICS.items() if task is None or task in metric.tasks}
+    return [f"{split}_{name}" for name, metric in own.items() if split != "train" or metric.training]
 
 
 def metric_of(name: str) -> Metric:

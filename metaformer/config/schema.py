@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaformer.config.fields import choice, ints, number, rate, share
-from metaformer.config.metrics import metrics_of, selecting
+from metaformer.config.metrics import selecting
+from metaformer.config.study_nodes import Budget, Study
+from metaformer.config.tasks import Task
 
 BUILTIN = {"_target_": "builtin"}  # mixer=builtin
-BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # of the model, by budget.by
 OPTIMISATION = ("optimizer", "lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "schedule", "lr_interval")
 TUNABLE = (*(f"recipe.{key}" for key in (*OPTIMISATION, "clip_grad", "ema", "label_smoothing")), "model.drop_path")
-GROUPS = ("model", "mixer", "data", "recipe", "runtime", "callbacks", "logger", "budget", "debug", "experiments")
+GROUPS = "model", "mixer", "data", "task", "recipe", "runtime", "callbacks", "logger", "budget", "debug", "experiments"
 
 
 @dataclass
@@ -78,6 +79,8 @@ class Data:
     image_column: str | None = None  # table, hub: None: the first of image, path, file, ...
     label_column: str | None = None
     split_column: str | None = None
+    mask_column: str | None = None  # of the masks, for task=segmentation
+    ignore: int | None = number(255, at_least=0, at_most=255)  # the number of pixels of a mask that have no class
     _target_: str | None = None  # custom: the function that returns the data set
     options: dict[str, Any] = field(default_factory=dict)  # custom: its arguments
 
@@ -225,44 +228,6 @@ class Debug:
 
 
 @dataclass
-class Analysis:
-    """How a study will be judged, fixed before its first run; a report says when, and whether it changed."""
-
-    metric: str = choice(*metrics_of("test"), *metrics_of("val"))
-    factor: str = "mixer"  # what is compared, everything else equal: the last word of a key of the grid
-    margin: float = number(1.0, "a number above 0", above=0, below=100)  # smaller differences count as none
-    alpha: float = number(0.05, "a small probability, like 0.05", above=0, below=0.5)
-    correction: str = choice("holm", "holm_study", "none")  # over the comparisons of a setting, or of the study
-    variance: str = choice("auto", "moderated", "own")  # moderated: the cells' variances together; auto: to 5 seeds
-    failed: str = choice("refuse", "chance")  # a run that failed: no verdict, or the accuracy of a guess
-    looks: list[int] | None = None  # numbers of seeds at which verdicts are taken, like [5, 8, 12]; None: at all
-    spending: str = choice("obrien_fleming", "pocock")  # of alpha over the looks
-    claim_without: list[str] = field(default_factory=lambda: ["identity"])  # levels that need not equal the others
-    contrasts: dict[str, Any] = field(default_factory=dict)  # {name: {cell: weight}}: tested like comparisons
-    # Share by which parameters and MACs may differ in a comparison; None: same shape
-    tolerance: float | None = number(0.1, "a share like 0.1, or null", at_least=0)
-    tuned: list[str] = field(default_factory=list)  # keys of the optimisation that an equal search chose for each cell
-
-
-@dataclass
-class Study:
-    name: str | None = None
-    question: str = ""
-    reference: str = "pooling"  # the level of the factor that all others are compared with
-    analysis: Analysis = field(default_factory=Analysis)
-
-
-@dataclass
-class Budget:
-    """Cells of equal cost: each is changed until it costs what the target does. The result is an ordinary cell."""
-
-    match: str = choice("none", "params", "macs", "time")  # time: of a training step on this machine
-    target: Any = None  # a mixer, whose cell with all else equal sets the cost, or a number; None: study.reference
-    by: str = choice("width", "mlp_ratio", "depth")  # what is changed
-    tolerance: float = number(0.01, "a share like 0.01", above=0, below=1)  # by which the cost may miss
-
-
-@dataclass
 class Cost:
     """The command `python -m metaformer.cost`."""
 
@@ -277,6 +242,7 @@ class Config:
     mixer: Any = None  # _target_ and the options of a mixer, or stage1, stage2, ... with one each
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    task: Task = field(default_factory=Task)
     recipe: Recipe = field(default_factory=Recipe)
     runtime: Runtime = field(default_factory=Runtime)
     logger: Logger = field(default_factory=Logger)

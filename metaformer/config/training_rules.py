@@ -4,12 +4,47 @@ import re
 from pathlib import Path
 from typing import Any
 
-from metaformer.config.schema import Distill, Recipe, Runtime
-from metaformer.system.errors import ConfigError
+from metaformer.config.metrics import metric_of, metrics_of
+from metaformer.config.schema import Config, Distill, Recipe, Runtime
+from metaformer.system.errors import ConfigError, by_closeness
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def check_task(config: Config) -> None:
+    """What a task would not read, or cannot do."""
+    task, metric = config.task, config.study.analysis.metric
+    if task.name not in metric_of(metric).tasks:
+        expected = ", ".join(by_closeness(metric, metrics_of(metric.partition("_")[0], task.name)))
+        raise ConfigError(f"study.analysis.metric={metric}: task={task.name} has {expected}")
+    if task.segments:
+        _check_segmentation(config)
+        return
+    for key in ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore"):
+        node, _, name = key.partition(".")
+        if (value := getattr(getattr(config, node), name)) != getattr(getattr(Config(), node), name):
+            raise ConfigError(f"{key}={value}: belongs to task=segmentation")
+
+
+def _check_segmentation(config: Config) -> None:
+    """Of the keys of a classifier those that have no meaning for pixels, or that nobody has made for masks."""
+    recipe = config.recipe
+    if recipe.scale is not None:
+        raise ConfigError(
+            f"recipe.scale={recipe.scale}: task=segmentation crops image and mask by recipe.crop; expected null"
+        )
+    given = {
+        "recipe.mixup": recipe.mixup,
+        "recipe.cutmix": recipe.cutmix,
+        "recipe.distill.teacher": recipe.distill.teacher,
+        "recipe.loss": recipe.loss if recipe.loss != "ce" else None,
+        "model.head_dropout": config.model.head_dropout,
+    }
+    for key, value in given.items():
+        if value:
+            raise ConfigError(f"{key}={value}: is for task=classification; task=segmentation has none")
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast, get_type_hints
 from metaformer.config.extensions import check_extensions
 from metaformer.config.kinds import fits, in_words
 from metaformer.config.metrics import METRICS, metric_of
-from metaformer.config.schema import BUDGET_KEYS, BUILTIN, TUNABLE, Analysis, Budget, Config, Logger, Model, Study
-from metaformer.config.training_rules import check_recipe, check_runtime, is_number
+from metaformer.config.schema import BUILTIN, TUNABLE, Config, Logger, Model
+from metaformer.config.study_nodes import BUDGET_KEYS, Analysis, Budget, Study
+from metaformer.config.training_rules import check_recipe, check_runtime, check_task, is_number
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def validate(config: Config) -> None:
     else:
         _check_published(config.model, config.mixer)
     _check_model(config.model)
+    check_task(config)
     check_recipe(config.recipe)
     check_runtime(config.runtime, config.recipe)
     _check_study(config)

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from metaformer.data.images import Images, Split
+from metaformer.config.tasks import FILLED
+from metaformer.data.images import Images
+from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive, seed_globals
 
 EVAL_BATCH = 500
+EVAL_LOGITS = 2**26  # of a batch of images with masks at most
 EVAL_PHOTOS = 100  # a batch of larger images
-Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] fp32 and labels [B] int64
+Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] fp32, and labels [B] int64 or masks [B, H, W] uint8
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Share:
         """Every `devices`-th row of a split in order, in batches of `most` over the parts.
 
         All devices have as many rows, for they wait for each other at each batch: those beyond the images only fill
-        up, and have the label -1.
+        up, and have the label -1, or FILLED masks.
         """
         rows = torch.arange(self.rank, -(-images // self.devices) * self.devices, self.devices)
         batches: tuple[Tensor, ...] = rows.split(-(-most // self.accumulate))
@@ -68,7 +71,9 @@ def repeated(order: Tensor, times: int) -> Tensor:
 
 
 class Batches:
-    """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole.
+    """The batches of one epoch out of memory, shuffled, cropped and flipped as a whole, where the images are.
+
+    All is drawn on the processor, before the first batch: the draws are those of every device.
 
     Args:
         steps: how many of them; None: all.
@@ -90,10 +95,7 @@ class Batches:
         assert isinstance(data.train, Split)
         self.data, self.split, self.batch, self.crop, self.flip = data, data.train, batch, crop, flip
         self.seed, self.epoch, self.share, self.done = seed, epoch, share, done
-        height, width = data.size
         self.steps = len(self.split) // batch if steps is None else steps
-        self.rows, self.columns = torch.arange(height), torch.arange(width)
-        self.pad = (0, 0, crop, crop, crop, crop)
 
     def __len__(self) -> int:
         return self.steps * self.share.accumulate
@@ -104,16 +106,11 @@ class Batches:
         order = torch.randperm(images, generator=generator)
         corner = torch.randint(2 * self.crop + 1, (images, 2), generator=generator)
         mirrored = torch.rand(images, generator=generator) < (0.5 if self.flip else 0.0)
+        device = self.split.labels.device
+        order, corner, mirrored = (drawn.to(device) for drawn in (order, corner, mirrored))
         for index in islice(self.share.of(order[: self.steps * self.batch], self.batch), self.done(), None):
-            rows = corner[index, :1] + self.rows
-            columns = corner[index, 1:] + torch.where(mirrored[index, None], self.columns.flip(0), self.columns)
-            # One gather shuffles, crops and flips. Where it crops, the batch alone is padded: the images may be a map
-            # that is larger than memory.
-            pixels, places = self.split.pixels, self.split.places(index)
-            if self.crop:
-                pixels, places = torch.nn.functional.pad(pixels[places], self.pad), torch.arange(len(places))
-            picked = pixels[places[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield self.data.normalise(picked), self.split.labels[index]
+            picked, targets = self.split.windows(index, corner[index] - self.crop, mirrored[index])
+            yield self.data.normalise(picked), targets
 
 
 class EvalBatches:
@@ -121,17 +118,20 @@ class EvalBatches:
 
     def __init__(self, data: Images, split: Split, share: Share = WHOLE) -> None:
         self.data, self.split = data, split
-        self.batches = share.evaluated(len(split), EVAL_BATCH)
+        most = EVAL_BATCH if split.masks is None else EVAL_LOGITS // (len(data.classes) * data.size[0] * data.size[1])
+        self.batches = share.evaluated(len(split), max(1, min(EVAL_BATCH, most)))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         images = len(self.split)
-        for rows in self.batches:
+        for batch in self.batches:
+            rows = batch.to(self.split.labels.device)
             there = rows % images
-            labels = self.split.labels[there].where(rows < images, -1)
-            yield self.data.normalise(self.split.pixels[self.split.places(there)]), labels
+            targets, fills = self.split.targets(there), rows >= images
+            targets[fills] = -1 if self.split.masks is None else FILLED
+            yield self.data.normalise(self.split.pixels[self.split.places(there)]), targets
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):

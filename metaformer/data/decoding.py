@@ -23,6 +23,7 @@ SUFFIXES = (
     *((".avif",) if features.check("avif") else ()),
     *((".jp2", ".j2k") if features.check("jpg_2000") else ()),
 )
+BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST  # of images, of masks
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -63,9 +64,9 @@ def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
     return image.convert("RGB").convert(wanted) if image.mode not in ("L", wanted) else image.convert(wanted)
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def fit(image: Image.Image, size: tuple[int, int], method: Image.Resampling = BICUBIC) -> Image.Image:
     """An image cut about its middle to the proportions of (height, width), and brought to that size."""
-    return ImageOps.fit(image, size[::-1], method=Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, size[::-1], method=method)
 
 
 def scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarray:

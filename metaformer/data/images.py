@@ -1,76 +1,20 @@
 """A data set: fixed splits of images, held as one uint8 tensor or read one at a time."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from PIL import Image as pil
-from PIL.Image import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data
 from metaformer.data.registry import find
+from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import cache_dir
-
-
-class Source(Protocol):
-    """Images by their places, decoded when they are asked for."""
-
-    def __getitem__(self, place: int, /) -> Image: ...
-
-
-@dataclass
-class Photos:
-    """A split that is read image by image: `source[rows[i]]` is a PIL image in RGB, `labels[i]` (int64) its class."""
-
-    source: Source
-    labels: Tensor
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows: Tensor) -> "Photos":
-        return Photos(self.source, self.labels[rows], self.rows[rows])
-
-    def read(self, row: int) -> Image:
-        """One image for a transform of PIL's images."""
-        return self.source[int(self.rows[row])]
-
-
-@dataclass
-class Split:
-    """Images in memory, or mapped into it: the `rows` of `pixels` [M, H, W, C] uint8, and `labels` [N] int64."""
-
-    pixels: Tensor
-    labels: Tensor
-    rows: Tensor | None = None  # None: all of them
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows: Tensor) -> "Split":
-        return Split(self.pixels, self.labels[rows], self.places(rows))
-
-    def places(self, rows: Tensor) -> Tensor:
-        """Where some rows of the split are in `pixels`."""
-        return rows if self.rows is None else self.rows[rows]
-
-    @property
-    def images(self) -> Tensor:
-        """[N, H, W, C] uint8."""
-        return self.pixels if self.rows is None else self.pixels[self.rows]
-
-    def read(self, row: int) -> Image:
-        """One image for a transform of PIL's images."""
-        place = row if self.rows is None else int(self.rows[row])
-        return pil.fromarray(self.pixels[place].numpy().squeeze())
-
 
 MEASURED_PIXELS = 2 * 10**8  # mean and deviation of larger sets are those of every n-th image
 
@@ -112,13 +56,39 @@ class Images:
         return self.train.pixels.shape[1], self.train.pixels.shape[2]
 
     @property
+    def masked(self) -> bool:
+        """Whether each pixel has a class, and not the image."""
+        return isinstance(self.test, Split) and self.test.masks is not None
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what a model sees."""
         return self.channels, *self.size
 
     def normalise(self, images: Tensor) -> Tensor:
-        """[B, H, W, C] uint8 -> [B, C, H, W] fp32 in channels_last, zero mean and unit variance per channel."""
-        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+        """[B, H, W, C] uint8 -> [B, C, H, W] fp32 in channels_last, zero mean and unit variance per channel.
+
+        It is done on the device of `on`, to which bytes are sent where they are not there.
+        """
+        if images.device != self.mean.device:
+            images = images.pin_memory().to(self.mean.device, non_blocking=True)
+        return images.to(torch.float32, copy=True).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+
+    def on(self, device: torch.device) -> "Images":
+        """The same images for training on a device: on a GPU, in its memory where they take a quarter of it at most."""
+        parts = [part for part in self.splits().values() if isinstance(part, Split)]
+        if device.type != "cuda" or not parts:
+            return self
+        there = copy.copy(self)
+        there.mean, there.std = self.mean.to(device), self.std.to(device)
+        stores = {id(part.pixels): part.pixels for part in parts}  # splits may share one
+        if sum(pixels.nbytes for pixels in stores.values()) <= torch.cuda.mem_get_info(device)[0] // 4:
+            moved = {key: pixels.to(device) for key, pixels in stores.items()}
+            there.train, there.val, there.test = (
+                part.on(device, moved[id(part.pixels)]) if isinstance(part, Split) else part
+                for part in self.splits().values()
+            )
+        return there
 
     def named(self, classes: Sequence[str], source: str) -> "Images":
         """The same images with labels by the order of `classes`, which are those of trained weights.
@@ -137,6 +107,8 @@ class Images:
                     f"of {len(classes)}; expected the same names"
                 )
         index = torch.tensor([places[name] for name in self.classes])
+        if self.masked:
+            raise ConfigError(f"data: its masks have {len(self.classes)} classes, those of {source} {len(classes)}")
         train, val, test = (replace(part, labels=index[part.labels]) for part in self.splits().values())
         named = replace(self, train=train, val=val, test=test, classes=list(classes))
         named.mean, named.std = self.mean, self.std
@@ -145,57 +117,21 @@ class Images:
     def splits(self) -> dict[str, Split | Photos]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    def class_counts(self) -> Tensor:
+        """Training images [classes] of each class, or pixels of their masks."""
+        masks = self.train.masks if isinstance(self.train, Split) else None
+        if masks is None:
+            return self.train.labels.bincount(minlength=len(self.classes))
+        assert isinstance(self.train, Split)
+        counts = torch.zeros(256, dtype=torch.int64)
+        for rows in torch.arange(len(self.train)).split(256):
+            counts += self.train.targets(rows).flatten().bincount(minlength=256)
+        return counts[: len(self.classes)]
+
     def sample(self) -> Tensor:
         """Two images of noise [2, C, H, W], to try a model on."""
         noise = torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0))
         return noise.to(memory_format=torch.channels_last)
-
-
-def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
-    """Rows of `count` images with the same number of each class (up to one), and the other rows; always the same."""
-    if not 0 < count < len(labels):
-        raise ConfigError(
-            f"{key}={count}: expected between 1 and {len(labels) - 1} of the {len(labels)} training images"
-        )
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    classes = int(labels.max()) + 1
-    rank = torch.empty(len(labels), dtype=torch.long)  # of an image among those of its class
-    for label in range(classes):
-        rows = shuffled[labels[shuffled] == label]
-        rank[rows] = torch.arange(len(rows))
-    chosen = (rank * classes + labels).argsort()
-    return chosen[:count].sort().values, chosen[count:].sort().values
-
-
-def stratified(labels: Tensor, count: int, key: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Rows of `count` images, of each class in proportion, and the other rows, which keep one of each class at least.
-
-    Raises:
-        ConfigError: there are not so many; it names a class that would be left without an image.
-    """
-    sizes = labels.bincount(minlength=len(classes))
-    most = (sizes - 1).clamp_min(0)
-    if not 0 < count <= int(most.sum()):
-        scarce = int(torch.where(sizes > 0, sizes, len(labels) + 1).argmin())
-        raise ConfigError(
-            f"{key}={count}: would leave no training image of some class, like '{classes[scarce]}' with "
-            f"{int(sizes[scarce])}; at most {int(most.sum())} of the {len(labels)} images can be taken out"
-        )
-    exact = sizes.double() * count / len(labels)
-    quota = exact.floor().long().minimum(most)
-    while (left := count - int(quota.sum())) > 0:  # to those that are furthest behind, as far as they have any
-        behind = torch.where(quota < most, exact - quota, -torch.inf)
-        quota[behind.argsort(descending=True, stable=True)[: min(left, int((quota < most).sum()))]] += 1
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    rows = [shuffled[labels[shuffled] == label][: int(n)] for label, n in enumerate(quota)]
-    chosen = torch.cat(rows).sort().values
-    return chosen, _others(chosen, len(labels))
-
-
-def _others(rows: Tensor, count: int) -> Tensor:
-    left = torch.ones(count, dtype=torch.bool)
-    left[rows] = False
-    return left.nonzero().flatten()
 
 
 def carved(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from metaformer.config.schema import Data
+from metaformer.config.tasks import MOST_CLASSES
 from metaformer.data.digests import Items, digests_of
 from metaformer.system.errors import ConfigError
 
@@ -33,7 +34,11 @@ class Found:
     """What a reader finds of one split."""
 
     items: Items
-    labels: list[str]  # the names of the classes
+    labels: list[str]  # the names of the classes; none of images with masks
+    masks: Items | None = None  # in the order of the items
+
+    def __len__(self) -> int:
+        return len(self.items.names)
 
 
 @dataclass
@@ -50,8 +55,10 @@ class Part:
 
     items: Items
     places: np.ndarray  # [N] of `items`, in the order of their contents
-    labels: np.ndarray  # [N] int64, by the order of the classes
+    labels: np.ndarray  # [N] int64, by the order of the classes; 0 for images with masks
     digests: list[bytes]  # [N] of the contents
+    masks: Items | None = None  # at the places of `items`
+    mask_digests: list[bytes] = field(default_factory=list)
 
     def name(self, row: int) -> str:
         return self.items.names[int(self.places[row])]
@@ -77,24 +84,23 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
         ConfigError: a split is missing, classes do not agree, or an image is in two splits.
     """
     source = data.root or data.dataset
-    splits = {name: found for name, found in findings.splits.items() if found.labels}
+    splits = {name: found for name, found in findings.splits.items() if len(found)}
     if not training and len(splits) == 1 and data.test is None:
         splits = {"test": next(iter(splits.values()))}
     elif "train" not in splits:
         raise ConfigError(f"data.root={source}: no training images; expected a split 'train'")
     named = splits.get("train", splits.get("test"))
     assert named is not None
-    classes = sorted({normal(label) for label in named.labels}, key=natural)
-    if len(classes) < 2 and training:
-        raise ConfigError(f"data.root={source}: the training images have the class {classes[0]} only, expected two")
-    if training and data.classes not in (None, len(classes)):
-        raise ConfigError(f"data.classes={data.classes}: {source} has {len(classes)} classes")
+    if len({found.masks is None for found in splits.values()}) > 1:
+        raise ConfigError(f"data.root={source}: some splits have masks; expected them in all")
+    classes = _classes(named, data, str(source), training)
     parts: dict[str, Part] = {}
     notes: list[str] = []
     for name in ("train", "val", "test"):
         if name in splits:
             parts[name] = _part(splits[name], classes, name)
-            empty = [c for i, c in enumerate(classes) if not (parts[name].labels == i).any()]
+            labels = parts[name].labels
+            empty = [c for i, c in enumerate(classes) if named.masks is None and not (labels == i).any()]
             notes += (
                 [f"{name} has no image of {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"] if empty else []
             )
@@ -102,6 +108,21 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
         notes.append(not_read(findings.skipped))
     _check_overlap(parts, data)
     return Listing(classes, parts, _fingerprint(classes, parts), [f"{source}: {note}" for note in notes])
+
+
+def _classes(found: Found, data: Data, source: str, training: bool) -> list[str]:
+    """The names of the classes of the images, or numbers for those of their pixels."""
+    if found.masks is not None:
+        if data.classes is None or data.classes > MOST_CLASSES:
+            raise ConfigError(f"data.classes={data.classes}: expected the number of classes in the masks of {source}, "
+                              f"up to {MOST_CLASSES}")  # fmt: skip
+        return [str(i) for i in range(data.classes)]
+    classes = sorted({normal(label) for label in found.labels}, key=natural)
+    if len(classes) < 2 and training:
+        raise ConfigError(f"data.root={source}: the training images have the class {classes[0]} only, expected two")
+    if training and data.classes not in (None, len(classes)):
+        raise ConfigError(f"data.classes={data.classes}: {source} has {len(classes)} classes")
+    return classes
 
 
 def not_read(skipped: Counter[str]) -> str:
@@ -118,9 +139,11 @@ def _part(found: Found, classes: list[str], split: str) -> Part:
         raise ConfigError(f"{split}: its class '{unknown[0]}' is none of the training images; they have "
                           f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}")  # fmt: skip
     digests = digests_of(found.items)
-    numbers = [index[label] for label in labels]
-    order = sorted(range(len(digests)), key=lambda i: (digests[i], numbers[i]))
-    return Part(found.items, np.array(order), np.array([numbers[i] for i in order]), [digests[i] for i in order])
+    of_masks = digests_of(found.masks) if found.masks else [b""] * len(digests)
+    numbers = [0] * len(digests) if found.masks else [index[label] for label in labels]
+    order = sorted(range(len(digests)), key=lambda i: (digests[i], numbers[i], of_masks[i]))
+    digests, of_masks = [digests[i] for i in order], [of_masks[i] for i in order]
+    return Part(found.items, np.array(order), np.array([numbers[i] for i in order]), digests, found.masks, of_masks)
 
 
 def _check_overlap(parts: dict[str, Part], data: Data) -> None:
@@ -141,6 +164,7 @@ def _fingerprint(classes: list[str], parts: dict[str, Part]) -> str:
     digest = hashlib.sha256(repr(classes).encode())
     for name, part in sorted(parts.items()):
         digest.update(f"{name} {len(part.labels)}\n".encode() + b"".join(part.digests) + part.labels.tobytes())
+        digest.update(b"".join(part.mask_digests))  # nothing where there are no masks
     return digest.hexdigest()[:16]
 
 

@@ -86,6 +86,8 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
+        self.here = data  # where it is trained, once the Trainer has said that
+        self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU
         self.streams: dict[str, Stream] = {}
         if recipe.scale is not None:
             pixels = normalisation(data.mean, data.std)
@@ -96,15 +98,32 @@ class ImageData(L.LightningDataModule):
                 self.streams[name] = Stream(dataset, workers)
 
     def setup(self, stage: str) -> None:
-        trainer = self.trainer
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if not self.streams and self.here is self.data:
+            self.here = self.data.on(device)
         for stream in self.streams.values():
-            stream.loader.pin_memory = on_gpu  # not where there is a GPU: that would start CUDA for runs on a CPU too
+            # not where there is a GPU: that would start CUDA for runs on a CPU too
+            stream.loader.pin_memory = device.type == "cuda"
 
     @property
     def share(self) -> Share:
         trainer = self.trainer
         return Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches) if trainer else WHOLE
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """On a GPU in a stream of its own, so that a batch is copied while the step before is computed."""
+        if device.type != "cuda" or all(part.device == device for part in batch):
+            sent: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+            return sent
+        if self.aside is None:
+            self.aside = torch.cuda.Stream(device)
+        computing = torch.cuda.current_stream(device)
+        with torch.cuda.stream(self.aside):
+            sent = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing.wait_stream(self.aside)
+        for part in sent:
+            part.record_stream(computing)  # its memory is not given away before the step has read it
+        return sent
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
@@ -128,16 +147,16 @@ class ImageData(L.LightningDataModule):
             return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
         crop, flip = (self.recipe.crop, self.recipe.flip) if self.augment else (0, False)
         return Batches(
-            self.data, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, steps=steps, share=share, done=done
+            self.here, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, steps=steps, share=share, done=done
         )
 
     def val_dataloader(self) -> "EvalBatches | Stream":
-        return self._evaluation("val", self.data.val)
+        return self._evaluation("val", self.here.val)
 
     def test_dataloader(self) -> "EvalBatches | Stream":
-        return self._evaluation("test", self.data.test)
+        return self._evaluation("test", self.here.test)
 
     def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
         if not self.streams:
-            return EvalBatches(self.data, split, self.share)
+            return EvalBatches(self.here, split, self.share)
         return self.streams[name].of(self.share.evaluated(len(split), EVAL_PHOTOS))

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 
 from metaformer.config.schema import Data
-from metaformer.data.decoding import VERSION, decode, fit
-from metaformer.data.images import Images, Photos, Split, carved
-from metaformer.data.listing import Part
+from metaformer.data.decoding import BICUBIC, NEAREST, VERSION, decode, fit
+from metaformer.data.images import Images, carved
+from metaformer.data.listing import Listing, Part
+from metaformer.data.masks import Masks
 from metaformer.data.registry import listing_of, size_of
+from metaformer.data.splits import Photos, Split
 from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
@@ -38,11 +41,34 @@ class Decoded:
 def photographs(data: Data, cache: Path, training: bool = True) -> Images:
     """The encoded images that a reader finds, in the order of `listing`, whose argument `training` is."""
     listing = listing_of(data, training=training)
+    if any(part.masks for part in listing.parts.values()):
+        return _masked(listing, data, cache)
     splits = {
         name: Photos(Decoded(part, data), torch.from_numpy(part.labels), torch.arange(len(part.labels)))
         for name, part in listing.parts.items()
     }
     return seen(splits, listing.fingerprint, listing.classes, data, cache)
+
+
+def _masked(listing: Listing, data: Data, cache: Path) -> Images:
+    """Images with masks, decoded once: both are cut about the middle and brought to `data.size`."""
+    if data.decode != "once":
+        raise ConfigError(f"data.decode={data.decode}: images with masks are kept decoded; expected once")
+    classes, size, channels = len(listing.classes), size_of(data.size), data.channels or 3
+    splits: dict[str, Split | Photos] = {}
+    for name, part in listing.parts.items():
+        labels, rows = torch.from_numpy(part.labels), torch.arange(len(part.labels))
+        images, masks = Photos(Decoded(part, data), labels, rows), Photos(Masks(part, data, classes), labels, rows)
+        pixels = decoded(images, (*size, channels), cache / _file(listing.fingerprint, name, (*size, channels), data))
+        kept = cache / f"{listing.fingerprint}-{name}-masks-{size[0]}x{size[1]}-{classes}-{data.ignore}-v{VERSION}.npy"
+        splits[name] = Split(pixels, labels, masks=decoded(masks, size, kept, NEAREST))
+    return carved(splits, listing.classes, data, size, channels)
+
+
+def _file(fingerprint: str, split: str, shape: tuple[int, ...], data: Data) -> str:
+    """The name of the decoded images of a split."""
+    scale = "" if data.range is None else f"-{data.range[0]:g}-{data.range[1]:g}"
+    return f"{fingerprint}-{split}-{'x'.join(map(str, shape))}{scale}-v{VERSION}.npy"
 
 
 def seen(splits: dict[str, Photos], fingerprint: str, classes: list[str], data: Data, cache: Path) -> Images:
@@ -55,15 +81,14 @@ def seen(splits: dict[str, Photos], fingerprint: str, classes: list[str], data: 
     kept: dict[str, Split | Photos] = dict(splits)
     size, channels = size_of(data.decoded_size or data.size), data.channels or 3
     if data.decode == "once":
-        scale = "" if data.range is None else f"-{data.range[0]:g}-{data.range[1]:g}"
         for name, photos in splits.items():
-            file = f"{fingerprint}-{name}-{size[0]}x{size[1]}x{channels}{scale}-v{VERSION}.npy"
+            file = _file(fingerprint, name, (*size, channels), data)
             kept[name] = Split(decoded(photos, (*size, channels), cache / file), photos.labels)
     return carved(kept, classes, data, size_of(data.size), channels)
 
 
-def decoded(split: Photos, shape: tuple[int, int, int], file: Path) -> Tensor:
-    """All images [N, height, width, channels] uint8, cut to one shape, in a memory-mapped file that is written once.
+def decoded(split: Photos, shape: tuple[int, ...], file: Path, method: Resampling = BICUBIC) -> Tensor:
+    """All images [N, *shape] uint8, cut to (height, width, channels), in a memory-mapped file that is written once.
 
     Its name says of which images it is, by their contents; one that does not fit is written again, and that is said.
     """
@@ -74,7 +99,7 @@ def decoded(split: Photos, shape: tuple[int, int, int], file: Path) -> Tensor:
             return torch.from_numpy(pixels)
         with locks.held(file.with_suffix(".lock")):
             if not file.exists() or _kept(file, whole) is None:
-                _decode(split, whole, file)
+                _decode(split, whole, file, method)
         return torch.from_numpy(np.load(file, mmap_mode="c"))
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
@@ -97,7 +122,7 @@ def _kept(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return None
 
 
-def _decode(split: Photos, shape: tuple[int, int, int, int], file: Path) -> None:
+def _decode(split: Photos, shape: tuple[int, ...], file: Path, method: Resampling) -> None:
     need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
     if need > free:
         raise ConfigError(
@@ -109,7 +134,7 @@ def _decode(split: Photos, shape: tuple[int, int, int, int], file: Path) -> None
         pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
 
         def write(row: int) -> None:
-            pixels[row] = np.asarray(fit(split.read(row), shape[1:3])).reshape(shape[1:])
+            pixels[row] = np.asarray(fit(split.read(row), (shape[1], shape[2]), method)).reshape(shape[1:])
 
         for start in range(0, len(split), BLOCK):
             list(pool.map(write, range(start, min(start + BLOCK, len(split)))))

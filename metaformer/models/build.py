@@ -12,26 +12,34 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metaformer.config.schema import Architecture, Config, Model
+from metaformer.config.tasks import Task
 from metaformer.config.validate import plain, structure
 from metaformer.mixers.factory import from_config
 from metaformer.models.block import MetaFormerBlock
+from metaformer.models.encoder_decoder import over_metaformer, over_timm
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.zoo import CROP_PCT, create, find
 from metaformer.system.errors import ConfigError, by_closeness
 from metaformer.system.seeds import seeded
 
+CLASSIFIES = Task()
 Shape = tuple[int, int, int]  # channels, height and width of an image
 
 
-def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int) -> nn.Module:
+def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int, task: Task = CLASSIFIES) -> nn.Module:
     """The network for such images: a MetaFormer with its mixer, a published model, or one of timm.
 
     Args:
-        model, mixer: the nodes of a configuration.
+        model, mixer, task: the nodes of a configuration. A segmenter has the model as its encoder.
 
     Raises:
         ConfigError: model, mixer and images do not fit together.
     """
+    if task.segments:
+        net = _segmenter(model, mixer, seed, shape, classes, task)
+        told = {"model": plain(model), "mixer": mixer, "seed": seed, "shape": list(shape), "task": plain(task)}
+        net.made_of = told  # type: ignore[assignment]
+        return net
     own: dict[str, Any] = {"in_chans": shape[0], "num_classes": classes}
     rates = {key: rate for key in ("drop_path", "head_dropout") if (rate := getattr(model, key)) is not None}
     try:
@@ -52,6 +60,16 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int) ->
         raise ConfigError(f"model and mixer do not fit: {kind}{error}") from error
 
 
+def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, task: Task) -> nn.Module:
+    if model.source == "timm":
+        name = _known_to_timm(str(model.name))
+        rates = {} if model.drop_path is None else {"drop_path_rate": model.drop_path}
+        return over_timm(name, task, classes, seed, in_chans=shape[0], **rates)
+    encoder = build(model, mixer, seed, shape=shape, classes=0)
+    assert isinstance(encoder, MetaFormer)
+    return over_metaformer(encoder, task, classes, seed)
+
+
 def described(net: nn.Module) -> dict[str, Any] | None:
     """Plain data from which `rebuilt` makes the same network; None where nothing says how it was made."""
     made = getattr(net, "made_of", None)
@@ -62,13 +80,14 @@ def rebuilt(description: Mapping[str, Any]) -> nn.Module:
     """The network that `described` describes, with its first weights."""
     told = dict(description)
     model, shape = structure(Model, told.pop("model"), "model."), tuple(told.pop("shape"))
-    return build(model, shape=shape, **told)
+    task = structure(Task, told.pop("task", {}), "task.")
+    return build(model, shape=shape, task=task, **told)
 
 
-def on_meta(model: Model, mixer: Any, *, shape: Shape, classes: int) -> nn.Module:
+def on_meta(model: Model, mixer: Any, *, shape: Shape, classes: int, task: Task = CLASSIFIES) -> nn.Module:
     """The same network without any memory, to be counted."""
     with torch.device("meta"):
-        return build(model, mixer, 0, shape=shape, classes=classes)
+        return build(model, mixer, 0, shape=shape, classes=classes, task=task)
 
 
 def ready(net: nn.Module, sample: Tensor) -> nn.Module:
@@ -78,10 +97,15 @@ def ready(net: nn.Module, sample: Tensor) -> nn.Module:
     return net
 
 
-def _timm_model(name: str, size: tuple[int, ...], rates: Mapping[str, float], **options: Any) -> nn.Module:
+def _known_to_timm(name: str) -> str:
     if not timm.is_model(name):
         nearest = ", ".join(by_closeness(name, timm.list_models())[:5])
         raise ConfigError(f"model.name={name}: no such model of timm; nearest: {nearest}")
+    return name
+
+
+def _timm_model(name: str, size: tuple[int, ...], rates: Mapping[str, float], **options: Any) -> nn.Module:
+    _known_to_timm(name)
     theirs = {"drop_path": "drop_path_rate", "head_dropout": "drop_rate"}
     options |= {theirs[key]: rate for key, rate in rates.items()}
     try:

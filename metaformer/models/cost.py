@@ -1,9 +1,10 @@
 """What a model costs: parameters, multiply-accumulates (MACs), activations, and the memory of training it.
 
 Convolutions, matrix products and attention are counted with torch's own formulas; pooling as one MAC for each
-element of its window, a Fourier transform of M points as 5/2 M log2 M. Norms, activations and element-wise arithmetic
-are free by convention. An op with no formula and not known to be free is named, never counted as zero. A module with a
-method `macs`, which takes what its `forward` takes, is counted by that and not by its ops.
+element of its window, a bilinear value as four, a Fourier transform of M points as 5/2 M log2 M. Norms, activations
+and element-wise arithmetic are free by convention. An op with no formula and not known to be free is named, never
+counted as zero. A module with a method `macs`, which takes what its `forward` takes, is counted by that and not by its
+ops.
 
 This is the one file that uses torch's private interfaces, its dispatch and its fake tensors;
 tests/models/test_cost.py tells when they change.
@@ -34,7 +35,7 @@ split_with_sizes unbind cat stack roll flip clone copy_ _to_copy detach alias co
 view_as_complex constant_pad_nd empty empty_like zeros zeros_like ones ones_like new_zeros full new_empty
 full_like arange as_strided as_strided_ select_scatter complex cos sin erf log sqrt abs reciprocal softplus mish
 leaky_relu softshrink elu lift_fresh index hardsigmoid hardswish hardswish_ hardtanh clamp clamp_min
-linalg_vector_norm im2col col2im
+linalg_vector_norm im2col col2im upsample_nearest2d
 """
 FREE = {getattr(aten, name) for name in FREE_NAMES.split()}
 
@@ -149,9 +150,14 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Any) -> 
     return sdpa_flop_count(query.shape, key.shape, value.shape) // 2
 
 
+def _bilinear(*_: Any, out: Tensor) -> int:
+    return 4 * out.numel()
+
+
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten.avg_pool2d: _pooling,
     aten.max_pool2d_with_indices: _pooling,
+    aten.upsample_bilinear2d: _bilinear,
     aten._fft_c2c: _fft,
     aten._fft_r2c: _real_fft,
     aten._fft_c2r: _real_fft,

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
 
@@ -19,6 +20,7 @@ def freeze(net: nn.Module, which: str) -> list[nn.Module]:
     """
     if which == "none":
         return []
+    whole, net = net, net.body if isinstance(net, EncoderDecoder) else net
     if not isinstance(net, MetaFormer):
         raise ConfigError(f"recipe.freeze={which}: is for a model of this package; for one of timm expected none")
     stages = 0 if which == "stem" else int(which.removeprefix("stages1-"))
@@ -27,6 +29,6 @@ def freeze(net: nn.Module, which: str) -> list[nn.Module]:
     parts = [net.stem, *net.stages[:stages]]
     for part in parts:
         part.requires_grad_(False)
-    if not any(weight.requires_grad for weight in net.parameters()):
+    if not any(weight.requires_grad for weight in whole.parameters()):
         raise ConfigError(f"recipe.freeze={which}: nothing is left to train")
     return parts

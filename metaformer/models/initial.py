@@ -7,6 +7,7 @@ from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
 from metaformer.models.block import Stage
+from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.weights import Weights, adapt_stem, classifiers, load_into, read, resize, to_ours
 from metaformer.system.errors import ConfigError
@@ -25,6 +26,8 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     Raises:
         ConfigError: all are asked for and some do not fit, or nothing fits the stem or one of the stages.
     """
+    if isinstance(net, EncoderDecoder):
+        return _initialize_encoder(net, source, stages)
     own = {key: value.clone() for key, value in net.state_dict().items()}
     weights = to_ours(read(source)) if isinstance(net, MetaFormer) else read(source)
     if stages is None:
@@ -35,6 +38,26 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     net.load_state_dict(own | found)
     parts = _parts(net, stages)
     return _told(own, weights, set(found), [key for key in weights if key.startswith(parts)])
+
+
+def _initialize_encoder(net: EncoderDecoder, source: str, stages: int | None) -> Initialized:
+    """All weights of such a network, or those of a classifier for the stem and the stages of the encoder."""
+    weights = read(source)
+    if any(key.startswith("decoder.") for key in weights):
+        if stages is not None:
+            raise ConfigError(f"recipe.initialize_stages={stages}: {source} is of segmentation and is taken whole")
+        load_into(net, weights, source)
+        return _told(net.state_dict(), weights, set(weights), weights)
+    body = net.body
+    if not isinstance(body, MetaFormer):
+        raise ConfigError(f"recipe.initialize_from={source}: is for an encoder of this package, not for one of timm")
+    found = initialize(body, source, len(body.stages) if stages is None else stages)
+    decoder = [
+        *(f"encoder.{name}" for name, _ in net.encoder.named_children() if name != "net"),
+        "decoder",
+        "classifier",
+    ]
+    return {**found, "new": [*found["new"], *decoder]}
 
 
 def in_words(source: str, initialized: Initialized) -> str:

@@ -7,6 +7,7 @@ weights everywhere else, bit for bit.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,14 +75,21 @@ class MetaFormer(nn.Module):
             a.head_dropout or 0.0,
         )
         self.head_drop = nn.Dropout(0.0 if self.mlp_head else self.head_dropout)  # the MLP head has its own
-        norm = make_norm(a.norm, a.dims[-1], a.norm_eps, a.bias)
-        self.norm = nn.LayerNorm(a.dims[-1], eps=1e-6) if self.pool_first else norm
+        self.make_norm = partial(make_norm, a.norm, eps=a.norm_eps, bias=a.bias)  # of so many channels
+        self.norm = nn.LayerNorm(a.dims[-1], eps=1e-6) if self.pool_first else self.make_norm(a.dims[-1])
         with seeded(seed, "head"):
             self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> the last stage's map [B, C, h, w], before the final norm."""
         return self.stages(self.stem(x))
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """[B, in_chans, H, W] -> the map of each stage, as an encoder for dense prediction puts it out."""
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, C, h, w] -> logits [B, num_classes], or what the classifier is given, [B, C]."""

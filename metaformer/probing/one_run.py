@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.config.schema import Runtime
-from metaformer.data.images import balanced
+from metaformer.data.splits import balanced
 from metaformer.mixers import Identity, Pooling
 from metaformer.models.metaformer import MetaFormer
 from metaformer.probing import measures

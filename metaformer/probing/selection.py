@@ -61,9 +61,11 @@ def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Aske
 
 
 def check_images(asked: Sequence[Asked]) -> None:
-    """Refuse runs of different data on one page: neither their features nor their accuracies can be compared."""
+    """Refuse masks, and different data on one page: neither features nor accuracies can be compared."""
     first: dict[str, tuple[Data, str | None, Path]] = {}
     for a in asked:
+        if a.run.config.task.segments:
+            raise ConfigError(f"{a.run.folder}: is of segmentation; expected runs of task=classification")
         here = (replace(a.run.config.data, root=None), a.run.result.fingerprint, a.run.folder)
         other = first.setdefault(a.setting, here)
         if other[:2] != here[:2]:

@@ -14,12 +14,12 @@ from typing import Any
 
 from metaformer.config.compose import group_dir
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Analysis, Study
+from metaformer.config.study_nodes import Analysis, Study
 from metaformer.config.validate import plain, structure
-from metaformer.runs.answers import Answers, read_answers
+from metaformer.runs.answers import Answers, PixelAnswers, read_answers
 from metaformer.runs.folder import folders_by_id, is_held
 from metaformer.runs.ledger import known
-from metaformer.runs.result import REPORTED, Result, failure_of, read_curve, read_result
+from metaformer.runs.result import Result, failure_of, read_curve, read_result, reported
 from metaformer.system.errors import ConfigError, by_closeness
 from metaformer.system.files import now, write
 
@@ -207,10 +207,10 @@ class Run:
     folder: Path | None
     result: Result | None
     problem: str = ""
-    packed: Answers | None = None  # of the study's runs.npz, where the run is not finished in this folder
+    packed: Answers | PixelAnswers | None = None  # of the study's runs.npz, where no folder here has the result
     curve: Sequence[Mapping[str, str]] = ()  # the same
 
-    def answers(self, *, logits: bool = False) -> Answers | None:
+    def answers(self, *, logits: bool = False) -> Answers | PixelAnswers | None:
         """What its network says of the test images."""
         return self.packed or (read_answers(self.folder, logits=logits) if self.folder else None)
 
@@ -264,7 +264,7 @@ def _wrong(result: Result, entry: Entry) -> str:
     """What makes a result unfit to be counted for an entry, or nothing."""
     if (result.run_id, result.seed) != (entry.run_id, entry.seed):
         return f"its result.json is that of another run ({result.run_id}, seed {result.seed})"
-    for name in REPORTED:
+    for name in reported(result.config.task.name):
         value, metric = result.metrics.get(name), metric_of(name)
         if name not in result.metrics and metric.of_class is not None:
             continue  # of two classes only
@@ -283,11 +283,12 @@ def row(run: Run) -> dict[str, Any]:
     """A finished run as one row of results.csv; metrics are fractions."""
     result = run.result
     assert result is not None
+    names = reported(result.config.task.name)
     return {
         "cell": run.cell,
         "mixer": run.mixer,
         "seed": run.seed,
-        **{name: round(result.metrics[name], 6) if name in result.metrics else "" for name in REPORTED},
+        **{name: round(result.metrics[name], 6) if name in result.metrics else "" for name in names},
         "params": result.params,
         "trainable": result.trainable,
         "macs": result.macs,

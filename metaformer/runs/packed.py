@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metaformer.runs.answers import Answers
+from metaformer.runs.answers import Answers, Examples, PixelAnswers
 from metaformer.runs.launch import Entry, Run, collect, study_folder
 from metaformer.runs.result import Result, parse, written
 from metaformer.system.errors import ConfigError
@@ -26,19 +26,24 @@ class Packed:
     """A run as the file holds it."""
 
     result: Result
-    answers: Answers | None
+    answers: Answers | PixelAnswers | None
     curve: list[dict[str, str]] = field(default_factory=list)
 
 
 def pack(runs: Sequence[Run], path: Path, *, logits: bool) -> int:
     """Write the finished runs; its size in bytes. The same runs give the same bytes."""
     arrays: dict[str, np.ndarray] = {}
-    told, labels = [], list[np.ndarray]()
+    told, labels, drawn = [], list[np.ndarray](), set[str]()
     for i, (run, result) in enumerate((run, run.result) for run in runs if run.result is not None):
         answers = run.answers(logits=logits)
         entry: dict[str, Any] = {"result": written(result), "curve": list(run.epochs())}
         entry["result"]["config"]["data"]["root"] = None  # a place on one machine
-        if answers is not None:
+        if isinstance(answers, PixelAnswers):
+            arrays |= {f"counts_{i}": answers.counts.astype(np.int32), f"losses_{i}": answers.losses.astype(np.float32)}
+            if answers.examples and run.cell not in drawn:
+                arrays |= answers.examples.arrays(f"_{i}")
+                drawn.add(run.cell)
+        elif answers is not None:
             small = np.uint8 if max(answers.predictions.max(), answers.labels.max()) < 256 else np.uint16
             known = (n for n, other in enumerate(labels) if np.array_equal(other, answers.labels))
             place = next(known, len(labels))
@@ -72,9 +77,9 @@ def unpack(path: Path) -> dict[str, Packed]:
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back, or remove it") from error
     for run in found:
-        accuracy = run.result.metrics.get("test_accuracy")
+        accuracy = run.result.accuracy
         if run.answers is not None and accuracy is not None:
-            right = float((run.answers.predictions == run.answers.labels).mean())
+            right = run.answers.accuracy
             if abs(right - accuracy) > 1e-6:
                 name = run.result.name
                 raise ConfigError(f"{path}: the predictions of {name} are right in {right:.4%}, not in {accuracy:.4%}")
@@ -82,8 +87,11 @@ def unpack(path: Path) -> dict[str, Packed]:
 
 
 def _unpacked(entry: dict[str, Any], i: int, kept: Any) -> Packed:
-    answers = None
-    if "labels" in entry:
+    answers: Answers | PixelAnswers | None = None
+    if f"counts_{i}" in kept:
+        examples = Examples.read(kept, f"_{i}")
+        answers = PixelAnswers(kept[f"counts_{i}"].astype(int), kept[f"losses_{i}"].astype(float), examples)
+    elif "labels" in entry:
         labels, predictions = (kept[key].astype(int) for key in (f"labels_{entry['labels']}", f"predictions_{i}"))
         if labels.shape != predictions.shape:
             raise ValueError(f"predictions_{i} has {len(predictions)} images, not {len(labels)}")

@@ -18,7 +18,10 @@ from metaformer.config.validate import structure
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
-REPORTED = tuple(name for split in SPLITS for name in metrics_of(split))
+
+def reported(task: str = "classification") -> list[str]:
+    """The metrics of a finished run."""
+    return [name for split in SPLITS for name in metrics_of(split, task)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Measured:
     epochs: int
     tested_epoch: int = 0  # 0: the last one, in results of older versions
     images: int  # of the training set
+    tested_images: int = 0  # 0 in results of older versions, whose confusion matrix counts them
     seconds: float  # of training
     threads: int
     devices: int
@@ -65,11 +69,18 @@ class Result(Measured):
     fingerprint: str | None  # of the images
     config: Config
 
+    @property
+    def accuracy(self) -> float | None:
+        """Of the test images, or of their pixels."""
+        return self.metrics.get("test_accuracy", self.metrics.get("test_pixel_accuracy"))
+
     def __str__(self) -> str:
-        """The accuracies and what they cost, in a line."""
+        """The accuracies, or the mean IoU of segmentation, and what they cost, in a line."""
         macs = "MACs uncounted" if self.macs is None else f"{self.macs:,} MACs"
-        names = {split: f"{split}_accuracy" for split in SPLITS}
+        own = "mean_iou" if self.config.task.segments else "accuracy"
+        names = {split: f"{split}_{own}" for split in SPLITS}
         told = [f"{split} {self.metrics[name]:.2%}" for split, name in names.items() if name in self.metrics]
+        told = [f"mean IoU {', '.join(told)}"] if self.config.task.segments else told
         return f"{', '.join(told)}; {self.params:,} parameters, {macs}, {self.seconds:.0f} s"
 
 
@@ -145,7 +156,9 @@ def failure_of(folder: Path) -> str:
         return f"its failed.json cannot be read ({error})"
 
 
-COLUMNS = ("epoch", "step", "lr", *metrics_of("train"), *metrics_of("val"), "seconds")
+def columns_of(task: str) -> tuple[str, ...]:
+    """The columns of metrics.csv."""
+    return ("epoch", "step", "lr", *metrics_of("train", task), *metrics_of("val", task), "seconds")
 
 
 def read_curve(folder: Path) -> list[dict[str, str]]:
@@ -154,20 +167,20 @@ def read_curve(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write metrics.csv anew."""
-    write(folder / "metrics.csv", _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]))
+    write(folder / "metrics.csv", _lines([dict(zip(columns, columns, strict=True)), *rows], columns))
 
 
-def add_to_curve(folder: Path, row: Mapping[str, Any]) -> None:
+def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str]) -> None:
     """Add a row to metrics.csv; it is on the disk before anything relies on it."""
     with (folder / "metrics.csv").open("ab") as file:
-        file.write(_lines([row]).encode())
+        file.write(_lines([row], columns).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+def _lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     text = StringIO()
-    csv.DictWriter(text, COLUMNS).writerows(rows)
+    csv.DictWriter(text, columns).writerows(rows)
     return text.getvalue()

@@ -18,7 +18,8 @@ from typing import Any
 
 from metaformer.config.compose import mixer_named
 from metaformer.config.named_code import hashes_of_code
-from metaformer.config.schema import BUDGET_KEYS, Config, Model
+from metaformer.config.schema import Config, Model
+from metaformer.config.study_nodes import BUDGET_KEYS
 from metaformer.config.validate import plain, structure
 from metaformer.system import locks
 from metaformer.system.errors import ConfigError

@@ -25,7 +25,7 @@ from metaformer.system.errors import ConfigError
 def _on_meta(config: Config) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """The network of a cell without any memory, and the shape of its images."""
     image, classes = shape(config.data)
-    return on_meta(config.model, config.mixer, shape=image, classes=classes), image
+    return on_meta(config.model, config.mixer, shape=image, classes=classes, task=config.task), image
 
 
 def cost_of(config: Config) -> Cost:
@@ -65,7 +65,7 @@ def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[f
     gpu = torch.cuda.is_available() and config.runtime.accelerator != "cpu"
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    net = build(config.model, config.mixer, config.seed, shape=image, classes=classes)
+    net = build(config.model, config.mixer, config.seed, shape=image, classes=classes, task=config.task)
     images = torch.randn(batch, *image, device="cuda" if gpu else "cpu")
     set_tf32(config.runtime.tf32)
     with compiling(net, compiled):

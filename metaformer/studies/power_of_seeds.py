@@ -11,7 +11,7 @@ from metaformer.analysis.stats import Scatter
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import first_step, judge
 from metaformer.config.metrics import metric_of
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import Run, read_launch, setting_of
 from metaformer.runs.packed import gather
 from metaformer.system.errors import ConfigError

@@ -3,42 +3,62 @@
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_recall
 
 from metaformer.config.metrics import METRICS, Metric
 from metaformer.config.named_code import import_object
+from metaformer.data.images import Images
+
+
+class Mean(torchmetrics.Metric):
+    """A mean whose sums stay on the device: torchmetrics' own copy a weight to it at each step."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # in checkpoints: a run may go on in the middle of an epoch
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum", persistent=True)
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum", persistent=True)
+
+    def update(self, total: Tensor, count: Tensor | int) -> None:
+        """Take in the sum of so many values."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
 class Running(nn.Module):
-    """Loss and accuracy of the training batches of an epoch, which have one size, by their names in results."""
+    """Loss and accuracy of the training batches of an epoch, which have one size, by their names in results.
 
-    def __init__(self, classes: int) -> None:
+    Args:
+        accuracy: the name of the second metric.
+    """
+
+    def __init__(self, accuracy: str) -> None:
         super().__init__()
-        self.by_name = nn.ModuleDict()
-        for name, metric in METRICS.items():
-            if metric.training:
-                own = MeanMetric(nan_strategy="disable") if name == "loss" else made(metric, classes)
-                own.persistent(True)  # in checkpoints: a run may go on in the middle of an epoch
-                self.by_name[f"train_{name}"] = own
+        self.by_name = nn.ModuleDict({"train_loss": Mean(), f"train_{accuracy}": Mean()})
 
-    def items(self) -> list[tuple[str, torchmetrics.Metric]]:
-        return [(name, own) for name, own in self.by_name.items() if isinstance(own, torchmetrics.Metric)]
+    def items(self) -> list[tuple[str, Mean]]:
+        return [(name, own) for name, own in self.by_name.items() if isinstance(own, Mean)]
 
     def reset(self) -> None:
         for _, own in self.items():
             own.reset()
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in a batch: its mean loss, logits [B, classes], labels [B]."""
-        for name, own in self.items():
-            if name == "train_loss":
-                own.update(loss)
-            else:
-                own.update(logits, labels)
+    def update(self, loss: Tensor, right: Tensor, count: Tensor | int) -> None:
+        """Take in a batch: its mean loss, and how many of how many were right."""
+        (_, losses), (_, accuracy) = self.items()
+        losses.update(loss, 1)
+        accuracy.update(right, count)
 
 
 def made(metric: Metric, classes: int) -> torchmetrics.Metric:
@@ -59,14 +79,28 @@ class Scores:
         return self.logits.shape[1]
 
     @property
+    def images(self) -> int:
+        return len(self.labels)
+
+    @property
     def predictions(self) -> Tensor:
         return self.logits.argmax(1)
+
+    def kept(self, images: Images) -> dict[str, np.ndarray]:
+        """What predictions.npz holds of them."""
+        largest = torch.finfo(torch.float16).max
+        return {
+            "predictions": self.predictions.short().numpy(),
+            "labels": self.labels.short().numpy(),
+            "logits": self.logits.clamp(-largest, largest).half().numpy(),
+        }
 
     def measured(self) -> dict[str, float]:
         """Every metric by its own name; NaN where a logit is not finite, but for those of two classes."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(No positive samples|No negative samples|had nan)")
-            names = [name for name, metric in METRICS.items() if metric.of_class is None or self.classes == 2]
+            known = {name: metric for name, metric in METRICS.items() if "classification" in metric.tasks}
+            names = [name for name, metric in known.items() if metric.of_class is None or self.classes == 2]
             return {name: self._measured(name) for name in names}
 
     def _measured(self, name: str) -> float:

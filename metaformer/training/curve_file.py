@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from metaformer.runs.result import COLUMNS, add_to_curve, read_curve, write_curve
+from metaformer.runs.result import add_to_curve, columns_of, read_curve, write_curve
 from metaformer.runs.wandb_run import Mirror
 from metaformer.system.errors import ConfigError
 
@@ -23,8 +23,8 @@ class CurveFile(L.Callback):
     Lightning's CSVLogger deletes the file of an earlier start, and with it the rows from before a resume.
     """
 
-    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
-        self.folder, self.mirror = folder, mirror
+    def __init__(self, folder: Path, mirror: Mirror | None = None, task: str = "classification") -> None:
+        self.folder, self.mirror, self.columns = folder, mirror, columns_of(task)
         self.before = 0.0  # seconds of this epoch that an earlier start has spent
         self.started = time.perf_counter()
         self.lr = 0.0
@@ -38,7 +38,7 @@ class CurveFile(L.Callback):
                     f"{self.folder}/metrics.csv: has no row for each of the {trainer.current_epoch} epochs of the "
                     "checkpoint; remove the folder to train from the start"
                 )
-            write_curve(self.folder, kept)
+            write_curve(self.folder, kept, self.columns)
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.perf_counter()
@@ -54,11 +54,11 @@ class CurveFile(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self.lr}
-        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name in self.columns}
         row |= {"seconds": round(self.before + time.perf_counter() - self.started, 3)}
         self.before, self.started = 0.0, time.perf_counter()
         if trainer.is_global_zero:
-            add_to_curve(self.folder, row)
+            add_to_curve(self.folder, row, self.columns)
         for name in ("train_loss", "val_loss"):
             if not math.isfinite(row.get(name, 0.0)):
                 raise FloatingPointError(

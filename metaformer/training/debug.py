@@ -9,11 +9,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import draw_segmentation_masks, make_grid, save_image
 
 from metaformer.config.schema import Config, Recipe
-from metaformer.data.images import Images, balanced
+from metaformer.config.tasks import IGNORED
+from metaformer.data.images import Images
 from metaformer.data.module import ImageData
+from metaformer.data.splits import balanced
 from metaformer.models.cost import synchronise
 from metaformer.system.files import replacing
 from metaformer.tasks.classification import Classifier
@@ -47,10 +49,19 @@ def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int =
         batch = module.mixup(*batch)
     mean, std = (v[:, None, None] / 255 for v in (images.mean, images.std))
     shown = (batch[0][:most] * std + mean).clamp(0, 1)
+    if images.masked:
+        shown = torch.stack([_with_mask(*pair) for pair in zip(shown, batch[1], strict=False)])
     file = folder / "batch.png"
     with replacing(file) as part:
         save_image(make_grid(shown, nrow=int(len(shown) ** 0.5)), part)
     return file
+
+
+def _with_mask(image: Tensor, mask: Tensor) -> Tensor:
+    """An image [C, H, W] from 0 to 1 with the classes of its pixels in colour."""
+    masks = mask == torch.arange(1, int(mask.where(mask != IGNORED, 0).max()) + 1)[:, None, None]
+    grey = (255 * image.expand(3, -1, -1)).byte()
+    return draw_segmentation_masks(grey, masks, 0.5) / 255 if len(masks) else grey / 255
 
 
 def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> Table:
@@ -63,7 +74,8 @@ def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> 
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
+            ignore = IGNORED if images.masked else -100  # -100: torch's default, which no label is
+            loss = nn.functional.cross_entropy(net(batch[0]), batch[1].long(), ignore_index=ignore)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

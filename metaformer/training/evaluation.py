@@ -19,7 +19,8 @@ from metaformer.data.registry import check
 from metaformer.models.build import build, crop_of, on_meta, try_on
 from metaformer.models.weights import classes_of, classifiers, load_into, read, to_ours
 from metaformer.system.errors import ConfigError
-from metaformer.tasks.classification import Classifier
+from metaformer.tasks.build import build as learner
+from metaformer.tasks.scores import Scores
 from metaformer.training.restored import fill, kept
 from metaformer.training.trainer import QUIET, make_trainer, workers
 
@@ -57,7 +58,9 @@ def restore(config: Config, path: Path) -> tuple[nn.Module, Images]:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from error
     images = load(config.data, config.runtime.cache, training=False).named(saved["classes"], str(path))
     images.mean, images.std = saved["mean"], saved["std"]  # of the images that it was trained on
-    net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
+    net = build(
+        config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes), task=config.task
+    )
     net = net.to(memory_format=torch.channels_last)
     try_on(net, images.sample())
     fill(net, saved, path, "the model for these images")
@@ -82,6 +85,8 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
     Classes go by their names where there are names: a file of ours holds them, and 1,000 classes are ImageNet's where
     the images are in folders named by its synsets. Others are taken in the order of the images' own, and that is said.
     """
+    if config.task.segments:
+        raise ConfigError("weights: are those of a classifier; task=segmentation evaluates a run (run=FOLDER)")
     config = replace(config, data=replace(config.data, decode="always"))
     config = replace(config, recipe=replace(config.recipe, scale=[0.08, 1.0], crop=0, auto_augment=None))
     check(config.data, config.recipe)
@@ -109,7 +114,7 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
 def _evaluated(
     net: nn.Module, images: Images, config: Config, data: ImageData, interpolation: str = "bicubic"
 ) -> Evaluated:
-    module = Classifier(net, config.recipe, classes=len(images.classes), seed=config.seed)
+    module = learner(config, net, images)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     trainer = make_trainer(config.runtime, config.recipe, enable_checkpointing=False, enable_progress_bar=False)
@@ -121,8 +126,9 @@ def _evaluated(
             warnings.filterwarnings("ignore", message=QUIET)
             found |= measure(module, data, verbose=False)[0]
         assert module.scores is not None
-        found[f"{split}_top5"] = module.scores.top(5)
-        counts[split] = len(module.scores.labels)
+        if isinstance(module.scores, Scores):
+            found[f"{split}_top5"] = module.scores.top(5)
+        counts[split] = module.scores.images
     return Evaluated(found, counts, crop_of(config.model), interpolation)
 
 

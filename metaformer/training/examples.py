@@ -1,16 +1,24 @@
 """Test images with what a trained network says of them, for a page that people look at."""
 
+import numpy as np
 import torch.nn.functional as F
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
+from metaformer.config.tasks import IGNORED
 from metaformer.data.images import Images
+from metaformer.tasks.pixels import PixelScores
 from metaformer.tasks.scores import Scores
 
 MOST = 16  # of each kind
 
 
-def examples(images: Images, scores: Scores) -> dict[str, list[tuple[Image, str]]]:
-    """Images with captions: some that are the same for every run of a data set, and those with the largest loss."""
+def examples(images: Images, scores: Scores | PixelScores) -> dict[str, list[tuple[Image, str]]]:
+    """Images with captions: some that are the same for every run of a data set, and those with the largest loss.
+
+    Of segmentation the first ones, beside their masks and what was predicted.
+    """
+    if isinstance(scores, PixelScores):
+        return _segmented(images, scores)
     every, worst = -(-len(scores.labels) // MOST), F.cross_entropy(scores.logits, scores.labels, reduction="none")
     kinds = {
         "examples/same": range(0, len(scores.labels), every),
@@ -24,3 +32,15 @@ def examples(images: Images, scores: Scores) -> dict[str, list[tuple[Image, str]
         return f"{images.classes[said]} {shares[row, said]:.0%}, {what}"
 
     return {kind: [(images.test.read(row), caption(row)) for row in rows] for kind, rows in kinds.items()}
+
+
+def _segmented(images: Images, scores: PixelScores) -> dict[str, list[tuple[Image, str]]]:
+    kept = scores.kept(images)
+    rows = zip(kept["shown_images"], kept["shown_masks"], kept["shown"], strict=True)
+    grey = 255 // max(len(images.classes) - 1, 1)
+    pictures = [
+        np.concatenate([image.mean(2), *(np.where(labels == IGNORED, 0, grey * labels) for labels in pair)], axis=1)
+        for image, *pair in rows
+    ]
+    caption = "image, mask, prediction"
+    return {"examples/segmented": [(fromarray(picture.astype(np.uint8)), caption) for picture in pictures]}

@@ -17,8 +17,9 @@ from metaformer.config.identity import flat
 from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
-from metaformer.data.images import Images, Split, load
+from metaformer.data.images import Images, load
 from metaformer.data.module import ImageData, normalisation, training_transform
+from metaformer.data.splits import Split
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
 from metaformer.models.compiling import compiling, why_not_compiled
 from metaformer.models.cost import Cost, count
@@ -31,8 +32,11 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
 from metaformer.system.machine import rank
 from metaformer.system.version import library_versions
-from metaformer.tasks.classification import Classifier, balanced_weights, build_teacher
+from metaformer.tasks.build import build as learner
+from metaformer.tasks.classification import build_teacher
+from metaformer.tasks.learner import Learner
 from metaformer.tasks.optimization import check_optimizer, try_optimizer
+from metaformer.tasks.pixels import PixelScores
 from metaformer.tasks.scores import Scores
 from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
@@ -61,7 +65,7 @@ class Tested:
     """What the test found, and the epoch whose weights were tested; None for the last one."""
 
     metrics: dict[str, float]
-    scores: Scores
+    scores: Scores | PixelScores
     epoch: int | None
 
 
@@ -78,6 +82,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     recipe = config.recipe
     check_optimizer(recipe)
     images = images or load(config.data, config.runtime.cache)
+    check_masks(config, images)
     if recipe.scale is None and not isinstance(images.train, Split):
         raise ConfigError(
             "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
@@ -87,7 +92,9 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     metric = config.study.analysis.metric
     if metric_of(metric).of_class is not None and len(images.classes) != 2:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
-    net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes))
+    net = build(
+        config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes), task=config.task
+    )
     source, stages = recipe.initialize_from, recipe.initialize_stages
     initialized = initialize(net, source, stages) if source else {}
     freeze(net, recipe.freeze)
@@ -105,6 +112,17 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         epochs = recipe.epochs_on(len(images.train))
         fitting_trainer(config, recipe, brought, loggers, epochs=epochs, parts=1, folder=folder, show=False)
     return Prepared(images, net, build_teacher(recipe.distill, images), initialized)
+
+
+def check_masks(config: Config, images: Images) -> None:
+    """A ConfigError where the classes of the images are not what the task learns."""
+    name = config.task.name
+    if config.task.segments and not images.masked:
+        raise ConfigError(f"task={name}: data={config.data.name} has a class for each image; expected masks")
+    if images.masked and not config.task.segments:
+        raise ConfigError(f"task={name}: data={config.data.name} has masks; expected task=segmentation")
+    if images.masked and not images.only_test and (images.class_counts() > 0).sum() < 2:
+        raise ConfigError(f"data={config.data.name}: all pixels of the training masks have one class; expected two")
 
 
 def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measured | None:
@@ -168,15 +186,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     if debug == "overfit":
         images, recipe = one_batch(images, recipe)
     cost = count(net, images.shape)
-    classes, balanced = len(images.classes), recipe.class_weights == "balanced"
-    module = Classifier(
-        net,
-        recipe,
-        classes=classes,
-        seed=config.seed,
-        teacher=prepared.teacher,
-        class_weights=balanced_weights(images.train.labels, classes) if balanced else None,
-    )
+    module = learner(replace(config, recipe=recipe), net, images, prepared.teacher)
     data = ImageData(
         images,
         recipe,
@@ -186,7 +196,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         workers=workers(config.runtime, jobs),
     )
     with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
-        curve = CurveFile(planned.folder, mirror)
+        curve = CurveFile(planned.folder, mirror, config.task.name)
         callbacks = [curve, *callbacks_of(planned.folder, config, kept, show=show and main)]
         if mirror and config.logger.every:
             callbacks.append(StepValues(mirror, config.logger.every, recipe.batch))
@@ -218,7 +228,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     return measured
 
 
-def _train_and_test(trainer: L.Trainer, module: Classifier, data: ImageData, saved: Saved | None) -> Tested:
+def _train_and_test(trainer: L.Trainer, module: Learner, data: ImageData, saved: Saved | None) -> Tested:
     """Fit, put the weights in place that are to be tested, and test them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
@@ -264,6 +274,7 @@ def _measured(
         epochs=len(rows),
         tested_epoch=epoch,
         images=len(images.train),
+        tested_images=tested.scores.images,
         seconds=round(sum(float(row["seconds"]) for row in rows), 3),
         threads=threads,
         devices=trainer.world_size,
@@ -274,16 +285,10 @@ def _measured(
     )
 
 
-def keep(folder: Path, config: Config, net: nn.Module, scores: Scores, images: Images) -> None:
-    """Write the weights (a state_dict and plain data), and the predictions and logits of the test images."""
-    largest = torch.finfo(torch.float16).max
+def keep(folder: Path, config: Config, net: nn.Module, scores: Scores | PixelScores, images: Images) -> None:
+    """Write the weights (a state_dict and plain data), and what the network says of the test images."""
     with replacing(folder / "predictions.npz") as part:
-        np.savez_compressed(
-            part,
-            predictions=scores.predictions.short().numpy(),
-            labels=scores.labels.short().numpy(),
-            logits=scores.logits.clamp(-largest, largest).half().numpy(),
-        )
+        np.savez_compressed(part, **scores.kept(images))  # type: ignore[arg-type]
     pixels = {"mean": images.mean, "std": images.std, "shape": list(images.shape)}
     content = {"state_dict": net.state_dict(), "config": plain(config), "classes": images.classes, **pixels}
     with replacing(folder / "weights.pt") as part, part.open("wb") as file:

@@ -17,6 +17,7 @@ from metaformer.data.batches import EVAL_PHOTOS
 from metaformer.data.decoding import decode
 from metaformer.data.images import load as load_images
 from metaformer.data.readers.folder import images_below
+from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training.restored import Trained, load
 from metaformer.training.trainer import QUIET, make_trainer
@@ -70,6 +71,8 @@ def predict(run: Path, config: Config, *, folder: bool) -> Predicted:
     """
     trained = load(run)
     assert isinstance(trained, Trained)
+    if trained.config.task.segments:
+        raise ConfigError(f"run={run}: is of segmentation; expected a classifier (metaformer.load gives its network)")
     pictures = _below(config, trained) if folder else _tested(config, trained)
     module = Classifier(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
     if config.runtime.threads:

@@ -117,7 +117,7 @@ def trained_from(saved: Mapping[str, Any], path: str | Path) -> Trained:
     config, classes = structure(Config, saved["config"]), list(saved["classes"])
     data = replace(config.data, classes=len(classes))
     found: Shape = tuple(saved["shape"]) if "shape" in saved else shape(data)[0]  # older files do not say it
-    net = build(config.model, config.mixer, config.seed, shape=found, classes=len(classes))
+    net = build(config.model, config.mixer, config.seed, shape=found, classes=len(classes), task=config.task)
     fill(net, saved, path, "its model")
     mean, std = saved["mean"], saved["std"]
     streamed = decoded = None

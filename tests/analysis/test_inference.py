@@ -14,7 +14,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 
 from metaformer.analysis.inference import Crossed, moderated, over_seeds, over_seeds_and_images
 from metaformer.analysis.interim_looks import looks_at, spent
-from metaformer.config.schema import Analysis
+from metaformer.config.study_nodes import Analysis
 
 IMAGES = 300
 OBSERVED = (0.8, 7.8, 7.9)  # SD from seeds, images and what is left; a standard error of 0.45 points from the images

@@ -50,9 +50,12 @@ DEFAULTS = """
     "image_column": null,
     "label_column": null,
     "split_column": null,
+    "mask_column": null,
+    "ignore": 255,
     "_target_": null,
     "options": {}
   },
+  "task": {"name": "classification", "decoder": "fpn", "width": 64, "dice": 0.0},
   "recipe": {
     "epochs": 5,
     "steps": null,

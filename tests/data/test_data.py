@@ -6,9 +6,10 @@ from conftest import compose
 from kept import write_raw
 
 from metaformer.data.batches import Batches, EvalBatches, Share, Transformed
-from metaformer.data.images import Images, Split, load
+from metaformer.data.images import Images, load
 from metaformer.data.readers import in_memory
 from metaformer.data.registry import shape
+from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.scores import in_order
 

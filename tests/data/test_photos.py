@@ -15,9 +15,10 @@ from trained import equal, go, steps_of, stop_at
 from metaformer.config.schema import Config
 from metaformer.data import photographs, registry
 from metaformer.data.batches import Share
-from metaformer.data.images import Images, Split
+from metaformer.data.images import Images
 from metaformer.data.images import load as read
 from metaformer.data.module import ImageData, evaluation_transform, training_transform
+from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 
 CLASSES = ("cat", "dog", "emu")

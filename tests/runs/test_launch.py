@@ -10,7 +10,7 @@ from conftest import compose, on_disk, runs_of, study
 from metaformer.runs import launch, ledger, packed
 from metaformer.runs.folder import planned
 from metaformer.runs.launch import Entry
-from metaformer.runs.result import REPORTED
+from metaformer.runs.result import reported
 from metaformer.studies.points import Point
 from metaformer.system.errors import ConfigError
 
@@ -87,7 +87,7 @@ def test_missing_failed_duplicate_and_corrupt_runs_have_a_reason(listed, tmp_pat
     assert problems(listed, runs)["pooling0"] == "failed: diverged"
 
 
-METRICS = dict.fromkeys(REPORTED, 0.5)
+METRICS = dict.fromkeys(reported(), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_the_learning_rate_warms_up_peaks_and_ends_at_its_least():
             return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Classifier", Watched)
+        patch.setattr(learners, "Classifier", Watched)
         folder = train_in("runs/x", config).folder
     assert len(seen) == 4 * 18
     assert seen[0] == pytest.approx(1e-6)
@@ -179,7 +179,7 @@ def test_every_step_seeds_the_global_generators_from_its_place():
             return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Classifier", Watched)
+        patch.setattr(learners, "Classifier", Watched)
         train_in("runs/x", config)
     seed = derive(5, "step", 7)
     torch.manual_seed(seed)
@@ -384,7 +384,7 @@ def test_every_mixer_sees_the_same_batches():
             return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Classifier", Watched)
+        patch.setattr(learners, "Classifier", Watched)
         for mixer in DRAWS:
             Watched.run = mixer
             go(f"mixer={mixer}", "recipe.crop=1")

@@ -13,7 +13,7 @@ from rich.console import Console
 from metaformer.analysis import page
 from metaformer.config.compose import loader
 from metaformer.config.hydra_internals import load
-from metaformer.config.schema import Study
+from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import collect
 from metaformer.runs.result import failure_of, write_result
 from metaformer.studies import sweeper

@@ -15,8 +15,9 @@ from metaformer.data.digests import digest, digests_of
 from metaformer.data.listing import root_of, split_of
 from metaformer.system.errors import ConfigError
 
-EXPECTED = "a file .npz with train_images, train_labels, test_images, test_labels"
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # images [N, H, W, C] uint8 and labels [N] int64, by split
+EXPECTED = "a file .npz with train_images, train_labels (or train_masks), test_images, test_labels"
+# By split: images [N, H, W, C] uint8, and labels [N] int64 or masks [N, H, W] of any integers
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -74,12 +75,18 @@ def returned(data: Data) -> tuple[Arrays, list[str]]:
         )
     names = [name for name in ("train", "val", "test") if name in found]
     arrays = {name: _pair(found[name], f"{data._target_}: {name}", data) for name in names}
-    return arrays, [str(name) for name in found.get("classes", [])] or numbered(arrays)
+    return arrays, [str(name) for name in found.get("classes", [])] or numbered(arrays, data)
 
 
-def numbered(arrays: Arrays) -> list[str]:
-    """Names for classes that have none."""
-    return [str(i) for i in range(1 + max(int(labels.max()) for _, labels in arrays.values()))]
+def numbered(arrays: Arrays, data: Data) -> list[str]:
+    """Names for classes that have none: as many as there are numbers, or, of masks, as `data.classes` says."""
+    everything = [labels for _, labels in arrays.values()]
+    if data.classes is not None and everything[0].ndim == 3:
+        return [str(i) for i in range(data.classes)]
+    ignored = data.ignore if everything[0].ndim == 3 else None
+    numbers = np.unique(np.concatenate([np.unique(labels) for labels in everything]))
+    classes = 1 + int(numbers[numbers != ignored].max(initial=-1))
+    return [str(i) for i in range(classes - (ignored is not None and ignored < classes))]
 
 
 def _pair(pair: Any, name: str, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +94,8 @@ def _pair(pair: Any, name: str, data: Data) -> tuple[np.ndarray, np.ndarray]:
         images, labels = (np.asarray(part) for part in pair)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: expected images and labels ({error})") from error
-    labels = _labels(labels, f"{name}: labels")
-    return _pixels(images, len(labels), f"{name}: images", data), labels
+    labels = labels if labels.ndim == 3 else _labels(labels, f"{name}: labels")
+    return _pixels(images, labels, f"{name}: images", data), labels
 
 
 def read(data: Data) -> Arrays:
@@ -107,10 +114,13 @@ def read(data: Data) -> Arrays:
     for name in arrays:
         word, _, kind = name.rpartition("_")
         if kind == "images" and (split := split_of(word)) is not None:
-            if f"{word}_labels" not in arrays:
-                raise ConfigError(f"{path}: has {name} and no {word}_labels; it holds {', '.join(arrays)}")
-            labels = _labels(arrays[f"{word}_labels"], f"{path}: {word}_labels")
-            found[split] = (_pixels(arrays[name], len(labels), f"{path}: {name}", data), labels)
+            own = [key for key in (f"{word}_labels", f"{word}_masks") if key in arrays]
+            if len(own) != 1:
+                there = " and ".join(own) or f"no {word}_labels"
+                raise ConfigError(f"{path}: has {name} and {there}; it holds {', '.join(arrays)}")
+            values = arrays[own[0]]
+            labels = values if own[0].endswith("masks") else _labels(values, f"{path}: {own[0]}")
+            found[split] = (_pixels(arrays[name], labels, f"{path}: {name}", data), labels)
     if "train" not in found:
         raise ConfigError(f"{path}: has {', '.join(arrays) or 'nothing'}; expected {EXPECTED}")
     return found
@@ -125,13 +135,15 @@ def _labels(labels: np.ndarray, name: str) -> np.ndarray:
     return flat.astype(np.int64)
 
 
-def _pixels(images: np.ndarray, labels: int, name: str, data: Data) -> np.ndarray:
+def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 5 or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise ConfigError(f"{name}: {images.shape}: volumes are not read; expected [N, H, W] or [N, H, W, 3]")
-    if images.ndim != 4 or len(images) != labels:
-        raise ConfigError(f"{name}: {images.shape} with {labels} labels; expected [N, H, W] or [N, H, W, 3]")
+    if labels.ndim == 3 and labels.shape != images.shape[:3]:
+        raise ConfigError(f"{name}: {images.shape} with masks {labels.shape}; expected [N, H, W] of the same sizes")
+    if images.ndim != 4 or len(images) != len(labels):
+        raise ConfigError(f"{name}: {images.shape} with {len(labels)} labels; expected [N, H, W] or [N, H, W, 3]")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     return scaled(images, images.dtype == np.uint16, name, data)

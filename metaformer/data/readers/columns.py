@@ -50,15 +50,18 @@ def find(data: Data) -> Findings:
         columns = _parquet(path)
     else:
         raise ConfigError(f"data.root={data.root}: expected {EXPECTED}")
-    image, label = (_column(columns, kind, data, str(path)) for kind in ("image", "label"))
-    split = _column(columns, "split", data, str(path), needed=False)
-    labels = [_label(value, f"{path}: row {i + 1}") for i, value in enumerate(columns[label])]
-    words = [str(word) for word in columns[split]] if split else ["train"] * len(labels)
+    image, split = _column(columns, "image", data, str(path)), _column(columns, "split", data, str(path), needed=False)
+    second = _column(columns, "label" if data.mask_column is None else "mask", data, str(path))
+    words = [str(word) for word in columns[split]] if split else ["train"] * len(columns[image])
     rows: dict[str, list[int]] = {}
     for i, word in enumerate(words):
         if (name := split_of(word)) is None:
             raise ConfigError(f"{path}: row {i + 1}: {split}='{word}' is no split; expected train, val or test")
         rows.setdefault(name, []).append(i)
+    if data.mask_column is not None:
+        masks = {name: _items(columns[second], own, path) for name, own in rows.items()}
+        return Findings({name: Found(_items(columns[image], own, path), [], masks[name]) for name, own in rows.items()})
+    labels = [_label(value, f"{path}: row {i + 1}") for i, value in enumerate(columns[second])]
     return Findings({
         name: Found(_items(columns[image], own, path), [labels[i] for i in own]) for name, own in rows.items()
     })  # fmt: skip
@@ -155,14 +158,20 @@ def find_on_hub(data: Data) -> Findings:
     for word, part in found.items():
         if (split := split_of(word)) is None:
             continue
-        image, label = (_column(part.features, kind, data, name) for kind in ("image", "label"))
-        if isinstance(part.features[image], datasets.Image):
-            part = part.cast_column(image, datasets.Image(decode=False))
+        kinds = ("image", "label" if data.mask_column is None else "mask")
+        image, label = (_column(part.features, kind, data, name) for kind in kinds)
+        for column in (image, label):
+            if isinstance(part.features[column], datasets.Image):
+                part = part.cast_column(column, datasets.Image(decode=False))
+        places = [f"{name}: {word} row {i + 1}" for i in range(len(part))]
+        if data.mask_column is not None:
+            masks = Cells([f"{place}: {label}" for place in places], part[label])
+            splits[split] = Found(Cells(places, part[image]), [], masks)
+            continue
         kind = part.features[label]
         values = part[label]
         labels = [kind.int2str(v) if v is not None and hasattr(kind, "int2str") and v >= 0 else v for v in values]
         if all(v == -1 for v in labels):
             continue  # the test images of a challenge come without labels
-        places = [f"{name}: {word} row {i + 1}" for i in range(len(part))]
         splits[split] = Found(Cells(places, part[image]), [_label(v, p) for v, p in zip(labels, places, strict=True)])
     return Findings(splits)

@@ -1,4 +1,8 @@
-"""Images in folders and tar files: train/<class>/..., train*.tar with the same inside, webdataset's shards."""
+"""Images in folders and tar files: train/<class>/..., train*.tar with the same inside, webdataset's shards.
+
+Images with masks are in folders of pairs, which have the same names but for their suffixes: train/images and
+train/masks, or images/train and masks/train.
+"""
 
 import hashlib
 import os
@@ -17,6 +21,7 @@ from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, not
 from metaformer.system.errors import ConfigError
 
 EXPECTED = "a folder with train/<class>/ and test/<class>/, or train*.tar and test*.tar"
+MASKS = ("masks", "annotations")  # what their folder may be called, beside one of images
 SHARD = re.compile(rf"({'|'.join(WORDS)})([-_.]?\d+)?\.tar", re.IGNORECASE)
 
 
@@ -61,6 +66,8 @@ def find(data: Data) -> Findings:
     if root.is_file():
         raise ConfigError(f"data.root={data.root}: is a file; expected {EXPECTED}")
     there = sorted((path for path in root.iterdir() if not hidden(path.name)), key=lambda path: natural(path.name))
+    if masks := _masks_beside(root):
+        return _pairs_by_split(root / "images", masks)
     folders = {path: split for path in there if path.is_dir() and (split := split_of(path.name))}
     shards: dict[str, list[Path]] = {}
     for path in there:
@@ -84,7 +91,7 @@ def find(data: Data) -> Findings:
         splits[split] = _in_tars(tars, skipped)
     if not splits and any(path.is_dir() for path in there):
         splits["train"] = _in_folder(root, skipped)  # a folder for each class, and data.test of them are for the test
-    if not splits or not any(found.labels for found in splits.values()):
+    if not any(len(found) for found in splits.values()):
         raise ConfigError(f"data.root={data.root}: no images in it; expected {EXPECTED}")
     return Findings(splits, skipped)
 
@@ -123,6 +130,8 @@ def contents(data: Data) -> str:
 
 def _in_folder(folder: Path, skipped: Counter[str]) -> Found:
     """The images of a split: the class is the first folder below it."""
+    if masks := _masks_beside(folder):
+        return _pairs(folder / "images", masks, skipped)
     names, labels = [], []
     for path, inside in _walk(str(folder), "", frozenset()):
         if not _wanted(path, skipped):
@@ -132,6 +141,40 @@ def _in_folder(folder: Path, skipped: Counter[str]) -> Found:
         names.append(path)
         labels.append(inside.partition("/")[0])
     return Found(Files(names), labels)
+
+
+def _masks_beside(folder: Path) -> Path | None:
+    """The folder of masks, where a folder holds one and one of images and nothing else."""
+    inside = {path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name)}
+    masks = inside - {"images"}
+    return folder / masks.pop() if len(inside) == 2 and len(masks & set(MASKS)) == 1 else None
+
+
+def _pairs_by_split(images: Path, masks: Path) -> Findings:
+    """The splits of images/train and masks/train, and so on."""
+    skipped: Counter[str] = Counter()
+    folders = {path: split for path in images.iterdir() if path.is_dir() and (split := split_of(path.name))}
+    once(((split, path.name) for path, split in folders.items()), str(images))
+    found = {split: _pairs(path, masks / path.name, skipped) for path, split in folders.items()}
+    return Findings(found or {"train": _pairs(images, masks, skipped)}, skipped)
+
+
+def _pairs(images: Path, masks: Path, skipped: Counter[str]) -> Found:
+    """Images and the masks of the same names."""
+    if not masks.is_dir():
+        raise ConfigError(f"{masks}: no such folder; expected the masks of {images}")
+
+    def by_name(folder: Path) -> dict[str, str]:
+        files = (path for path, _ in _walk(str(folder), "", frozenset()) if _wanted(path, skipped))
+        return {str(Path(path).relative_to(folder).with_suffix("")): path for path in files}
+
+    there, beside = by_name(images), by_name(masks)
+    for name, path in there.items():
+        if name not in beside:
+            raise ConfigError(f"{path}: has no mask; expected {masks / name}.png")
+    if alone := sorted(beside.keys() - there.keys()):
+        raise ConfigError(f"{beside[alone[0]]}: is a mask without an image in {images}")
+    return Found(Files(list(there.values())), [], Files([beside[name] for name in there]))
 
 
 def _walk(folder: str, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:

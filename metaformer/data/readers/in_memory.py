@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from metaformer.config.schema import Data
-from metaformer.data.images import Images, Split, balanced, carved
+from metaformer.data.images import Images, carved
+from metaformer.data.masks import labels_of
 from metaformer.data.readers import arrays
 from metaformer.data.registry import size_of
+from metaformer.data.splits import Split, balanced
 from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 
@@ -88,12 +90,22 @@ def custom(data: Data, cache: Path) -> Images:
 def npz(data: Data, cache: Path) -> Images:
     """A file of arrays, as MedMNIST has them."""
     found = arrays.read(data)
-    return _images(found, arrays.numbered(found), data)
+    return _images(found, arrays.numbered(found, data), data)
+
+
+def _split(pixels: np.ndarray, labels: np.ndarray, name: str, data: Data, classes: int) -> Split:
+    if labels.ndim == 1:
+        return Split(torch.from_numpy(pixels), torch.from_numpy(labels))
+    masks = torch.from_numpy(labels_of(labels, f"data={data.name}: the masks of {name}", data, classes))
+    return Split(torch.from_numpy(pixels), torch.zeros(len(masks), dtype=torch.int64), masks=masks)
 
 
 def _images(found: arrays.Arrays, classes: list[str], data: Data) -> Images:
     """A data set of arrays; a ConfigError where what the data node says of its shape is not true."""
-    splits = {name: Split(torch.from_numpy(pixels), torch.from_numpy(y)) for name, (pixels, y) in found.items()}
+    masks = {name: y for name, (_, y) in found.items() if y.ndim == 3}
+    if masks and len(masks) < len(found):
+        raise ConfigError(f"data={data.name}: some splits have masks ({', '.join(masks)}); expected them in all")
+    splits = {name: _split(pixels, y, name, data, len(classes)) for name, (pixels, y) in found.items()}
     shapes = {name: tuple(split.pixels.shape[1:]) for name, split in splits.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())

@@ -10,9 +10,10 @@ from timm.data import create_dataset
 
 from metaformer.config.schema import Data
 from metaformer.data.decoding import plain
-from metaformer.data.images import Images, Photos
+from metaformer.data.images import Images
 from metaformer.data.photographs import seen
 from metaformer.data.registry import fingerprint
+from metaformer.data.splits import Photos
 from metaformer.system.errors import ConfigError
 
 EXPECTED = (

@@ -1,0 +1,53 @@
+"""The first test images of a study of segmentation, their masks, and what the networks of its cells make of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap, to_hex
+from matplotlib.figure import Figure
+
+from metaformer.analysis.figures import WIDTH
+from metaformer.config.tasks import IGNORED
+from metaformer.runs.answers import Examples, PixelAnswers
+from metaformer.runs.launch import Run
+
+MOST = 12  # cells
+
+
+def predictions(runs: Sequence[Run]) -> Figure | None:
+    """A column for each image; rows: the image, its mask, and the first seed of each cell; None of classification."""
+    found: dict[str, tuple[Run, Examples]] = {}
+    for run in sorted((run for run in runs if run.result is not None), key=lambda run: run.seed):
+        if run.cell not in found and isinstance(answers := run.answers(), PixelAnswers) and answers.examples:
+            found[run.cell] = run, answers.examples
+    if not found:
+        return None
+    run, first = next(iter(found.values()))
+    names = list(run.result.recall) if run.result else []
+    rows = [("image", first.images), ("mask", first.masks)]
+    rows += [(cell, examples.predictions) for cell, (_, examples) in list(found.items())[:MOST]]
+    columns = len(first.images)
+    figure, panels = plt.subplots(
+        len(rows), columns, figsize=(WIDTH, 0.4 + len(rows) * WIDTH / columns), layout="constrained", squeeze=False
+    )
+    palette = _palette(len(names))
+    for (name, pictures), line in zip(rows, panels, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            if name == "image":
+                axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+            else:
+                shown = np.where(picture == IGNORED, len(names), picture)
+                axes.imshow(shown, cmap=palette, vmin=0, vmax=len(names), interpolation="none")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+        line[0].set_ylabel(name, fontsize=7)
+    marks = [plt.Rectangle((0, 0), 1, 1, color=palette(i)) for i in range(len(names))]
+    figure.legend(marks, names, loc="outside lower center", ncols=6, fontsize=6, frameon=False)
+    return figure
+
+
+def _palette(classes: int) -> ListedColormap:
+    """The first class, which often is the ground, is dark; what has no class is white."""
+    hues = plt.get_cmap("tab20" if classes > 11 else "tab10")
+    return ListedColormap(["#20262d", *(to_hex(hues(i % hues.N)) for i in range(classes - 1)), "#ffffff"])

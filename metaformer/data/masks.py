@@ -1,0 +1,66 @@
+"""Masks: the class of each pixel of an image, as encoded images of one channel or as arrays. Imports no torch.
+
+Pixels with the number `data.ignore` have no class. The classes are the other numbers in their order: with ignore=0 the
+first class is 1, as in ADE20K.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from metaformer.config.schema import Data
+from metaformer.config.tasks import IGNORED
+from metaformer.data.decoding import decode
+from metaformer.data.listing import Part
+from metaformer.system.errors import ConfigError
+
+EXPECTED = "one channel of whole numbers, those of the classes"
+
+
+def labels_of(values: np.ndarray, name: str, data: Data, classes: int) -> np.ndarray:
+    """The numbers of a mask, or of masks, as labels from 0 and IGNORED, uint8.
+
+    Raises:
+        ConfigError: a number that is no class.
+    """
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+        raise ConfigError(f"{name}: is {values.dtype}; expected {EXPECTED}")
+    ignore = -1 if data.ignore is None else data.ignore
+    largest = classes if 0 <= ignore < classes else classes - 1
+    classed = values[values != ignore]
+    wrong = classed[(classed < 0) | (classed > largest)]
+    if wrong.size:
+        kept = "" if data.ignore is None else f", or data.ignore={ignore} for none"
+        raise ConfigError(f"{name}: has the number {wrong[0]}; expected 0 to {largest} for {classes} classes{kept}")
+    labels = values.astype(np.int16)
+    return np.where(labels == ignore, IGNORED, labels - ((ignore >= 0) & (labels > ignore))).astype(np.uint8)
+
+
+@dataclass
+class Masks:
+    """The masks of a part, decoded at every access."""
+
+    part: Part
+    data: Data
+    classes: int
+
+    def __getitem__(self, row: int) -> Image.Image:
+        part, place = self.part, int(self.part.places[row])
+        assert part.masks is not None
+        name = part.masks.names[place]
+        try:
+            with Image.open(io.BytesIO(part.masks.read(place))) as opened:
+                values = np.asarray(opened)
+        except ConfigError:
+            raise
+        except Exception as error:  # Pillow raises more than OSError
+            raise ConfigError(f"{name}: cannot be read as an image ({error})") from error
+        if values.ndim != 2:
+            raise ConfigError(f"{name}: has {values.shape[-1]} channels; expected {EXPECTED}")
+        image = decode(part.items.read(place), part.name(row), self.data)
+        if image.size != values.shape[::-1]:
+            sizes = [f"{width} x {height}" for width, height in (values.shape[::-1], image.size)]
+            raise ConfigError(f"{name}: has {sizes[0]} pixels, its image {part.name(row)} {sizes[1]}")
+        return Image.fromarray(labels_of(values, name, self.data, self.classes))

@@ -1,0 +1,157 @@
+"""The images of one split, held as one uint8 tensor or read one at a time, and parts that are taken out of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image as pil
+from PIL.Image import Image
+from torch import Tensor
+
+from metaformer.config.tasks import IGNORED
+from metaformer.system.errors import ConfigError
+
+
+class Source(Protocol):
+    """Images by their places, decoded when they are asked for."""
+
+    def __getitem__(self, place: int, /) -> Image: ...
+
+
+@dataclass
+class Photos:
+    """A split that is read image by image: `source[rows[i]]` is a PIL image in RGB, `labels[i]` (int64) its class."""
+
+    source: Source
+    labels: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> "Photos":
+        return Photos(self.source, self.labels[rows], self.rows[rows])
+
+    def read(self, row: int) -> Image:
+        """One image for a transform of PIL's images."""
+        return self.source[int(self.rows[row])]
+
+
+@dataclass
+class Split:
+    """Images in memory, or mapped into it: the `rows` of `pixels` [M, H, W, C] uint8, and `labels` [N] int64.
+
+    With masks [M, H, W] uint8, the classes are those of their pixels, and the labels say nothing.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor | None = None  # None: all of them
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.pixels = self.pixels.contiguous()  # a batch is picked pixel by pixel; a map is so already
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> "Split":
+        return Split(self.pixels, self.labels[rows], self.places(rows), self.masks)
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Where some rows of the split are in `pixels`."""
+        return rows if self.rows is None else self.rows[rows]
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """The labels of some rows [B], or their masks [B, H, W]."""
+        return self.labels[rows] if self.masks is None else self.masks[self.places(rows)]
+
+    def on(self, device: torch.device, pixels: Tensor) -> "Split":
+        """The same on a device, where its `pixels` are already."""
+        rows, masks = (None if part is None else part.to(device) for part in (self.rows, self.masks))
+        return Split(pixels, self.labels.to(device), rows, masks)
+
+    def windows(self, rows: Tensor, corners: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows of the size of an image [B, H, W, C] uint8, black where they lie beside it, and their targets.
+
+        Args:
+            rows: of the split [B].
+            corners: where in its image a window has its first row and column [B, 2]; below 0 it is beside it.
+            mirrored: left for right [B].
+        """
+        window = self.places(rows), corners, mirrored
+        picked, inside = _picked(self.pixels, *window)
+        picked.mul_(inside)
+        if self.masks is None:
+            return picked, self.labels[rows]
+        labels, inside = _picked(self.masks[..., None], *window)
+        return picked, labels.where(inside, IGNORED).squeeze(3)
+
+    @property
+    def images(self) -> Tensor:
+        """[N, H, W, C] uint8."""
+        return self.pixels if self.rows is None else self.pixels[self.rows]
+
+    def read(self, row: int) -> Image:
+        """One image for a transform of PIL's images."""
+        place = row if self.rows is None else int(self.rows[row])
+        return pil.fromarray(self.pixels[place].numpy().squeeze())
+
+
+def _picked(pixels: Tensor, places: Tensor, corners: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows of `pixels` [M, H, W, C] in one gather, and where they lie in them [B, H, W, 1]."""
+    height, width, channels = pixels.shape[1:]
+    y, x = (torch.arange(side, device=places.device) for side in (height, width))
+    y, x = corners[:, :1] + y, corners[:, 1:] + torch.where(mirrored[:, None], x.flip(0), x)
+    inside_y, inside_x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    where = (places[:, None, None] * height + inside_y[:, :, None]) * width + inside_x[:, None, :]
+    picked = pixels.view(-1, channels).index_select(0, where.flatten()).view(*where.shape, channels)
+    return picked, ((y == inside_y)[:, :, None] & (x == inside_x)[:, None, :])[..., None]
+
+
+def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
+    """Rows of `count` images with the same number of each class (up to one), and the other rows; always the same."""
+    if not 0 < count < len(labels):
+        raise ConfigError(
+            f"{key}={count}: expected between 1 and {len(labels) - 1} of the {len(labels)} training images"
+        )
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    classes = int(labels.max()) + 1
+    rank = torch.empty(len(labels), dtype=torch.long)  # of an image among those of its class
+    for label in range(classes):
+        rows = shuffled[labels[shuffled] == label]
+        rank[rows] = torch.arange(len(rows))
+    chosen = (rank * classes + labels).argsort()
+    return chosen[:count].sort().values, chosen[count:].sort().values
+
+
+def stratified(labels: Tensor, count: int, key: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Rows of `count` images, of each class in proportion, and the other rows, which keep one of each class at least.
+
+    Raises:
+        ConfigError: there are not so many; it names a class that would be left without an image.
+    """
+    sizes = labels.bincount(minlength=len(classes))
+    most = (sizes - 1).clamp_min(0)
+    if not 0 < count <= int(most.sum()):
+        scarce = int(torch.where(sizes > 0, sizes, len(labels) + 1).argmin())
+        raise ConfigError(
+            f"{key}={count}: would leave no training image of some class, like '{classes[scarce]}' with "
+            f"{int(sizes[scarce])}; at most {int(most.sum())} of the {len(labels)} images can be taken out"
+        )
+    exact = sizes.double() * count / len(labels)
+    quota = exact.floor().long().minimum(most)
+    while (left := count - int(quota.sum())) > 0:  # to those that are furthest behind, as far as they have any
+        behind = torch.where(quota < most, exact - quota, -torch.inf)
+        quota[behind.argsort(descending=True, stable=True)[: min(left, int((quota < most).sum()))]] += 1
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    rows = [shuffled[labels[shuffled] == label][: int(n)] for label, n in enumerate(quota)]
+    chosen = torch.cat(rows).sort().values
+    return chosen, _others(chosen, len(labels))
+
+
+def _others(rows: Tensor, count: int) -> Tensor:
+    left = torch.ones(count, dtype=torch.bool)
+    left[rows] = False
+    return left.nonzero().flatten()

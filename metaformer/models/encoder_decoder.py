@@ -1,0 +1,101 @@
+"""An encoder and a decoder: the class of each pixel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from metaformer.config.tasks import Task
+from metaformer.models.decoders import DECODERS, resized
+from metaformer.models.metaformer import MetaFormer
+from metaformer.system.errors import ConfigError
+from metaformer.system.seeds import seeded
+
+FINEST = 4  # of timm's models, which have maps of their stems too; a U-Net looks at all
+
+
+class Pyramid(nn.Module):
+    """The maps of a MetaFormer's stages, each after a norm of its own, as in the official code for dense prediction.
+
+    The classifier and the norm before it are left out.
+    """
+
+    def __init__(self, net: MetaFormer) -> None:
+        super().__init__()
+        net.norm = net.head = nn.Identity()
+        self.net = net
+        self.norms = nn.ModuleList(net.make_norm(info["num_chs"]) for info in net.feature_info)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [norm(x) for norm, x in zip(self.norms, self.net.forward_stages(x), strict=True)]
+
+
+class EncoderDecoder(nn.Module):
+    """[B, in_chans, H, W] -> logits [B, classes, H, W], bilinear from the size of the finest map.
+
+    Args:
+        encoder: puts out a list of maps, the finest first.
+        dims, reductions: channels and strides of the maps.
+        skipped: how many of the finest maps the decoder does not look at.
+
+    Raises:
+        ConfigError: the maps are no pyramid.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        dims: Sequence[int],
+        reductions: Sequence[int],
+        task: Task,
+        classes: int,
+        seed: int,
+        skipped: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(dims) - skipped < 2 or sorted(set(reductions)) != list(reductions):
+            strides = ", ".join(map(str, reductions))
+            raise ConfigError(
+                f"task.decoder={task.decoder}: needs a model whose stages get coarser, and those here have strides of "
+                f"{strides}; expected a hierarchical one, like model=s12 or model=tiny_pyramid"
+            )
+        self.encoder, self.skipped, self.num_classes = encoder, skipped, classes
+        with seeded(seed, "decoder"):
+            self.decoder = DECODERS[task.decoder](dims[skipped:], reductions[skipped:], task.width)
+            self.classifier = nn.Conv2d(task.width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return resized(self.classifier(self.decoder(self.encoder(x)[self.skipped :])), x.shape[2:])
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's models have it: of the encoder."""
+        self.body.set_grad_checkpointing(enable)
+
+    @property
+    def body(self) -> Any:
+        """The encoder's model, whose weights may come from classification."""
+        return self.encoder.net if isinstance(self.encoder, Pyramid) else self.encoder
+
+
+def over_metaformer(net: MetaFormer, task: Task, classes: int, seed: int) -> EncoderDecoder:
+    """A segmenter whose encoder is a MetaFormer."""
+    dims, reductions = ([info[key] for info in net.feature_info] for key in ("num_chs", "reduction"))
+    return EncoderDecoder(Pyramid(net), dims, reductions, task, classes, seed)
+
+
+def over_timm(name: str, task: Task, classes: int, seed: int, **options: Any) -> EncoderDecoder:
+    """A segmenter whose encoder is a model of timm.
+
+    Raises:
+        ConfigError: it does not give the maps of its stages.
+    """
+    try:
+        with seeded(seed, "net"):
+            encoder = timm.create_model(name, features_only=True, **options)
+    except (RuntimeError, AttributeError, AssertionError, KeyError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"model.name={name}: gives no maps of its stages for task=segmentation ({told})") from error
+    info: Any = encoder.feature_info
+    skipped = 0 if task.decoder == "unet" else sum(reduction < FINEST for reduction in info.reduction())
+    return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, skipped)

@@ -1,0 +1,188 @@
+"""A network under a recipe, whatever it learns: seeds of steps, sums of an epoch, scores of a split, optimizer."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from metaformer.config.schema import Recipe
+from metaformer.config.validate import plain, structure
+from metaformer.data.batches import Batch
+from metaformer.data.lightning_progress import done_batches
+from metaformer.models.build import described, rebuilt
+from metaformer.models.frozen import freeze
+from metaformer.system.errors import ConfigError
+from metaformer.system.seeds import seed_globals
+from metaformer.tasks.divergence import Watch, every
+from metaformer.tasks.optimization import make_optimizer, make_scheduler
+from metaformer.tasks.pixels import PixelScores
+from metaformer.tasks.scores import Running, Scores, in_order
+
+
+class Learner(L.LightningModule):
+    """What the tasks share. Metrics are fractions.
+
+    Validation and test keep what a task needs of each image, from which every metric is computed once, at the end.
+
+    Args:
+        net: the network, or what `metaformer.models.build.described` says of it, as a checkpoint has it.
+        classes: how many there are.
+        class_weights: [classes], of the loss.
+    """
+
+    accuracy: str  # the metric of the training batches beside the loss
+
+    def __init__(
+        self,
+        net: nn.Module | Mapping[str, Any] | None,
+        recipe: Recipe | Mapping[str, Any] | None,
+        classes: int,
+        seed: int,
+        class_weights: Tensor | Sequence[float] | None,
+        **more: Any,
+    ) -> None:
+        super().__init__()
+        recipe = structure(Recipe, recipe, "recipe.") if isinstance(recipe, Mapping) else recipe or Recipe()
+        net = net if isinstance(net, nn.Module) else _network(net)
+        weights = None if class_weights is None else torch.as_tensor(class_weights)
+        said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}
+        # For the checkpoint; loggers get the configuration of a run flat, by training.loggers
+        self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said, **more}, logger=False)
+        self.net, self.recipe, self.seed = net, recipe, seed
+        self.frozen = [part.eval() for part in freeze(net, recipe.freeze)]
+        self.running, self.watch = Running(self.accuracy), Watch()
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.kept: list[tuple[Tensor, ...]] = []  # of the split that is evaluated
+        self.scores: Scores | PixelScores | None = None  # of the last one
+
+    @abstractmethod
+    def keep(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What is kept of a batch of a split: tensors with a row for each image."""
+
+    @abstractmethod
+    def scored(self, *parts: Tensor) -> Scores | PixelScores:
+        """The scores from what was kept of all images, in their order, with some that only filled up a batch."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but for frozen parts, which stay in eval mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:
+        """As in Lightning.
+
+        Raises:
+            ConfigError: the file is no checkpoint, or does not say how its network is made.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **options)
+        except KeyError as error:
+            hint = f"it has no {error}; metaformer.load reads the weights.pt of a run"
+            raise ConfigError(f"{checkpoint_path}: is no checkpoint of Lightning ({hint})") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> logits [B, classes], or [B, classes, H, W] of pixels."""
+        found: Tensor = self.net(images)
+        return found
+
+    def predict_step(self, batch: Tensor | Batch) -> Tensor:
+        """Images, with or without labels -> probabilities in the shape of the logits."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return torch.softmax(self(images).float(), 1)
+
+    def on_train_start(self) -> None:
+        if done_batches(self.trainer) == 0:  # a checkpoint of an epoch's end still has the sums of that epoch
+            self.running.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is one of a run that has not diverged."""
+        self.watch.read(self.net)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        part = batch_idx % parts * devices + self.global_rank
+        self.seed_step(self.global_step, *([part] if devices * parts > 1 else []))
+
+    def seed_step(self, *place: int) -> None:
+        """Seed the global generators for a step, or for a part of it where its batch is split.
+
+        Whatever draws from them is then a function of (seed, step): a resumed run draws the same, and so do two runs
+        that differ in a mixer which draws nothing itself. Parts of a batch, on several devices or one after the other,
+        each draw their own.
+        """
+        seed_globals(self.seed, "step", *place)
+
+    def trained_on(self, images: Tensor, loss: Tensor, right: Tensor, count: Tensor | int) -> Tensor:
+        """Tell of a training batch, and stop where the loss is no number any more; returns the loss.
+
+        Args:
+            right, count: how many images or pixels were found, of how many.
+        """
+        self.running.update(loss.detach(), right, count)
+        for name, metric in self.running.items():
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name != "train_loss")
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.watch.see(loss, self.global_step + 1, self.current_epoch + 1, lr)
+        if (self.global_step + 1) % every(loss.device) == 0 or self.trainer.is_last_batch:
+            self.watch.read(self.net, images)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.kept = []
+
+    def on_test_epoch_start(self) -> None:
+        self.kept = []
+
+    def validation_step(self, batch: Batch) -> None:
+        self.kept.append(self.keep(batch))
+
+    def test_step(self, batch: Batch) -> None:
+        self.kept.append(self.keep(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._score("test")
+
+    def _score(self, split: str) -> None:
+        """The metrics of a split from what all devices kept, which read every n-th image each."""
+        parts = tuple(torch.cat(own) for own in zip(*self.kept, strict=True))
+        self.kept = []
+        if (devices := self.trainer.world_size) > 1:
+            parts = tuple(in_order(own) for own in self.all_gather(parts))
+        self.scores = self.scored(*parts)
+        for name, value in self.scores.measured().items():
+            self.log(f"{split}_{name}", value, prog_bar=name in ("accuracy", "mean_iou"), sync_dist=devices > 1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.net, self.recipe, on_gpu=self.device.type == "cuda")
+        # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
+        updates = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        scheduler = make_scheduler(optimizer, self.recipe, updates)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.recipe.lr_interval}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if self.recipe.lr_interval == "epoch":
+            scheduler.step(self.current_epoch + 1)
+        else:
+            scheduler.step_update(self.global_step)
+
+
+def _network(description: Mapping[str, Any] | None) -> nn.Module:
+    if description is None:
+        raise ConfigError("net: the checkpoint does not say how its network is made; expected net=, the network itself")
+    return rebuilt(description)
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """Weights [classes] that are larger for rare classes, with a mean of 1 over all N: N / (classes x own)."""
+    return counts.sum() / ((counts > 0).sum() * counts.clamp_min(1))

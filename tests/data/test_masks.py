@@ -1,0 +1,185 @@
+"""Images with masks: in every way in which they are kept, and image and mask augmented as one."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose
+from kept import encoded
+from PIL import Image
+
+from metaformer.config.tasks import FILLED, IGNORED
+from metaformer.data.batches import Batches, EvalBatches, Share
+from metaformer.data.images import Images, load
+from metaformer.data.registry import fingerprint
+from metaformer.system.errors import ConfigError
+
+SPLITS = {"train": 12, "test": 5}
+WORDS = ("task=segmentation", "data.size=[8,12]", "data.classes=3")
+
+
+def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 8, 12, 3], and masks in which 255 is no class."""
+    random = np.random.default_rng(len(split))
+    images = random.integers(0, 256, (SPLITS[split], 8, 12, 3)).astype(np.uint8)
+    return images, random.choice(np.array([0, 1, 2, 255], np.uint8), (SPLITS[split], 8, 12))
+
+
+def pairs(root: Path, *, by_split: bool = True) -> Path:
+    """train/images and train/masks, or images/training and annotations/training."""
+    for split in SPLITS:
+        for place, (image, mask) in enumerate(zip(*arrays(split), strict=True)):
+            for kind, pixels in (("images", image), ("masks" if by_split else "annotations", mask)):
+                folder = root / (f"{split}/{kind}" if by_split else f"{kind}/{split}ing")
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{place:02}.png").write_bytes(encoded(Image.fromarray(pixels)))
+    return root
+
+
+def table(root: Path) -> Path:
+    pairs(root)
+    with (root / "t.csv").open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["image", "seg", "split"])
+        for split, count in SPLITS.items():
+            writer.writerows([f"{split}/images/{i:02}.png", f"{split}/masks/{i:02}.png", split] for i in range(count))
+    return root / "t.csv"
+
+
+def npz(root: Path, name: str = "masks") -> Path:
+    root.mkdir(exist_ok=True)
+    found = {f"{split}_{kind}": a for split in SPLITS for kind, a in zip(("images", name), arrays(split), strict=True)}
+    np.savez(root / "a.npz", **found)
+    return root / "a.npz"
+
+
+def read(kind: str, root: Path, *words: str) -> Images:
+    return load(compose(f"data={kind}", f"data.root={root}", "data.val=2", *WORDS, *words).data)
+
+
+def content(images: Images) -> set[tuple[bytes, bytes]]:
+    parts = images.splits().values()
+    return {
+        (i.numpy().tobytes(), m.numpy().tobytes())
+        for part in parts
+        for i, m in zip(part.images, part.targets(torch.arange(len(part))), strict=True)
+    }
+
+
+def test_every_way_gives_the_same_pairs(tmp_path):
+    folder = read("image_folder", pairs(tmp_path / "a"))
+    assert ([len(part) for part in folder.splits().values()], folder.masked) == ([10, 2, 5], True)
+    assert (folder.shape, folder.classes) == ((3, 8, 12), ["0", "1", "2"])
+    others = (
+        read("image_folder", pairs(tmp_path / "b", by_split=False)),
+        read("table", table(tmp_path / "c"), "data.mask_column=seg"),
+        read("npz", npz(tmp_path / "d"), "data.size=224"),
+    )
+    assert all(content(other) == content(folder) for other in others)
+    torch.testing.assert_close(others[0].train.images, folder.train.images)  # by their contents, not by their names
+
+
+def test_a_mask_is_part_of_what_the_images_are(tmp_path):
+    words = ("data=image_folder", f"data.root={pairs(tmp_path / 'a')}", *WORDS)
+    before = fingerprint(compose(*words).data)
+    mask = np.zeros((8, 12), np.uint8)
+    (tmp_path / "a/train/masks/03.png").write_bytes(encoded(Image.fromarray(mask)))
+    assert fingerprint(compose(*words).data) != before
+
+
+def test_where_nothing_is_the_class_0_the_others_count_from_1(tmp_path):
+    usual, from_one = read("npz", npz(tmp_path / "a"), "data.size=224"), tmp_path / "b.npz"
+    with np.load(tmp_path / "a/a.npz") as file:
+        changed = {k: (a + 1 if k.endswith("masks") else a) for k, a in file.items()}  # 255 + 1 is 0
+    np.savez(from_one, **changed)
+    found = read("npz", from_one, "data.size=224", "data.ignore=0")
+    assert content(found) == content(usual)
+    assert set(found.train.masks.unique().tolist()) == {0, 1, 2, IGNORED}
+
+
+def test_image_and_mask_are_cropped_and_flipped_as_one(tmp_path):
+    images = read("npz", npz(tmp_path), "data.size=224")
+    marked = images.train.masks.clone()
+    images.train.pixels[..., 0] = marked  # so that each pixel says its class
+    for epoch in range(3):
+        for pixels, masks in Batches(images, 5, seed=1, epoch=epoch, crop=2, flip=True):
+            said = (pixels[:, 0] * images.std[0] + images.mean[0]).round().long()
+            inside = masks != IGNORED
+            assert torch.equal(said[inside], masks[inside].long())
+            assert (masks[:, 0, 0] == IGNORED).any()  # beside the image
+    plain = [masks for _, masks in Batches(images, 5, seed=1, epoch=0)]
+    assert torch.equal(torch.cat(plain).flatten(1).sort(0).values, marked[images.train.rows].flatten(1).sort(0).values)
+
+
+def test_an_evaluation_reads_all_masks_in_order_and_fills_up(tmp_path):
+    images = read("npz", npz(tmp_path), "data.size=224")
+    seen = [list(EvalBatches(images, images.test, Share(rank, 2))) for rank in range(2)]
+    masks = torch.stack([torch.cat([m for _, m in batches]) for batches in seen]).transpose(0, 1).flatten(0, 1)
+    assert torch.equal(masks[:5], images.test.masks)
+    assert (masks[5:] == FILLED).all()
+
+
+def spoilt(root: Path, spoil: str) -> Path:
+    pairs(root)
+    masks = root / "train/masks"
+    match spoil:
+        case "missing":
+            (masks / "04.png").unlink()
+        case "alone":
+            (root / "train/images/04.png").unlink()
+        case "size":
+            (masks / "04.png").write_bytes(encoded(Image.new("L", (8, 8))))
+        case "value":
+            (masks / "04.png").write_bytes(encoded(Image.new("L", (12, 8), 7)))
+        case "colour":
+            (masks / "04.png").write_bytes(encoded(Image.new("RGB", (12, 8))))
+        case "text":
+            (masks / "04.png").write_text("no image")
+        case "folder":
+            shutil.rmtree(root / "test/masks")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "message"),
+    [
+        ("missing", (), "train/images/04.png: has no mask; expected .*train/masks/04.png"),
+        ("alone", (), "train/masks/04.png: is a mask without an image in .*train/images"),
+        ("size", (), "train/masks/04.png: has 8 x 8 pixels, its image .*train/images/04.png 12 x 8"),
+        ("value", (), "04.png: has the number 7; expected 0 to 2 for 3 classes, or data.ignore=255 for none"),
+        ("colour", (), "train/masks/04.png: has 3 channels; expected one channel of whole numbers"),
+        ("text", (), "train/masks/04.png: cannot be read as an image"),
+        ("folder", (), "test/images|some splits have masks"),
+        ("", ("data.classes=null",), "data.classes=None: expected the number of classes in the masks of .*, up to 254"),
+        ("", ("data.decode=always",), "data.decode=always: images with masks are kept decoded; expected once"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, spoil, words, message):
+    with pytest.raises(ConfigError, match=message):
+        read("image_folder", spoilt(tmp_path, spoil), *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_masks": np.zeros((12, 8, 8), np.uint8)}, r"\(12, 8, 12, 3\) with masks \(12, 8, 8\); expected"),
+        ({"train_masks": np.zeros((12, 8, 12))}, "the masks of train: is float64; expected one channel of whole"),
+        ({"train_labels": np.zeros(12, int)}, "has train_images and train_labels and train_masks"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_arrays_is_said(tmp_path, change, message):
+    with np.load(npz(tmp_path)) as file:
+        np.savez(tmp_path / "b.npz", **{**file, **change})
+    with pytest.raises(ConfigError, match=message):
+        read("npz", tmp_path / "b.npz", "data.size=224")
+
+
+def test_mosaics_are_made_of_images_of_their_split_and_are_the_same_for_ever():
+    images, fashion = load(compose("data=fashion_mosaics").data), load(compose("data=fashion_small").data)
+    assert ([len(part) for part in images.splits().values()], images.shape) == ([2000, 500, 750], (1, 64, 64))
+    assert [int(part.pixels.long().sum()) for part in images.splits().values()] == [1029488012, 260541964, 387148171]
+    mask, corner = images.test.masks[0], fashion.test.labels[0] + 1
+    assert corner in mask[:32, :32].unique() or (mask[:32, :32] == 0).all()

@@ -1,0 +1,159 @@
+"""Segmentation: metrics and losses to the number, and runs that are stopped, compared and reported."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
+from trained import CHOICES, equal, metrics, stop_at
+
+from metaformer.analysis.pixel_terms import terms_of_pixels
+from metaformer.config.tasks import FILLED, IGNORED
+from metaformer.runs.answers import PixelAnswers, read_answers
+from metaformer.studies.points import resolve
+from metaformer.studies.worker import run
+from metaformer.system.errors import ConfigError
+from metaformer.tasks.pixels import PixelScores, scores_of
+from metaformer.tasks.segmentation import Segmenter, dice_loss
+
+TINY = ("model=tiny_pyramid", "model.depths=[1,1]", "model.dims=[8,16]", "task.width=8", "data.train=64")
+WORDS = ("task=segmentation", "data=fashion_mosaics", *TINY, "recipe.batch=32", "recipe.epochs=2", "runtime.threads=1")
+
+
+def go(*words: str):
+    return run(resolve(compose(*WORDS, "runtime.progress=false", *words), CHOICES)[0])
+
+
+def drawn(images: int = 9, classes: int = 4, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, classes, H, W], and masks with every class but the last and some pixels without one."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, classes, (images, size, size), generator=generator)
+    logits = torch.randn(images, classes, size, size, generator=generator) + 2 * torch.nn.functional.one_hot(
+        masks, classes
+    ).movedim(-1, 1)
+    masks[masks == classes - 1] = IGNORED
+    return logits, masks.byte()
+
+
+def test_metrics_are_those_of_torchmetrics_over_all_pixels():
+    logits, masks = drawn()
+    found, options = scores_of(logits, masks).measured(), {"ignore_index": IGNORED}
+    expected = {
+        "mean_iou": MulticlassJaccardIndex(4, average="macro", **options),
+        "mean_dice": MulticlassF1Score(4, average="macro", **options),
+        "pixel_accuracy": MulticlassAccuracy(4, average="micro", **options),
+    }
+    for name, metric in expected.items():
+        assert found[name] == pytest.approx(metric(logits, masks.long()).item(), abs=1e-6)
+    loss = torch.nn.functional.cross_entropy(logits, masks.long(), ignore_index=IGNORED).item()
+    assert found["loss"] == pytest.approx(loss, abs=1e-6)
+
+
+def test_one_class_everywhere_is_found_whole_and_what_fills_up_counts_nowhere():
+    logits, masks = torch.zeros(3, 4, 6, 6), torch.zeros(3, 6, 6, dtype=torch.uint8)
+    logits[:, 0] = 1
+    assert scores_of(logits, masks).measured()["mean_iou"] == 1
+    logits[2, 1], masks[2] = 9, FILLED
+    found = scores_of(logits, masks)
+    assert (found.counts[2] == -1).all()
+    assert found.confused.tolist()[0] == [72, 0, 0, 0]
+
+
+def test_a_logit_that_is_not_finite_gives_no_number():
+    logits, masks = drawn()
+    logits[0, 0, 0, 0] = torch.nan
+    masks[0, 0, 0] = 0
+    assert all(np.isnan(value) for value in scores_of(logits, masks).measured().values())
+
+
+@pytest.mark.parametrize("name", ["mean_iou", "mean_dice", "pixel_accuracy", "loss"])
+def test_what_an_image_gives_is_what_leaving_it_out_changes(name):
+    scores = scores_of(*drawn())
+    found = terms_of_pixels(name, scores.counts.numpy(), scores.losses.double().numpy())
+    whole, n = scores.measured()[name], scores.images
+    for i in (0, 5):
+        left = torch.arange(n) != i
+        without = PixelScores(scores.counts[left], scores.losses[left], scores.confused, scores.shown)
+        assert found[i] == pytest.approx(n * whole - (n - 1) * without.measured()[name], abs=1e-6)
+
+
+def test_the_dice_loss_is_nothing_where_all_is_right_and_all_where_nothing_is():
+    logits, masks = drawn()
+    right = torch.nn.functional.one_hot(masks.long().where(masks != IGNORED, 0), 4).movedim(-1, 1)
+    assert dice_loss(100.0 * right, masks.long()) == pytest.approx(0, abs=1e-6)
+    assert dice_loss(100.0 * right.roll(1, 1), masks.long()) == pytest.approx(1, abs=1e-6)
+    shares, truth = logits[:1].softmax(1) * (masks[:1] != IGNORED), right[:1] * (masks[:1] != IGNORED)[:, None]
+    by_hand = [1 - 2 * (shares[0, c] * truth[0, c]).sum() / (shares[0, c].sum() + truth[0, c].sum()) for c in range(3)]
+    assert dice_loss(logits[:1], masks[:1].long()) == pytest.approx(sum(by_hand).item() / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("dice", [0.0, 0.3])
+def test_the_parts_of_a_batch_add_up(dice):
+    logits, masks = drawn(8)
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.0])
+    module = Segmenter(torch.nn.Conv2d(1, 4, 1), classes=4, class_weights=weights, dice=dice)
+    whole = module._loss(logits, masks.long())
+    parts = [module._loss(*part) for part in zip(logits.split(2), masks.long().split(2), strict=True)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+
+def test_a_run_that_is_stopped_ends_with_the_same_bits(monkeypatch):
+    words = ("task.dice=0.5", "recipe.class_weights=balanced", "recipe.ema=0.9", "model.drop_path=0.2")
+    whole = go(*words, "runtime.runs=whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, 2, Segmenter)  # of 2 an epoch
+        with pytest.raises(SystemExit):
+            go(*words)
+    resumed = go(*words)
+    assert resumed.status == "finished"
+    assert equal(resumed.folder, whole.folder)
+    assert list(metrics(whole.folder)[0])[3:9] == [
+        *("train_loss", "train_pixel_accuracy", "val_loss", "val_mean_iou", "val_mean_dice", "val_pixel_accuracy")
+    ]
+    answers = read_answers(whole.folder)
+    assert isinstance(answers, PixelAnswers)
+    assert (answers.counts.shape, answers.examples.predictions.shape) == ((750, 11, 3), (6, 64, 64))
+    assert answers.accuracy == pytest.approx(whole.result.metrics["test_pixel_accuracy"], abs=1e-7)
+    terms = terms_of_pixels("mean_iou", answers.counts, answers.losses)
+    assert terms.mean() == pytest.approx(whole.result.metrics["test_mean_iou"], abs=0.01)
+    assert whole.result.tested_images == 750
+
+
+def test_weights_of_a_classifier_begin_the_encoder_and_may_be_frozen(capfd):
+    model = (*TINY, "data.train=200", "recipe.epochs=1", "runtime.threads=1", "runtime.progress=false")
+    first = run(resolve(compose("data=fashion_small", *model[:3], *model[4:]), CHOICES)[0])
+    words = (f"recipe.initialize_from={first.folder}/weights.pt", "recipe.freeze=stages1-2", "recipe.epochs=1")
+    second = go(*words)
+    assert "taken stem, stages; new encoder.norms, decoder, classifier" in capfd.readouterr().out
+    ours, theirs = (torch.load(o.folder / "weights.pt", weights_only=True)["state_dict"] for o in (second, first))
+    for key, value in theirs.items():
+        if key.startswith(("stem.", "stages.")):
+            assert torch.equal(ours[f"encoder.net.{key}"], value), key
+    assert 0 < second.result.trainable < second.result.params
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("recipe.mixup=0.2",), "recipe.mixup=0.2: is for task=classification"),
+        (("recipe.loss=bce",), "recipe.loss=bce: is for task=classification"),
+        (("recipe.scale=[0.5,1]", "recipe.crop=0"), "task=segmentation crops image and mask by recipe.crop"),
+        (("study.analysis.metric=test_accuracy",), "metric=test_accuracy: task=segmentation has test_pixel_accuracy"),
+        (("task=classification", "task.dice=0.5"), "task.dice=0.5: belongs to task=segmentation"),
+        (("task=classification", "study.analysis.metric=test_mean_iou"), "task=classification has test_macro"),
+        (("data=fashion_small",), "task=segmentation: data=fashion_small has a class for each image; expected masks"),
+        (("task=classification",), "task=classification: data=fashion_mosaics has masks; expected task=segmentation"),
+        (("model=tiny",), "needs a model whose stages get coarser, and those here have strides of 4, 4, 4, 4"),
+        (("task.decoder=fnp",), "task.decoder=fnp: expected one of fpn, mlp, unet"),
+        (("model=timm", "model.name=vit_tiny_patch16_224", "mixer=builtin"), "strides of 16, 16, 16"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, message):
+    own = [w for w in WORDS if w.partition("=")[0] not in ("model.depths", "model.dims")]
+    own = [w for w in own if w.partition("=")[0] not in {word.partition("=")[0] for word in words}]
+    if words[0].startswith("task=classification"):
+        own = [w for w in own if not w.startswith("task.")]
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        run(resolve(compose(*own, "runtime.progress=false", *words), CHOICES)[0])
