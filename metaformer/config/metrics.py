@@ -21,7 +21,7 @@ class Metric:
     words: str
     path: str = ""  # of a class of torchmetrics, made with the number of classes and `options`
     options: Mapping[str, Any] = field(default_factory=dict)
-    training: bool = False  # also of the training batches; it costs time at every step
+    training: bool = False  # also of the training batches, by `tasks.scores.Running`
     scale: float = 100.0  # reports multiply by it: fractions are in points (percent)
     unit: str = "points"
     higher: bool = True  # is better

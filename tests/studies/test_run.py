@@ -25,7 +25,8 @@ from metaformer.studies.worker import Outcome, found, run
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive
-from metaformer.tasks.classification import Classifier, first_not_finite
+from metaformer.tasks.classification import Classifier
+from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import fit
 
 CHOICES = {"mixer": "pooling", "model": "tiny", "data": "digits"}

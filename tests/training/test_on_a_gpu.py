@@ -18,7 +18,7 @@ from metaformer.models.build import check_split
 from metaformer.models.compiling import compiling
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive, seed_globals
-from metaformer.tasks.classification import first_not_finite
+from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import callbacks, trainer
 from metaformer.training.stop_and_resume import Saved, agreed, check_parts
 
