@@ -10,6 +10,8 @@ from test_devices import compare
 from torch.optim.swa_utils import AveragedModel
 from trained import equal, go, steps_of, stop_at
 
+from metaformer.data.batches import Batches
+from metaformer.data.images import load
 from metaformer.probing import selection
 from metaformer.runs.finished import finished
 from metaformer.studies import cell_cost
@@ -64,6 +66,36 @@ def test_the_same_run_has_the_same_bits_also_after_a_stop(monkeypatch, words):
     seen = steps_of(monkeypatch)
     assert equal(whole, go(*GPU, *EVERYTHING, *words).folder)
     assert seen[0] == 8
+
+
+@pytest.mark.parametrize("words", [[], PHOTOS, ["recipe.precision=bf16", "recipe.clip_grad=1.0", "recipe.mixup=0.4"]])
+def test_no_value_comes_back_between_two_steps(monkeypatch, words):
+    """Nor while a batch is made. torch warns of every such wait, or raises."""
+    modes = []
+
+    def begin(self, batch, batch_idx):
+        modes.append("default" if self.trainer.is_last_batch else "error")
+        torch.cuda.set_sync_debug_mode(modes[-1])
+        seeded(self, batch, batch_idx)
+
+    seeded = Classifier.on_train_batch_start
+    monkeypatch.setattr(Classifier, "on_train_batch_start", begin)
+    try:
+        go(*GPU, *words)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert modes == 17 * ["error"] + ["default"]
+
+
+def test_batches_made_on_the_gpu_are_those_of_a_processor():
+    images = load(compose("data=digits").data)
+    there = images.on(torch.device("cuda"))
+    assert there.train.pixels.is_cuda
+    for crop, flip in ((0, False), (2, True)):
+        both = [list(Batches(data, 64, seed=3, epoch=1, crop=crop, flip=flip)) for data in (images, there)]
+        for (x, y), (mine, labels) in zip(*both, strict=True):
+            assert torch.equal(y, labels.cpu())
+            assert torch.allclose(x, mine.cpu(), rtol=0, atol=1e-6)
 
 
 def test_the_average_of_the_weights_is_on_the_gpu(monkeypatch):

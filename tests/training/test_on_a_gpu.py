@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import compose
+from lightning import LightningDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch._dynamo.exc import BackendCompilerFailed
 from trained import equal, go
 
 from metaformer.analysis.lint import RECORDED
+from metaformer.config.schema import Recipe
 from metaformer.data.images import load
 from metaformer.data.module import ImageData
 from metaformer.models.build import check_split
@@ -136,6 +138,53 @@ def test_memory_is_pinned_for_runs_on_a_gpu_only(monkeypatch, device):
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
     data.setup("fit")
     assert {stream.loader.pin_memory for stream in data.streams.values()} == {device == "cuda"}
+
+
+def test_a_batch_is_sent_beside_what_a_gpu_computes(monkeypatch):
+    """The step waits for it, and its memory stays until the step has read it. What is there already is not sent."""
+    calls = []
+
+    class Part:
+        def __init__(self, device):
+            self.device = torch.device(device)
+
+        def record_stream(self, stream):
+            calls.append(f"kept for {stream}")
+
+    class Aside:
+        def __init__(self, device):
+            calls.append(f"a stream of {device}")
+
+        def __enter__(self):
+            calls.append("begun")
+
+        def __exit__(self, *_):
+            calls.append("ended")
+
+    class Computing:
+        def wait_stream(self, stream):
+            calls.append(f"waits for {type(stream).__name__}")
+
+        def __str__(self):
+            return "computing"
+
+    def sent(self, batch, device, dataloader_idx):
+        calls.append("sent")
+        return tuple(Part(device) for _ in batch)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Aside)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Computing())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(LightningDataModule, "transfer_batch_to_device", sent)
+    data, gpu = ImageData(load(compose("data=digits").data), Recipe(), 0), torch.device("cuda", 0)
+    once = ["begun", "sent", "ended", "waits for Aside", "kept for computing", "kept for computing"]
+    for _ in range(2):
+        data.transfer_batch_to_device((Part("cpu"), Part("cpu")), gpu, 0)
+    assert calls == ["a stream of cuda:0", *once, *once]
+    calls.clear()
+    data.transfer_batch_to_device((Part("cuda:0"), Part("cuda:0")), gpu, 0)
+    data.transfer_batch_to_device((Part("cpu"), Part("cpu")), torch.device("cpu"), 0)
+    assert calls == ["sent", "sent"]
 
 
 def test_the_generators_of_both_devices_are_seeded(monkeypatch):
