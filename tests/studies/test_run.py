@@ -25,6 +25,7 @@ from metaformer.studies.worker import Outcome, found, run
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive
+from metaformer.tasks import build as learners
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import fit
