@@ -117,9 +117,9 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
     if log is None:
         warn_of_bf16(config)
     with output_to(Path(os.devnull) if log else None):
-        from metaformer.training.fit import fit, prepare
+        from metaformer.training.fit import fit
 
-        prepared = prepare(config)
+        prepared = _prepare(planned)
     if config.debug.mode in ("profile", "batch"):
         return _look(planned, prepared)
     if machine.rank() > 0:  # the first process does all that concerns files
@@ -131,6 +131,22 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
         if not force and (result := found(planned)) is not None:
             return Outcome(folder.name, "found", folder, result)
         return _train(planned, prepared, jobs=jobs, log=log, force=force)
+
+
+_read: dict[str, Any] = {}  # the images of the run before in this process, by all that tells which they are
+
+
+def _prepare(planned: Planned) -> "Prepared":
+    """Build and try what a run is made of; images are read once by a process that trains many runs on them."""
+    from metaformer.training.fit import prepare
+
+    config = planned.config
+    key = repr((config.data, config.runtime.cache, planned.fingerprint))
+    images = _read.get(key)
+    _read.clear()  # there is room for one data set
+    prepared = prepare(config, images)
+    _read[key] = prepared.images
+    return prepared
 
 
 def refuse(cells: Mapping[str, Config], *, here: bool) -> None:

@@ -14,6 +14,7 @@ from conftest import TINY, compose, repository, result_of
 
 from metaformer.config.schema import Config, Logger
 from metaformer.config.validate import plain
+from metaformer.data.images import load
 from metaformer.mixers import Pooling
 from metaformer.models import zoo
 from metaformer.runs.folder import Planned
@@ -90,6 +91,23 @@ def test_the_same_configuration_gives_the_same_bits_and_seed_0_is_a_seed():
     assert equal(a.folder, b.folder)
     c = go("runtime.runs=c", "seed=1")
     assert metrics(c.folder) != metrics(a.folder)
+
+
+def test_a_process_reads_the_images_of_many_runs_once(monkeypatch, tmp_path):
+    """They are other ones where a file has changed, and the results are those of processes of their own."""
+    read = []
+    monkeypatch.setattr(fit, "load", lambda *a: read.append(a) or load(*a))
+    draw = np.random.default_rng(0).integers
+    for first in (0, 1):
+        images = {f"{split}_images": draw(256, size=(150, 8, 8), dtype=np.uint8) for split in ("train", "test")}
+        labels = {f"{split}_labels": np.arange(first, 150 + first) % 10 for split in ("train", "test")}
+        np.savez(tmp_path / "mine.npz", **images, **labels)
+        for seed in (0, 1):
+            words = ("data=npz", f"data.root={tmp_path}/mine.npz", "data.size=8", "recipe.epochs=1")
+            kept = go(*words, f"seed={seed}", "runtime.runs=kept").folder
+        assert len(read) == 1 + first
+    monkeypatch.setattr(worker, "_read", {})
+    assert equal(kept, go(*words, f"seed={seed}", "runtime.runs=anew").folder)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(monkeypatch):
