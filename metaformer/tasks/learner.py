@@ -54,6 +54,7 @@ class Learner(L.LightningModule):
         self.net, self.recipe, self.seed = net, recipe, seed
         self.frozen = [part.eval() for part in freeze(net, recipe.freeze)]
         self.running, self.watch = Running(self.accuracy), Watch()
+        self.listed: int | None = None  # the epoch in which Lightning knows of the running metrics
         self.register_buffer("class_weights", weights, persistent=False)
         self.kept: list[tuple[Tensor, ...]] = []  # of the split that is evaluated
         self.scores: Scores | PixelScores | None = None  # of the last one
@@ -97,6 +98,7 @@ class Learner(L.LightningModule):
         return torch.softmax(self(images).float(), 1)
 
     def on_train_start(self) -> None:
+        self.listed = None
         if done_batches(self.trainer) == 0:  # a checkpoint of an epoch's end still has the sums of that epoch
             self.running.reset()
 
@@ -125,13 +127,23 @@ class Learner(L.LightningModule):
             right, count: how many images or pixels were found, of how many.
         """
         self.running.update(loss.detach(), right, count)
-        for name, metric in self.running.items():
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name != "train_loss")
+        self._list_running()
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.watch.see(loss, self.global_step + 1, self.current_epoch + 1, lr)
         if (self.global_step + 1) % every(loss.device) == 0 or self.trainer.is_last_batch:
             self.watch.read(self.net, images)
         return loss
+
+    def _list_running(self) -> None:
+        """Tell Lightning of the metrics that are updated here, in the first step that this process does in an epoch.
+
+        It computes them at the epoch's end. Each call of `log` takes a millisecond, 5% of a step of a small model.
+        """
+        if self.listed == self.current_epoch:
+            return
+        self.listed = self.current_epoch
+        for name, metric in self.running.items():
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name != "train_loss")
 
     def on_validation_epoch_start(self) -> None:
         self.kept = []
