@@ -4,6 +4,7 @@ Composition without a command of Hydra's, beside one that is running too: Hydra'
 state, which belongs to whoever set it up first.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,13 @@ def load(loader: ConfigLoader, overrides: Sequence[str], *, multirun: bool = Fal
     """Compose `train.yaml` with overrides; in a multirun they may be sweeps, which are not expanded here."""
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
     return loader.load_configuration("train", list(overrides), run_mode=mode)
+
+
+def with_values(composed: DictConfig, values: Sequence[Override]) -> DictConfig:
+    """A composed configuration with values over it: what composing it with them gives, but for Hydra's own node."""
+    changed = copy.deepcopy(composed)
+    ConfigLoaderImpl._apply_overrides_to_config(list(values), changed)
+    return changed
 
 
 def parsed(loader: ConfigLoader, words: Sequence[str]) -> list[Override]:

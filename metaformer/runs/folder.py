@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metaformer.config.compose import Choices
 from metaformer.config.identity import cell_id, content_of, run_id
@@ -32,14 +33,19 @@ class Planned:
 
 
 def planned(
-    config: Config, choices: Choices, fingerprint: str | None = None, known: Mapping[str, list[Path]] | None = None
+    config: Config,
+    choices: Choices,
+    fingerprint: str | None = None,
+    known: Mapping[str, list[Path]] | None = None,
+    content: Mapping[str, Any] | None = None,
 ) -> Planned:
     """A validated configuration with its ids and its folder: found by its id, or named for people by what was chosen.
 
     Args:
         known: `folders_by_id`, where it is asked for many runs.
+        content: `content_of` these, where it is known.
     """
-    content, runs = content_of(config, fingerprint), Path(config.runtime.runs)
+    content, runs = content or content_of(config, fingerprint), Path(config.runtime.runs)
     identity = run_id(content)
     if config.debug.mode != "none":
         folder = runs / f"debug-{config.debug.mode}"

@@ -5,15 +5,18 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import on_disk, result_of, runs_of, study
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
 from rich.console import Console
 
 from metaformer import plan
 from metaformer.analysis.stats import Scatter
+from metaformer.config.compose import choices_of, config_of, loader, without_hydra
+from metaformer.config.hydra_internals import load, points_of
 from metaformer.runs.folder import lock
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
 from metaformer.runs.result import write_result
 from metaformer.studies.cell_cost import cost_of
-from metaformer.studies.points import expand
+from metaformer.studies.points import Cells, expand, resolve, unread
 from metaformer.studies.power_of_seeds import power_table
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores
@@ -143,10 +146,44 @@ def test_what_it_will_cost_by_the_speed_of_other_studies(said, tmp_path):
     assert expected in said("experiments=mine")
 
 
-def test_a_thousand_runs_are_composed_once_for_each_cell(monkeypatch):
+def test_a_thousand_runs_are_composed_once_for_each_choice_of_files(monkeypatch):
     calls = []
     load = ConfigLoaderImpl.load_sweep_config
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda s, *a: (calls.append(1), load(s, *a))[1])
     grid = ["mixer=pooling,identity", "recipe.lr=1e-3,2e-3,4e-3,8e-3,1.6e-2", "seed=range(100)"]
     assert len({point.run.folder for point in expand(grid)}) == 1000
-    assert len(calls) == 10
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        ["mixer=pooling,attention", "recipe.lr=1e-3,2e-3", "seed=0,1"],
+        ["recipe.lr=1e-3,2e-3", "data=digits", "data.val=100,200", "seed=5", "runtime=cpu,auto"],
+        ["mixer.pool_size=3,5", "mixer=pooling,max_pooling", "model.dims=[32,32,32,32],[64,64,64,64]"],
+        ["mixer=ppaa", "mixer.stage1.pool_size=5,7", "seed=0,1"],
+        ["mixer=custom", "mixer._target_=torch.nn.Identity,torch.nn.ReLU", "+mixer.inplace=true", "seed=1,2"],
+        ["recipe.optimizer_options.eps=1e-6,1e-7", "trainer.limit_train_batches=1,2"],
+        ["recipe.lr=1e-3,2e-3", "recipe={lr: 1e-2}"],
+        ["recipe={lr: 1e-2}", "recipe.lr=1e-3,2e-3"],
+        ["recipe.lr=1e-3", "recipe.warmup_lr=${recipe.lr}", "seed=0,1"],
+        ["seed=0,1", "model.layer_scale=null", "runtime=cpu", "recipe.epochs=1,2", "~mixer.pool_size"],
+        ["experiments=quickstart", "model.mlp_ratio=1,2", "study.analysis.margin=1", "seed=0,1"],
+    ],
+)
+def test_points_are_what_hydra_composes_of_each(grid):
+    """All of its nodes but its own, though it composes few of them."""
+    cfg = load(loader(), grid, multirun=True)
+    cells = Cells(loader(), cfg, unread)
+    for point in points_of(loader(), list(cfg.hydra.overrides.task)):
+        whole, mine = loader().load_sweep_config(cfg, point), cells.compose(point)
+        assert without_hydra(mine) == without_hydra(whole)
+        assert choices_of(mine.hydra) == choices_of(whole.hydra)
+        run, _ = cells.run_of(point)
+        alone, _ = resolve(config_of(whole), choices_of(whole.hydra), {}, unread)
+        assert run == alone
+
+
+def test_a_key_that_is_not_there_is_refused_as_hydra_does():
+    with pytest.raises(HydraException, match=r"Could not override 'recipe.lrr'"):
+        expand(["recipe.lrr=1e-3,2e-3"])
