@@ -155,6 +155,8 @@ def refuse(cells: Mapping[str, Config], *, here: bool) -> None:
     Args:
         here: they are to train on the devices of this machine.
     """
+    if not cells:
+        return  # without torch: a study that is finished is only reported
     known: dict[str, Any] = {}  # the images by their node
     with output_to(Path(os.devnull)):
         from metaformer.training.fit import prepare
