@@ -9,7 +9,7 @@ import torch
 from trained import equal, go, stop_at
 
 from metaformer.mixers import Pooling
-from metaformer.tasks import classification
+from metaformer.tasks import learner
 from metaformer.tasks.divergence import Watch, every
 
 
@@ -35,7 +35,7 @@ def reads(monkeypatch):
             seen.append(self.unread[-1].step)
         read(self, *args)
 
-    monkeypatch.setattr(classification, "every", lambda device: 5)
+    monkeypatch.setattr(learner, "every", lambda device: 5)
     monkeypatch.setattr(Watch, "read", watched)
     return seen
 

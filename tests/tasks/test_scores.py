@@ -108,6 +108,7 @@ def test_names_and_words():
     assert in_words("val_macro_f1") == "validation macro F1"
     assert metric_of("test_loss").unit == "nats"
     assert selecting("test_balanced_accuracy") == selecting("val_balanced_accuracy") == "val_balanced_accuracy"
-    assert metrics_of("train") == ["train_accuracy", "train_loss"]
+    assert metrics_of("train", "classification") == ["train_accuracy", "train_loss"]
+    assert metrics_of("train", "segmentation") == ["train_loss", "train_pixel_accuracy"]
     assert len(metrics_of("test")) == len(METRICS)
     assert [METRICS[name].told(0.51234) for name in ("accuracy", "loss")] == ["51.23%", "0.5123"]

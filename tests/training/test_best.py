@@ -14,7 +14,8 @@ from metaformer.config.schema import Recipe
 from metaformer.models.build import build
 from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
-from metaformer.tasks.classification import Classifier, balanced_weights
+from metaformer.tasks.classification import Classifier
+from metaformer.tasks.learner import balanced_weights
 from metaformer.training.best import Best
 from metaformer.training.evaluation import evaluate
 
@@ -102,7 +103,7 @@ def classifier(weights: torch.Tensor | None, **recipe) -> Classifier:
 
 def test_class_weights_by_hand():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    weights = balanced_weights(labels, 4)
+    weights = balanced_weights(labels.bincount(minlength=4))
     assert weights.tolist() == pytest.approx([100 / 150, 100 / 90, 100 / 60, 100 / 3])
     assert weights[labels].mean().item() == pytest.approx(1.0)
     generator = torch.Generator().manual_seed(0)
