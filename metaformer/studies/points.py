@@ -147,7 +147,7 @@ class Cells:
             return self.loader.load_sweep_config(self.cfg, list(point))  # a node for a group: its place counts
         if files not in self.composed:
             self.composed[files] = self.loader.load_sweep_config(self.cfg, list(files))
-        return with_values(self.composed[files], values[1:])
+        return with_values(self.composed[files], values)
 
     def _identified(self, data: Data) -> str | None:
         if (key := repr(data)) not in self.images:
