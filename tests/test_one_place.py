@@ -54,7 +54,7 @@ def edited(tmp_path):
 
 def test_each_is_seen_in_help_in_validation_in_cost_and_in_a_report(edited):
     told = edited("train", "--help").stdout
-    groups = {line.partition(": ")[0]: line for line in told.splitlines() if ": " in line}
+    groups = {line.partition(": ")[0]: line for line in told.replace("\n    ", " ").splitlines() if ": " in line}
     assert "flip" in groups["mixer"].split(": ")[1].split(", ")
     assert "noise" in groups["data"].split(": ")[1].split(", ")
     assert "model.widen=1.0  " in told

@@ -16,7 +16,7 @@ from metaformer.config.schema import Data
 from metaformer.data.decoding import BICUBIC, NEAREST, VERSION, decode, fit
 from metaformer.data.images import Images, carved
 from metaformer.data.listing import Listing, Part
-from metaformer.data.masks import Masks
+from metaformer.data.pixel_labels import Masks
 from metaformer.data.registry import listing_of, size_of
 from metaformer.data.splits import Photos, Split
 from metaformer.system import locks

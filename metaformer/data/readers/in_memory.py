@@ -10,7 +10,7 @@ import torch
 
 from metaformer.config.schema import Data
 from metaformer.data.images import Images, carved
-from metaformer.data.masks import labels_of
+from metaformer.data.pixel_labels import labels_of
 from metaformer.data.readers import arrays
 from metaformer.data.registry import size_of
 from metaformer.data.splits import Split, balanced
