@@ -102,6 +102,8 @@ def check_extensions(config: Config) -> None:
         raise ConfigError(f"trainer.gradient_clip_algorithm={how}: is read with recipe.clip_grad only")
     if config.trainer.get("sync_batchnorm") and config.runtime.processes == 1:
         raise ConfigError("trainer.sync_batchnorm=True: is for several devices (runtime.devices)")
+    if config.trainer.get("sync_batchnorm") and config.runtime.strategy == "fsdp":  # Lightning would leave it out
+        raise ConfigError("trainer.sync_batchnorm=True: is not for runtime.strategy=fsdp; expected ddp")
     steps = config.trainer.get("log_every_n_steps", 1)
     if not steps or steps < 1:
         raise ConfigError(f"trainer.log_every_n_steps={steps}: expected at least 1")

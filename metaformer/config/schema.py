@@ -179,7 +179,7 @@ class Runtime:
     accelerator: str = choice("auto", "cpu", "gpu", "mps")
     devices: int = number(1, at_least=1, at_most=1024)  # of each node, one process for each
     nodes: int = number(1, at_least=1, at_most=65_536)
-    strategy: str = choice("auto", "ddp", "fsdp")  # auto: ddp where there are several processes
+    strategy: str = choice("auto", "ddp", "fsdp")  # auto: ddp where there are several; fsdp: weights in parts
     checkpoint_blocks: bool = False  # compute the insides of blocks again in the backward pass instead of keeping them
     accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit, on one device
     compile: bool = False  # torch.compile: minutes to begin with, on a CPU; what cannot be compiled is trained as it is

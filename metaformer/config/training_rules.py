@@ -35,6 +35,8 @@ def _check_segmentation(config: Config) -> None:
         raise ConfigError(
             f"recipe.scale={recipe.scale}: task=segmentation crops image and mask by recipe.crop; expected null"
         )
+    if config.runtime.strategy == "fsdp":
+        raise ConfigError("runtime.strategy=fsdp: is for task=classification; expected ddp")
     given = {
         "recipe.mixup": recipe.mixup,
         "recipe.cutmix": recipe.cutmix,
@@ -122,6 +124,20 @@ def _check_distill(distill: Distill) -> None:
         raise ConfigError("recipe.distill.weights: expected a file with the weights of the teacher")
 
 
+def _check_fsdp(runtime: Runtime, recipe: Recipe) -> None:
+    """What does not work with weights in parts, or would not be what it is with whole ones."""
+    wrong = {
+        f"runtime.devices={runtime.devices}": runtime.processes == 1 and "is one, and it is for several",
+        "runtime.compile=true": runtime.compile and "compiles whole networks",
+        "runtime.accelerator=mps": runtime.accelerator == "mps" and "has one device",
+        f"recipe.ema={recipe.ema}": recipe.ema is not None and "averages whole weights",
+        "recipe.precision=fp16": recipe.precision == "fp16" and "scales whole gradients",
+    }
+    for key, reason in wrong.items():
+        if reason:
+            raise ConfigError(f"runtime.strategy=fsdp: {key} {reason}; expected runtime.strategy=ddp, or another value")
+
+
 def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
     """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
     parts = runtime.parts
@@ -142,9 +158,7 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
     if recipe.mixes and share % 2:
         raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
     if runtime.strategy == "fsdp":
-        raise ConfigError(
-            "runtime.strategy=fsdp: a run keeps, averages and tests its weights whole on each device; expected ddp"
-        )
+        _check_fsdp(runtime, recipe)
     if recipe.precision == "fp16" and runtime.accelerator == "cpu":
         raise ConfigError("recipe.precision=fp16: is for a GPU; runtime.accelerator=cpu has fp32 or bf16")
     if not runtime.runs.strip():

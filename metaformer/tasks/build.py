@@ -9,12 +9,23 @@ from metaformer.tasks.learner import Learner, balanced_weights
 from metaformer.tasks.segmentation import Segmenter
 
 
-def build(config: Config, net: nn.Module, images: Images, teacher: nn.Module | None = None) -> Learner:
-    """What the task of a configuration learns from such images."""
+def build(
+    config: Config,
+    net: nn.Module,
+    images: Images,
+    teacher: nn.Module | None = None,
+    classifier: type[Classifier] | None = None,
+) -> Learner:
+    """What the task of a configuration learns from such images.
+
+    Args:
+        classifier: a kind of Classifier; None for the usual one.
+    """
     balanced = config.recipe.class_weights == "balanced" and not images.only_test
     weights = balanced_weights(images.class_counts()) if balanced else None
     classes, seed = len(images.classes), config.seed
     if config.task.segments:
         dice = config.task.dice
         return Segmenter(net, config.recipe, classes=classes, seed=seed, class_weights=weights, dice=dice)
-    return Classifier(net, config.recipe, classes=classes, seed=seed, teacher=teacher, class_weights=weights)
+    kind = classifier or Classifier
+    return kind(net, config.recipe, classes=classes, seed=seed, teacher=teacher, class_weights=weights)

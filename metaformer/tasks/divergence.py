@@ -1,6 +1,7 @@
 """A loss that is not finite ends a run, and is found without asking the device for a value at each step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +33,11 @@ class Watch:
     def see(self, loss: Tensor, step: int, epoch: int, lr: float) -> None:
         self.unread.append(Seen(loss.detach(), step, epoch, lr))
 
-    def read(self, net: nn.Module, images: Tensor | None = None) -> None:
+    def read(self, where: Callable[[], str] | None = None) -> None:
         """Look at what is remembered, and forget it.
 
         Args:
-            images: those of the last step, if the network still has the weights with which it saw them.
+            where: says where in the network the last step went wrong, if it still has the weights of that step.
 
         Raises:
             FloatingPointError: a loss is not finite; it names the first, and where it is that of the images the module.
@@ -49,8 +50,8 @@ class Watch:
             if math.isfinite(loss):
                 continue
             words = f"diverged: loss is {loss} at step {which.step} (epoch {which.epoch}), lr {which.lr:.3g}"
-            if which is seen[-1] and images is not None:
-                words += f"; first not finite: {first_not_finite(net, images)}"
+            if which is seen[-1] and where is not None:
+                words += f"; first not finite: {where()}"
             raise FloatingPointError(words)
 
 

@@ -16,10 +16,10 @@ from metaformer.models.build import described, rebuilt
 from metaformer.models.frozen import freeze
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
-from metaformer.tasks.divergence import Watch, every
+from metaformer.tasks.divergence import Watch, every, first_not_finite
 from metaformer.tasks.optimization import make_optimizer, make_scheduler
 from metaformer.tasks.pixels import PixelScores
-from metaformer.tasks.scores import Running, Scores, in_order
+from metaformer.tasks.scores import Running, Scores, in_order, of_all_devices
 
 
 class Learner(L.LightningModule):
@@ -54,6 +54,7 @@ class Learner(L.LightningModule):
         self.net, self.recipe, self.seed = net, recipe, seed
         self.frozen = [part.eval() for part in freeze(net, recipe.freeze)]
         self.running, self.watch = Running(self.accuracy), Watch()
+        self.sums: list[dict[str, Tensor]] = []  # of an epoch that a checkpoint was in, by device
         self.listed: int | None = None  # the epoch in which Lightning knows of the running metrics
         self.register_buffer("class_weights", weights, persistent=False)
         self.kept: list[tuple[Tensor, ...]] = []  # of the split that is evaluated
@@ -101,10 +102,16 @@ class Learner(L.LightningModule):
         self.listed = None
         if done_batches(self.trainer) == 0:  # a checkpoint of an epoch's end still has the sums of that epoch
             self.running.reset()
+        elif self.sums:
+            self.running.take(self.sums[self.global_rank :: self.trainer.world_size], self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is one of a run that has not diverged."""
-        self.watch.read(self.net)
+        """A checkpoint is one of a run that has not diverged; each device has sums of its own batches."""
+        self.watch.read()
+        checkpoint["sums"] = of_all_devices(self.running.sums(), self.trainer.world_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.sums = checkpoint.get("sums", [])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
@@ -131,8 +138,12 @@ class Learner(L.LightningModule):
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.watch.see(loss, self.global_step + 1, self.current_epoch + 1, lr)
         if (self.global_step + 1) % every(loss.device) == 0 or self.trainer.is_last_batch:
-            self.watch.read(self.net, images)
+            self.watch.read(lambda: self.first_not_finite(images))
         return loss
+
+    def first_not_finite(self, images: Tensor) -> str:
+        """Where a forward pass stops being finite."""
+        return first_not_finite(self.net, images)
 
     def _list_running(self) -> None:
         """Tell Lightning of the metrics that are updated here, in the first step that this process does in an epoch.

@@ -1,6 +1,7 @@
 """The metrics of a classifier, as torchmetrics has them: of batches in training, of whole splits in evaluation."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,16 @@ class Running(nn.Module):
     def reset(self) -> None:
         for _, own in self.items():
             own.reset()
+
+    def sums(self) -> dict[str, Tensor]:
+        """What was added up so far, on the processor."""
+        return {name: value.cpu() for name, value in self.state_dict().items()}
+
+    def take(self, sums: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
+        """Go on from what some devices had added up: one as a rule, none or several where their number has changed."""
+        self.reset()
+        if sums:
+            self.load_state_dict({name: torch.stack([one[name] for one in sums]).sum(0).to(device) for name in sums[0]})
 
     def update(self, loss: Tensor, right: Tensor, count: Tensor | int) -> None:
         """Take in a batch: its mean loss, and how many of how many were right."""
@@ -128,6 +139,15 @@ class Scores:
         """The share of the images whose label is among the k classes of the largest logits."""
         best = self.logits.topk(min(k, self.classes)).indices
         return (best == self.labels[:, None]).any(1).float().mean().item()
+
+
+def of_all_devices(own: dict[str, Tensor], devices: int) -> list[dict[str, Tensor]]:
+    """What each device has, by its rank; all have to ask."""
+    if devices == 1:
+        return [own]
+    found: list[dict[str, Tensor]] = devices * [own]
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def in_order(parts: Tensor) -> Tensor:

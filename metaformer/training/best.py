@@ -6,6 +6,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from metaformer.config.metrics import metric_of
+from metaformer.training.sharding import load_weights, weights_of
 
 
 class Best(L.Callback):
@@ -23,7 +24,7 @@ class Best(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         net: Any = module.net
-        self.validated = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+        self.validated = {name: value.detach().cpu().clone() for name, value in weights_of(net).items()}
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         value = self.sign * float(trainer.callback_metrics[self.metric])
@@ -39,4 +40,4 @@ class Best(L.Callback):
 
     def restore(self, net: nn.Module) -> None:
         """Give a network the kept weights."""
-        net.load_state_dict(self.weights)
+        load_weights(net, self.weights)

@@ -45,6 +45,7 @@ from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples
 from metaformer.training.loggers import Steps, loggers_of
+from metaformer.training.sharding import Sharded, weights_of
 from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Saved
 from metaformer.training.trainer import QUIET, device_name, fitting_trainer, threads, workers
@@ -186,7 +187,8 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     if debug == "overfit":
         images, recipe = one_batch(images, recipe)
     cost = count(net, images.shape)
-    module = learner(replace(config, recipe=recipe), net, images, prepared.teacher)
+    kind = Sharded if config.runtime.strategy == "fsdp" else None
+    module = learner(replace(config, recipe=recipe), net, images, prepared.teacher, kind)
     data = ImageData(
         images,
         recipe,
@@ -198,7 +200,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
         curve = CurveFile(planned.folder, mirror, config.task.name)
         callbacks = [curve, *callbacks_of(planned.folder, config, kept, show=show and main)]
-        if mirror and config.logger.every:
+        if config.logger.wandb and config.logger.every:  # on all devices: the norm may be that of parts
             callbacks.append(StepValues(mirror, config.logger.every, recipe.batch))
         if loggers := loggers_of(config, planned.folder):
             callbacks.append(Steps({**planned.choices, **flat(config)}))
@@ -207,6 +209,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         trainer = fitting_trainer(
             config, recipe, callbacks, loggers, epochs=epochs, parts=parts, folder=planned.folder, show=show and main
         )
+        trainer.strategy.connect(module)  # FSDP meets around it
         saved = stop_and_resume.agreed(trainer, saved)
         kept["threads"] = saved.threads if saved else threads(config.runtime, jobs)
         kept["accumulate"] = trainer.accumulate_grad_batches = saved.accumulate if saved else parts
@@ -214,12 +217,13 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         check_split(net, config, kept["accumulate"])
         with compiling(net, compiled):
             tested = _train_and_test(trainer, module, data, saved)
+        weights = weights_of(net)
         if not main:
             return None
         measured = _measured(curve.rows(), tested, cost, trainer, images, compiled=compiled, **kept)
         measured = replace(measured, initialized=prepared.initialized)
         if debug == "none":
-            keep(planned.folder, config, net, tested.scores, images)
+            keep(planned.folder, config, weights, tested.scores, images)
         if mirror is not None:
             mirror.summarise(measured)
             mirror.show(lambda: examples(images, tested.scores))
@@ -285,11 +289,13 @@ def _measured(
     )
 
 
-def keep(folder: Path, config: Config, net: nn.Module, scores: Scores | PixelScores, images: Images) -> None:
+def keep(
+    folder: Path, config: Config, weights: Mapping[str, Tensor], scores: Scores | PixelScores, images: Images
+) -> None:
     """Write the weights (a state_dict and plain data), and what the network says of the test images."""
     with replacing(folder / "predictions.npz") as part:
         np.savez_compressed(part, **scores.kept(images))  # type: ignore[arg-type]
     pixels = {"mean": images.mean, "std": images.std, "shape": list(images.shape)}
-    content = {"state_dict": net.state_dict(), "config": plain(config), "classes": images.classes, **pixels}
+    content = {"state_dict": weights, "config": plain(config), "classes": images.classes, **pixels}
     with replacing(folder / "weights.pt") as part, part.open("wb") as file:
         torch.save(content, file)  # to a file that is open a full disk is an OSError

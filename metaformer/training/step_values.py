@@ -10,6 +10,7 @@ from torch.nn.utils import get_total_norm
 
 from metaformer.runs.wandb_run import Mirror
 from metaformer.training.curve_file import rate
+from metaformer.training.sharding import whole
 
 
 class NthSteps(L.Callback):
@@ -50,7 +51,7 @@ class StepValues(NthSteps):
     since the epoch began; memory is the most so far, in GiB.
     """
 
-    def __init__(self, mirror: Mirror, every: int, batch: int) -> None:
+    def __init__(self, mirror: Mirror | None, every: int, batch: int) -> None:
         super().__init__()
         self.mirror, self.n, self.batch = mirror, every, batch
         self.norm = torch.tensor(0.0)
@@ -71,9 +72,11 @@ class StepValues(NthSteps):
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self.due:
-            self.norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+            self.norm = whole(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
     def tell(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        if self.mirror is None:
+            return
         values = torch.stack([loss, self.norm]).tolist()  # one copy to the host
         images, seconds = self.batch * (trainer.global_step - self.first), time.perf_counter() - self.started
         row = {"loss": values[0], "lr": self.lr, "grad_norm": values[1], "images_per_second": images / seconds}

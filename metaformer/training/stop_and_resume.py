@@ -77,8 +77,7 @@ def agreed(trainer: L.Trainer, own: Saved | None) -> Saved | None:
 
     The processes meet here for the first time; Lightning starts those of this machine where nobody else did.
     """
-    launcher = trainer.strategy.launcher
-    if trainer.world_size == 1 or launcher is None:
+    if trainer.world_size == 1:
         return own
 
     def ask() -> Saved | None:
@@ -86,7 +85,8 @@ def agreed(trainer: L.Trainer, own: Saved | None) -> Saved | None:
         found: Saved | None = trainer.strategy.broadcast(own)
         return found
 
-    told: Saved | None = launcher.launch(ask, trainer=trainer)
+    launcher = trainer.strategy.launcher  # None where others have started the processes
+    told: Saved | None = launcher.launch(ask, trainer=trainer) if launcher else ask()
     return told
 
 

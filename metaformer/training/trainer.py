@@ -17,6 +17,7 @@ from metaformer.config.schema import Config, Recipe, Runtime
 from metaformer.models.precision import set_tf32
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores, processor
+from metaformer.training.sharding import strategy_of
 
 LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
     "fast": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 2},
@@ -58,15 +59,15 @@ def make_trainer(
     together = runtime.processes
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) == together:  # submitit requeues its jobs itself
         options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
+    spread = "ddp" if together > 1 or runtime.strategy == "ddp" else "auto"
     try:
         trainer = L.Trainer(
             accelerator=runtime.accelerator,
             devices=runtime.devices,
             num_nodes=runtime.nodes,
-            strategy="ddp" if together > 1 else runtime.strategy,
             use_distributed_sampler=False,
             precision=PRECISION[recipe.precision],
-            **{"logger": False, "enable_model_summary": False, **options, **(brought or {})},
+            **{"strategy": spread, "logger": False, "enable_model_summary": False, **options, **(brought or {})},
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         flags = [
@@ -107,6 +108,7 @@ def fitting_trainer(
         config.runtime,
         recipe,
         config.trainer,
+        strategy=strategy_of(config.runtime),
         accumulate_grad_batches=parts,
         gradient_clip_val=recipe.clip_grad,
         deterministic=True,

@@ -170,6 +170,15 @@ def test_two_gpus_are_one_up_to_rounding(cli, tmp_path):
 
 
 @two_gpus
+def test_weights_in_parts_on_two_gpus(cli, tmp_path):
+    words = (*TINY, "runtime.accelerator=gpu", "recipe.clip_grad=0.5", "recipe.select=best")
+    for own in ((), ("runtime.devices=2", "runtime.strategy=fsdp", "runtime.runs=two")):
+        done = cli("train", *words, *own)
+        assert done.returncode == 0, done.stderr
+    compare(tmp_path)
+
+
+@two_gpus
 def test_batch_norm_on_two_gpus(cli, tmp_path):
     words = (*TINY, *GPU, "model.norm=batch", "runtime.devices=2")
     done = cli("train", *words)

@@ -64,7 +64,6 @@ def test_what_is_inside_of_a_checkpointed_block_is_not_kept():
         (["runtime.accumulate=auto", "runtime.devices=2"], "runtime.accumulate=auto: is for one device, and here are"),
         (["recipe.precision=fp16"], "recipe.precision=fp16: is for a GPU, and there is none; a processor has fp32 or"),
         (["recipe.precision=fp16", "runtime.accelerator=cpu"], "recipe.precision=fp16: is for a GPU; runtime.accele"),
-        (["runtime.strategy=fsdp"], "runtime.strategy=fsdp: a run keeps, averages and tests its weights whole"),
         (["runtime.strategy=deepspeed"], "runtime.strategy=deepspeed: expected one of ddp, "),
         (["trainer.strategy=ddp"], "trainer.strategy: the bench sets it; expected runtime.strategy"),
         (["trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=True: is for several devices (runtime.devices)"),

@@ -71,6 +71,8 @@ def test_all_devices_go_on_from_what_the_first_one_found():
     )
     assert agreed(SimpleNamespace(strategy=strategy, world_size=2), None) is of_the_first
     assert calls == ["launch", "meet"]
+    strategy.launcher = None  # of FSDP, where somebody else has started the processes
+    assert agreed(SimpleNamespace(strategy=strategy, world_size=2), None) is of_the_first
     assert agreed(SimpleNamespace(strategy=strategy, world_size=1), None) is None
 
 
