@@ -1,12 +1,13 @@
 """The wandb side of a study: its runs, a summary, a workspace and a report, all written from the local files.
 
     python -m metaformer.dashboard experiments=NAME            # summary run, workspace and report of a study
+    python -m metaformer.dashboard experiments=NAME publish=true  # with its files in experiments/NAME
     python -m metaformer.dashboard sync=true                   # upload every finished run that is not there yet
     python -m metaformer.dashboard sync=true experiments=NAME  # those of one study
 
 logger.project=, logger.entity= and runtime.runs= are as in `train`. logger.mode=offline needs no network: runs are
 written into their folders, where they wait for sync=true with a network (or `wandb sync`); the summary, workspace
-and report of a study into experiments/NAME/wandb. A command that is issued again sends nothing twice.
+and report of a study into runs/reports/NAME/wandb. A command that is issued again sends nothing twice.
 Workspace and report need the extra: pip install -e '.[dashboard]'.
 """
 
@@ -20,16 +21,19 @@ from metaformer.config.compose import compose
 from metaformer.config.validate import judged
 from metaformer.runs.launch import Run, read_launch, source_of
 from metaformer.runs.packed import gather
+from metaformer.runs.report_folder import written_to
 from metaformer.system.errors import ConfigError
 
 
 def command(arguments: Sequence[str]) -> None:
     """Publish a study, or with sync=true upload runs."""
     known = ["sync=true" if word == "--sync" else word for word in arguments]  # the older spelling
-    given = words(known, own=("sync",), groups=("experiments", "logger", "runtime"))
+    given = words(known, own=("publish", "sync"), groups=("experiments", "logger", "runtime"))
     if (asked := given.own.get("sync", "false")) not in ("true", "false"):
         raise ConfigError(f"sync={asked}: expected true or false")
     uploads = asked == "true"
+    if uploads and "publish" in given.own:
+        raise ConfigError(f"publish={given.own['publish']}: is for a study without sync=true, which writes no files")
     config = compose(["logger=wandb", *given.overrides])
     folder, name = Path(config.runtime.runs), config.study.name
     if name is None:
@@ -38,6 +42,7 @@ def command(arguments: Sequence[str]) -> None:
         results = [path.parent for path in folder.glob("*/result.json")]
         folders = sorted(path for path in results if not path.name.startswith("debug-"))
     else:
+        place = written_to(folder, name, given.own.get("publish", "false"))
         runs = _launched(name, folder)
         folders = [run.folder for run in runs if run.folder is not None and run.result is not None]
         if not folders:
@@ -52,7 +57,7 @@ def command(arguments: Sequence[str]) -> None:
             print(f"{sent.now} runs written for {project}, {sent.before} were sent before; {sent.waiting} wait in "
                   f"{folder}/*/wandb: the same command with logger.mode=online uploads them")  # fmt: skip
         return
-    for line in publish(judged(config), runs, config.logger):
+    for line in publish(judged(config), runs, config.logger, place):
         print(line)
 
 

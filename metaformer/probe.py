@@ -1,7 +1,8 @@
 """What trained mixers do, measured on the same axes for every mixer: tables, pictures, a page for each comparison.
 
     python -m metaformer.probe run=runs/RUN[,runs/RUN ...] [out=probes]  # runs beside each other
-    python -m metaformer.probe experiments=NAME  # a study: a page for each setting of its factor
+    python -m metaformer.probe experiments=NAME  # a study: a page for each setting of its factor, beside its report
+    python -m metaformer.probe experiments=NAME publish=true  # to experiments/NAME/probes
 
 On validation images: which tokens a mixer brings together, what of an image reaches a token, how strong the branch is,
 whether two mixers learn the same features, and what is lost where a mixer is taken out of a stage. What was measured
@@ -16,13 +17,15 @@ from rich.console import Console
 
 from metaformer.cli import answer, words
 from metaformer.runs.finished import CHANGEABLE
-from metaformer.runs.launch import study_folder
+from metaformer.runs.report_folder import written_to
 from metaformer.system.errors import ConfigError
 
 
 def command(arguments: Sequence[str], console: Console) -> None:
     """Probe what the command line names and write the pages."""
-    given = words(arguments, own=("experiments", "out", "run"), groups=CHANGEABLE, plain="folders of finished runs")
+    given = words(
+        arguments, own=("experiments", "out", "publish", "run"), groups=CHANGEABLE, plain="folders of finished runs"
+    )
     name = given.own.get("experiments", "")
     folders = [*given.plain, *filter(None, given.own.get("run", "").split(","))]
     if bool(folders) == bool(name):
@@ -31,7 +34,11 @@ def command(arguments: Sequence[str], console: Console) -> None:
 
     asked = of_study(name, given.overrides, console) if name else of_folders(folders, given.overrides)
     check_images(asked)
-    folder = Path(given.own.get("out") or (study_folder(name) / "probes" if name else "probes"))
+    folder = Path(given.own.get("out", "probes"))
+    if name and "out" not in given.own:
+        folder = written_to(Path(asked[0].run.config.runtime.runs), name, given.own.get("publish", "false")) / "probes"
+    elif "publish" in given.own:
+        raise ConfigError(f"publish={given.own['publish']}: is for experiments=NAME without out=")
     told = " ".join(["python -m metaformer.probe", *arguments])
     probed = all_of(asked, console)
     from metaformer.probing.page import write_page

@@ -17,8 +17,9 @@ from metaformer.analysis.page import summarise
 from metaformer.cli import answer, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
-from metaformer.runs.launch import check_study, read_launch, report_folder, source_of, study_folder
+from metaformer.runs.launch import check_study, read_launch, source_of, study_folder
 from metaformer.runs.packed import gather
+from metaformer.runs.report_folder import report_folder
 from metaformer.studies.points import expand
 from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError

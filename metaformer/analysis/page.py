@@ -125,7 +125,7 @@ def write_files(
         figures=draw(study, verdicts, runs, folder / "figures"),
         captions=captions(study, verdicts),
         tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs)},
-        probes=_probes(study_folder(name)) if whole else [],
+        probes=_probes(folder) or _probes(study_folder(name)) if whole else [],
         command=(launched.command if launched else "") or f"python -m metaformer.train experiments={name}",
     )
     page = folder / "report.html"

@@ -12,7 +12,7 @@ from metaformer.config.identity import unfolded
 from metaformer.config.schema import Logger
 from metaformer.config.study_nodes import Study
 from metaformer.config.validate import plain
-from metaformer.runs.launch import Run, study_folder
+from metaformer.runs.launch import Run
 from metaformer.runs.result import read_curve, read_result
 from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, written
 from metaformer.runs.wandb_run import (
@@ -105,12 +105,12 @@ def _send(folder: Path, study: str | None, logger: Logger, drawn: Callable[[Path
     return True
 
 
-def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger) -> str:
+def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger, folder: Path) -> str:
     """One run for the study, with its tables, figures and verdicts; where it is. It replaces one that waits."""
     import wandb
 
     name = str(study.name)
-    figures = study_folder(name) / "figures"
+    figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     page.draw(study, verdicts, runs, figures)
     content: dict[str, Any] = {
@@ -122,25 +122,23 @@ def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Log
     said: dict[str, Any] = {f"verdict/{c.name}": c.verdict for c in verdicts.confirmatory}
     said |= {f"share/{c.name}": c.share for c in verdicts.shares.everything}
     identity = {"id": f"study-{name}", "name": name, "job_type": "study", "tags": [name]}
-    discard(study_folder(name))
+    discard(folder)
     try:
-        with start(
-            logger, study_folder(name), {"silent": True}, **identity, config=unfolded({"study": plain(study)}, "/")
-        ) as run:
+        with start(logger, folder, {"silent": True}, **identity, config=unfolded({"study": plain(study)}, "/")) as run:
             run.log(content)
             run.summary.update({**said, "headline": "\n".join(sentences.headline(verdicts, study))})
             place = run.url if logger.mode == "online" else None
     except Exception as error:  # whatever wandb or the network raises
         raise ConfigError(f"wandb: {_line(error)}; the same command tries again") from error
-    return place or " ".join(map(str, waiting(study_folder(name))))
+    return place or " ".join(map(str, waiting(folder)))
 
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
-    """Summary run, workspace and report of a study; where each of them is."""
+def publish(study: Study, runs: Sequence[Run], logger: Logger, folder: Path) -> list[str]:
+    """Summary run, workspace and report of a study, with their files in a folder; where each of them is."""
     study = page.effective(study, runs)
     verdicts = page.verdicts_of(study, runs)
     mixers = list(dict.fromkeys(mixer_name(run.result) for run in runs if run.result))
@@ -151,7 +149,7 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
         "workspace": workspace(study, logger),
         "report": wandb_report(study, mixers, verdicts, logger, offline=offline),
     }
-    summary = f"summary: {summarise(study, verdicts, runs, logger)}"
+    summary = f"summary: {summarise(study, verdicts, runs, logger, folder)}"
     if not offline:
         for view in views.values():
             try:
@@ -159,11 +157,11 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger) -> list[str]:
             except Exception as error:  # whatever wandb or the network raises
                 raise ConfigError(f"wandb: {_line(error)}; the summary run was written") from error
         return [summary, *(f"{name}: {view.url}" for name, view in views.items())]
-    folder = study_folder(str(study.name)) / "wandb"
-    folder.mkdir(parents=True, exist_ok=True)
+    views_folder = folder / "wandb"
+    views_folder.mkdir(parents=True, exist_ok=True)
     for name, view in views.items():
-        write(folder / f"{name}.json", json.dumps(spec_of(view), indent=1) + "\n")
-    return [summary, *(f"{name}: {folder}/{name}.json" for name in views)]
+        write(views_folder / f"{name}.json", json.dumps(spec_of(view), indent=1) + "\n")
+    return [summary, *(f"{name}: {views_folder}/{name}.json" for name in views)]
 
 
 def workspace(study: Study, logger: Logger) -> Any:

@@ -6,7 +6,6 @@ A report reads them there instead of composing hundreds of configurations.
 import hashlib
 import json
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -89,17 +88,6 @@ def setting_of(levels: Mapping[str, str], factor: str) -> str:
 def study_folder(name: str) -> Path:
     """Where the files of a study go, under the working directory."""
     return Path("experiments") / name
-
-
-def report_folder(runs: Path, study: str | None, words: Sequence[str]) -> Path:
-    """Where a report goes that is not published: of a study, or of what the words make of it.
-
-    Args:
-        runs: the folder of the run folders.
-    """
-    told = re.sub(r"[^\w.,=-]+", "_", "_".join([*([study] if study else []), *words]).replace("+", ""))
-    name = told if len(told) <= 100 else f"{told[:90]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-    return runs / "reports" / (name or "sweep")
 
 
 def analysis_of(study: Study) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from rich.console import Console
 
 from metaformer.config.compose import key_of
 from metaformer.config.hydra_internals import make_launcher, register_sweeper
-from metaformer.runs.launch import check_study, record, report_folder, study_folder
+from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
+from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points

@@ -213,7 +213,7 @@ def test_what_is_not_on_wandb_is_named_with_the_command_that_uploads_it(server, 
 
 
 def test_the_summary_of_a_study(server, launched, tmp_path):
-    wandb_study.publish(study(), launched, replace(LOGGER, mode="offline"))
+    wandb_study.publish(study(), launched, replace(LOGGER, mode="offline"), Path("runs/reports/mine"))
     (options,) = server.started
     assert (options["id"], options["job_type"], options["tags"]) == ("study-mine", "study", ["mine"])
     ((_, _, content),) = server.logged
@@ -222,15 +222,18 @@ def test_the_summary_of_a_study(server, launched, tmp_path):
     assert summary["verdict/identity - pooling"] == "different"
     assert 0.5 < summary["share/mixer"] <= 1
     assert "Against pooling" in summary["headline"]
-    assert (tmp_path / "experiments" / "mine" / "wandb" / "report.json").exists()
+    assert (tmp_path / "runs" / "reports" / "mine" / "wandb" / "report.json").exists()
 
 
 def test_a_summary_that_waits_is_replaced(launched, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    for _ in range(2):
-        dashboard.command(["experiments=mine", "logger.mode=offline"])
-        (part,) = waiting(launch.study_folder("mine"))
-        assert f"summary: {part}\n" in capsys.readouterr().out
+    published = launch.study_folder("mine")
+    for words, folder in (([], Path("runs/reports/mine")), (["publish=true"], published)):
+        assert list(published.iterdir()) == [published / "launch.json"]  # which git tracks
+        for _ in range(2):
+            dashboard.command(["experiments=mine", "logger.mode=offline", *words])
+            (part,) = waiting(folder)
+            assert f"summary: {part}\n" in capsys.readouterr().out
 
 
 def test_the_workspace_groups_the_runs_of_the_study_by_cell():
@@ -281,9 +284,11 @@ def test_bad_input(launched, cli, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "nobody"))
     monkeypatch.setenv("NETRC", str(tmp_path / "nobody"))
     for arguments, words in (
-        (["seed=1"], "seed: not of this command; expected sync, experiments, logger, runtime"),
+        (["seed=1"], "seed: not of this command; expected publish, sync, experiments, logger, runtime"),
         ([], "expected experiments=NAME, a study, or sync=true"),
         (["sync=false"], "expected experiments=NAME, a study, or sync=true"),
+        (["publish=yes", "experiments=mine"], "publish=yes: expected true or false"),
+        (["publish=true", "sync=true"], "publish=true: is for a study without sync=true"),
         (["sync=yes"], "sync=yes: expected true or false"),
         (["experiments=quickstart"], "it was never launched from this folder"),
         (["--sync", "experiments=mine"], "0 runs sent"),

@@ -17,6 +17,7 @@ from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
 from metaformer.runs import launch
 from metaformer.runs.launch import Entry, Launch, Stage
+from metaformer.runs.report_folder import report_folder
 
 BASE = [0.70, 0.74, 0.72]
 YAML = """\
@@ -182,7 +183,7 @@ def test_a_part_of_a_study_has_a_report_of_its_own(tmp_path):
 
 
 def test_reports_that_are_not_published_have_a_folder_by_their_words():
-    folder = launch.report_folder
+    folder = report_folder
     assert folder(Path("runs"), "mine", []) == Path("runs/reports/mine")
     assert folder(Path("r"), None, ["mixer=a,b", "+x/y=[1, 2]"]) == Path("r/reports/mixer=a,b_x_y=_1,_2_")
     long = [folder(Path("r"), "mine", ["x" * 300 + end]).name for end in "ab"]

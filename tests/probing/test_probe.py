@@ -112,15 +112,18 @@ def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli
     for setting in ("group", "layer"):
         assert (
             f"<h1>What the trained mixers do: {setting}</h1>"
-            in Path(f"experiments/mine/probes/{setting}-probes.html").read_text()
+            in Path(f"runs/reports/mine/probes/{setting}-probes.html").read_text()
         )
     command = [sys.executable, "-m", "metaformer.report", "experiments=mine"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shown = page._probes(Path("experiments/mine"))
+    shown = page._probes(Path("runs/reports/mine"))
     assert [probe["setting"] for probe in shown] == ["group", "layer"]
     report = Path("runs/reports/mine/report.html").read_text()
     assert [picture in report for probe in shown for picture, _ in probe["figures"]] == [True] * 8
+    assert not Path("experiments/mine/probes").exists()  # which git would track
+    assert cli_in("experiments=mine", "publish=true").returncode == 0
+    assert Path("experiments/mine/probes/layer-probes.html").exists()
     for probe in shown:
         assert Path(probe["page"]).exists()
 
