@@ -44,6 +44,11 @@ class Cell:
         return float(np.mean([run.seconds for run in self.runs.values()]))
 
     @property
+    def alone(self) -> bool:
+        """Whether each run had its machine for itself."""
+        return all(run.alone for run in self.runs.values())
+
+    @property
     def collapsed(self) -> list[int]:
         """The seeds whose network tells the test images apart no better than chance (one-sided, 0.1%)."""
         return [seed for seed, run in self.runs.items() if (run.accuracy or 0.0) <= _chance_of(run)]

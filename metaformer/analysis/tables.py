@@ -50,7 +50,8 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
     unit = "%" if metric.unit == "points" else metric.unit
     caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% interval; differences paired by seed"
     caption += ", of validation images" if name == selected else ""
-    caption += "; s/run: beside other runs, no cost"
+    alone = all(cell.alone for cell in verdicts.cells)
+    caption += "; s/run: measured alone" if alone else "; s/run: beside other work, no cost"
     return Table(header, lines, caption)
 
 
@@ -158,13 +159,24 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
         lines.append(
             [c.name, _difference(c, metric_of(analysis.metric).digits), _short(c), *views, _percent(c.ratio("seconds"))]
         )
+    alone = all(cell.alone for cell in verdicts.cells)
     changed = set(BUDGET_KEYS.values()) & {key.removeprefix("model.") for key in analysis.tuned}
     shape = "same shape" if analysis.factor == "mixer" and not changed else "as they are"
-    header = ["comparison", "difference", shape, "same parameters", "same MACs", "time, side by side"]
-    caption = (
-        f"Same: within {tolerance(analysis):.0%}. The time is that of training while other runs shared the machine, "
-        "and no cost: `python -m metaformer.cost throughput=true` measures one model alone."
-    )
+    header = [
+        "comparison",
+        "difference",
+        shape,
+        "same parameters",
+        "same MACs",
+        "time" if alone else "time, side by side",
+    ]
+    how = "that of training, on a machine that did nothing else."
+    if not alone:
+        how = (
+            "that of training while other work shared the machine, or may have, and no cost: "
+            "`python -m metaformer.cost throughput=true` measures one model alone."
+        )
+    caption = f"Same: within {tolerance(analysis):.0%}. The time is {how}"
     return Table(header, lines, caption, (shape, "same parameters", "same MACs"))
 
 

@@ -22,6 +22,10 @@ from metaformer.system.files import write
 def reported(task: str = "classification") -> list[str]:
     """The metrics of a finished run."""
     return [name for split in SPLITS for name in metrics_of(split, task)]
+=======
+QUIET = 0.2  # cores: what a machine does that has nothing to do
+REPORTED = tuple(name for split in SPLITS for name in metrics_of(split))
+>>>>>>> df4e781 (A result says what else its machine did, and a report calls time a cost only where every run was alone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +71,21 @@ class Result(Measured):
     git: dict[str, Any] | None  # commit, and whether it was changed; None outside of a checkout
     finished: str
     fingerprint: str | None  # of the images
+    # What else the machine did meanwhile; None where nobody knows, as in results of older versions and of resumed runs
+    other_runs: int | None = None  # of this bench
+    other_cores: float | None = None  # that other processes had, on average
     config: Config
 
     @property
+<<<<<<< HEAD
     def accuracy(self) -> float | None:
         """Of the test images, or of their pixels."""
         return self.metrics.get("test_accuracy", self.metrics.get("test_pixel_accuracy"))
+
+    @property
+    def alone(self) -> bool:
+        """Whether it had the machine for itself, so that its time is a cost."""
+        return self.other_runs == 0 and self.other_cores is not None and self.other_cores < QUIET
 
     def __str__(self) -> str:
         """The accuracies, or the mean IoU of segmentation, and what they cost, in a line."""

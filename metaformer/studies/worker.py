@@ -31,6 +31,7 @@ from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.orphans import end_with_launcher, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
+from metaformer.system.company import Company, company
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import DISK, PART, now, output_to, write
 from metaformer.system.version import TRAINING_VERSION, git_state
@@ -211,16 +212,18 @@ def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None
     write(folder / "config.yaml", yaml.safe_dump({"choices": dict(planned.choices), **plain(config)}, sort_keys=False))
     show = config.runtime.progress and log is None and sys.stderr.isatty()
     with output_to(folder / log if log else None), recorded(folder):
-        measured = fit(planned, prepared, jobs=jobs, show=show)
+        resumed = any((folder / name).exists() for name in stop_and_resume.NAMES)
+        with company() as beside:
+            measured = fit(planned, prepared, jobs=jobs, show=show)
         assert measured is not None  # this is the first process
-        result = _result(planned, measured)
+        result = _result(planned, measured, Company() if resumed else beside)
         write_result(folder, result)
         note(folder.parent, result.run_id, config.study.name, result.finished)
         stop_and_resume.remove(folder)
     return Outcome(folder.name, "finished", folder, result)
 
 
-def _result(planned: Planned, measured: Measured) -> Result:
+def _result(planned: Planned, measured: Measured, beside: Company) -> Result:
     return Result(
         **asdict(measured),
         name=planned.folder.name,
@@ -234,6 +237,8 @@ def _result(planned: Planned, measured: Measured) -> Result:
         git=git_state(),
         finished=now(),
         fingerprint=planned.fingerprint,
+        other_runs=beside.runs,
+        other_cores=beside.cores,
         config=planned.config,
     )
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import nn
+from torch import Tensor, nn
 
 from metaformer.config.identity import flat
 from metaformer.config.metrics import metric_of

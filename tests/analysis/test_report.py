@@ -264,3 +264,17 @@ def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/reports/mine/report.html").exists()
     assert float(done.stdout.split()[-1]) < 10  # 4-5 s on a quiet machine
+
+
+def test_time_is_called_a_cost_only_where_every_run_was_alone():
+    def told(cores: float) -> str:
+        runs = runs_of(pooling=[0.7, 0.8, 0.75], identity=[0.7, 0.72, 0.74])
+        first = replace(runs[0], result=replace(runs[0].result, other_runs=0, other_cores=cores))
+        others = [replace(run, result=replace(run.result, other_runs=0, other_cores=0.0)) for run in runs[1:]]
+        made = tables.all_tables(study(), judge(study(), [first, *others]))
+        return f"{made['accuracy'].caption} {made['fairness'].caption} {made['fairness'].header[-1]}"
+
+    assert "s/run: measured alone" in told(0.1)
+    assert told(0.1).endswith("did nothing else. time")
+    assert "no cost" in told(0.9)
+    assert told(0.9).endswith("time, side by side")

@@ -1,0 +1,79 @@
+"""What else this machine did while a run trained: without that, its time is no cost.
+
+Each process that trains holds a lock file of its own, which is touched when it begins and when it ends. So a run sees
+at its end all that were at work in its time, also those that came and went.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaformer.system import locks
+
+STAT = Path("/proc/stat")
+DAYS = 86_400 * 7  # after which the file of a process that is gone is removed
+
+
+@dataclass
+class Company:
+    """The other runs of this bench, and the cores that other processes had on average; None where nobody can tell."""
+
+    runs: int | None = None
+    cores: float | None = None
+
+
+@contextmanager
+def company() -> Iterator[Company]:
+    """Look at what else the machine does until the block ends; what was found is there afterwards."""
+    folder, found = locks.own_folder("training"), Company()
+    own = folder / f"{os.getpid()}.lock"
+    lock = locks.take(own)
+    if lock is None:  # a process of another container has our number
+        yield found
+        return
+    try:
+        os.utime(own)
+        began, busy, used = own.stat().st_mtime_ns, _busy(), _used()
+        start = time.monotonic()
+        there = _at_work(folder, own, None)
+        yield found
+        found.runs = len(there | _at_work(folder, own, began))
+        if busy is not None and (now := _busy()) is not None:
+            found.cores = round(max(0.0, now - busy - (_used() - used)) / (time.monotonic() - start), 3)
+        os.utime(own)
+    finally:
+        locks.free(lock)
+
+
+def _at_work(folder: Path, own: Path, since: int | None) -> set[str]:
+    """The files of others that are held, or were touched since then (nanoseconds of the clock)."""
+    found = set()
+    for path in folder.glob("*.lock"):
+        if path == own:
+            continue
+        try:
+            touched = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            continue
+        if locks.is_held(path) or (since is not None and touched >= since):
+            found.add(path.name)
+        elif time.time() - touched / 1e9 > DAYS:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _used() -> float:
+    """Seconds of processors that this process and its children that ended have had."""
+    return sum(os.times()[:4])
+
+
+def _busy() -> float | None:
+    """Seconds that all processors have worked for anybody; None beside Linux."""
+    try:
+        user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, STAT.read_text().split("\n")[0].split()[1:])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

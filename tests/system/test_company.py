@@ -1,0 +1,89 @@
+"""Whether a run was alone on its machine."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY
+
+from metaformer.system import company as module
+from metaformer.system import locks
+from metaformer.system.company import company
+
+OTHER = "from metaformer.system.company import company\nwith company(): print(1, flush=True); input()"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def other() -> subprocess.Popen:
+    started = subprocess.Popen([sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    started.stdout.readline()
+    return started
+
+
+def test_nobody_else():
+    with company() as found:
+        pass
+    with company() as again:  # an earlier run of this process is none
+        pass
+    assert (found.runs, again.runs) == (0, 0)
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after", "killed"])
+def test_another_run_is_seen_whenever_it_overlaps(when):
+    first = other() if when in ("before", "killed") else None
+    with company() as found:
+        if when == "killed":
+            first.kill()
+            first.wait()
+        if when in ("within", "after"):
+            first = other()
+        if when == "within":
+            first.communicate(b"\n")
+    if first.poll() is None:
+        first.communicate(b"\n")
+    assert found.runs == 1
+    with company() as later:
+        pass
+    assert later.runs == 0
+
+
+def test_what_other_processes_take_is_told_in_cores(monkeypatch):
+    busy = iter([100.0, 100.0 + 2 * 0.1])
+    monkeypatch.setattr(module, "_busy", lambda: next(busy))
+    monkeypatch.setattr(module, "_used", lambda: 0.0)
+    with company() as found:
+        time.sleep(0.1)
+    assert found.cores == pytest.approx(2, rel=0.3)
+
+
+def test_where_nobody_can_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "STAT", tmp_path / "none")
+    held = locks.take(locks.own_folder("training") / f"{os.getpid()}.lock")
+    with company() as found:
+        pass
+    assert (found.runs, found.cores) == (None, None)
+    locks.free(held)
+    with company() as found:
+        pass
+    assert (found.runs, found.cores) == (0, None)
+
+
+def test_a_run_says_whether_it_was_alone(monkeypatch):
+    from dataclasses import replace
+
+    from trained import go
+
+    done = go(*TINY, "recipe.epochs=1").result
+    assert done.other_runs == 0
+    assert done.other_cores is None or done.other_cores >= 0
+    quiet = replace(done, other_cores=0.05)
+    assert quiet.alone
+    for change in ({"other_runs": 1}, {"other_runs": None}, {"other_cores": None}, {"other_cores": 1.0}):
+        assert not replace(quiet, **change).alone
