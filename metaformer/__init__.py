@@ -1,5 +1,10 @@
-"""MetaFormer: is it the architecture or the token mixer? Names are imported when they are first used (PEP 562)."""
+"""MetaFormer: is it the architecture or the token mixer? Names are imported when they are first used (PEP 562).
 
+Where timm is there already, `metaformer_s12` and the others are models of timm from here on; otherwise they are as soon
+as a model is imported: `import metaformer.models`.
+"""
+
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -28,3 +33,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "timm" in sys.modules:  # else it, and torch with it, would have to be imported here
+    import_module("metaformer.models")

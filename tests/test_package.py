@@ -69,3 +69,15 @@ def test_names_are_imported_when_they_are_used():
     assert all(getattr(metaformer, name) for name in metaformer.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Poling'"):
         _ = metaformer.Poling
+
+
+@pytest.mark.parametrize("imports", ["import timm, metaformer", "import metaformer, timm, metaformer.models"])
+def test_models_are_those_of_timm_as_soon_as_both_are_there(imports):
+    code = f"{imports}; print(type(timm.create_model('metaformer_s12', mixer='pooling')).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "MetaFormer\n", done.stderr
+
+
+def test_the_package_alone_is_light():
+    code = "import sys, metaformer; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
