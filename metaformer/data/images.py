@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from metaformer.config.named_code import import_object
-from metaformer.config.schema import Data
+from metaformer.config.schema import Config, Data
 from metaformer.data.registry import find
 from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
@@ -188,3 +188,14 @@ def load(data: Data, cache: str | None = None, *, training: bool = True) -> Imag
         return images
     part = images.train[balanced(images.train.labels, data.train, "data.train")[0]]
     return replace(images, train=part)
+
+
+def check_masks(config: Config, images: Images) -> None:
+    """A ConfigError where the classes of the images are not what the task learns."""
+    name = config.task.name
+    if config.task.segments and not images.masked:
+        raise ConfigError(f"task={name}: data={config.data.name} has a class for each image; expected masks")
+    if images.masked and not config.task.segments:
+        raise ConfigError(f"task={name}: data={config.data.name} has masks; expected task=segmentation")
+    if images.masked and not images.only_test and (images.class_counts() > 0).sum() < 2:
+        raise ConfigError(f"data={config.data.name}: all pixels of the training masks have one class; expected two")

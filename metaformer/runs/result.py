@@ -18,14 +18,12 @@ from metaformer.config.validate import structure
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
+QUIET = 0.2  # cores: what a machine does that has nothing to do
+
 
 def reported(task: str = "classification") -> list[str]:
     """The metrics of a finished run."""
     return [name for split in SPLITS for name in metrics_of(split, task)]
-=======
-QUIET = 0.2  # cores: what a machine does that has nothing to do
-REPORTED = tuple(name for split in SPLITS for name in metrics_of(split))
->>>>>>> df4e781 (A result says what else its machine did, and a report calls time a cost only where every run was alone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,6 @@ class Result(Measured):
     config: Config
 
     @property
-<<<<<<< HEAD
     def accuracy(self) -> float | None:
         """Of the test images, or of their pixels."""
         return self.metrics.get("test_accuracy", self.metrics.get("test_pixel_accuracy"))

@@ -18,7 +18,7 @@ from metaformer.config.identity import flat
 from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
-from metaformer.data.images import Images, load
+from metaformer.data.images import Images, check_masks, load
 from metaformer.data.module import ImageData, normalisation, training_transform
 from metaformer.data.splits import Split
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
@@ -114,17 +114,6 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         epochs = recipe.epochs_on(len(images.train))
         fitting_trainer(config, recipe, brought, loggers, epochs=epochs, parts=1, folder=folder, show=False)
     return Prepared(images, net, build_teacher(recipe.distill, images), initialized)
-
-
-def check_masks(config: Config, images: Images) -> None:
-    """A ConfigError where the classes of the images are not what the task learns."""
-    name = config.task.name
-    if config.task.segments and not images.masked:
-        raise ConfigError(f"task={name}: data={config.data.name} has a class for each image; expected masks")
-    if images.masked and not config.task.segments:
-        raise ConfigError(f"task={name}: data={config.data.name} has masks; expected task=segmentation")
-    if images.masked and not images.only_test and (images.class_counts() > 0).sum() < 2:
-        raise ConfigError(f"data={config.data.name}: all pixels of the training masks have one class; expected two")
 
 
 def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measured | None:
