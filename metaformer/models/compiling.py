@@ -7,18 +7,25 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+_cell: list[str | None] = []  # of the networks whose code this process has
+
 
 @contextmanager
-def compiling(net: nn.Module, wanted: bool) -> Iterator[None]:
+def compiling(net: nn.Module, wanted: bool, cell: str | None = None) -> Iterator[None]:
     """Within, a network is compiled where that is wanted; afterwards it is as it was.
 
-    What this process has compiled before is forgotten: all runs share the code of one forward, of which torch compiles
-    eight variants and runs the ninth uncompiled.
+    What this process has compiled for another cell is forgotten: all runs share the code of one forward, of which torch
+    compiles eight variants and runs the ninth uncompiled. The seeds of one cell share one variant.
+
+    Args:
+        cell: tells which networks are alike but for their weights; None: this one is like no other.
     """
     if not wanted:
         yield
         return
-    torch.compiler.reset()
+    if cell is None or _cell != [cell]:
+        torch.compiler.reset()
+    _cell[:] = [cell]
     net.compile()
     try:
         yield

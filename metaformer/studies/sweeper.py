@@ -31,6 +31,7 @@ from metaformer.studies.progress import follow
 from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
+from metaformer.system.machine import memory_of_workers
 
 EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
 
@@ -127,7 +128,10 @@ class StudySweeper(Sweeper):
         rest = [p for p in left if p not in begun]
         half = 0 if begun else len(rest) // 2  # it died before it wrote a file: in which half?
         groups = [*([p] for p in begun), rest[:half], rest[half:]]
-        print(f"note: a worker died; {len(begun) or 'all'} that may be why are tried apart", file=sys.stderr)
+        apart = f"{len(begun) or 'all'} that may be why are tried apart"
+        print(f"note: a worker died ({memory_of_workers()}); {apart}", file=sys.stderr)
+        if "SIGKILL" in died:  # by the system, where memory ran out
+            print("note: fewer runs at once take less memory: hydra.launcher.n_jobs", file=sys.stderr)
         return outcomes + [outcome for group in groups if group for outcome in self._launch(group)]
 
     def _changes(self, arguments: Sequence[str]) -> list[str]:

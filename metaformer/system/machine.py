@@ -8,6 +8,7 @@ places.
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -74,6 +75,14 @@ def processor() -> str:
     except OSError:
         lines = []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def memory_of_workers() -> str:
+    """How much memory the largest process took that this one has started and that has ended, and how much there is."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"the largest worker took {largest / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}"
 
 
 def trains_on(accelerator: str) -> str:

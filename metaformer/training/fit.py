@@ -46,6 +46,7 @@ from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples
 from metaformer.training.loggers import Steps, loggers_of
+from metaformer.training.memory import forget_peak, more_parts, out_of_memory
 from metaformer.training.sharding import Sharded, weights_of
 from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Saved
@@ -133,6 +134,7 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
     if prepared.initialized and rank() == 0:
         print(in_words(str(config.recipe.initialize_from), prepared.initialized))
     while True:
+        forget_peak()
         try:
             return _fit(planned, prepared, jobs=jobs, show=show, parts=parts, compiled=compiled)
         except RuntimeError as error:
@@ -140,31 +142,12 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
                 print(f"runtime.compile=true: this network cannot be compiled ({reason}); training it as it is",
                       file=sys.stderr)  # fmt: skip
                 compiled = False
-            elif _out_of_memory(error):
-                parts = _more_parts(config, parts)
+            elif out_of_memory(error):
+                parts = more_parts(config, parts)
             else:
                 raise
         prepared.net.load_state_dict(initial)
         prepared.net.zero_grad()
-        torch.cuda.empty_cache()
-
-
-def _more_parts(config: Config, parts: int) -> int:
-    """Twice as many parts of a batch that did not fit; a MemoryError where that cannot be, or nobody asked for it."""
-    batch, smallest = config.recipe.batch // config.runtime.processes, 1 + config.recipe.mixes  # Mixup pairs images
-    words = f"out of memory with {batch // parts} images on a device at once ({parts} parts of a batch)"
-    more = 2 * parts
-    if batch % more or batch // more % smallest:
-        raise MemoryError(f"{words}; it has no more parts of equal size")
-    if config.runtime.accumulate != "auto":
-        finds = ", runtime.accumulate=auto finds the least" if config.runtime.processes == 1 else ""
-        raise MemoryError(f"{words}; runtime.accumulate={more} halves them{finds}")
-    print(f"{words}; trying {more} parts", file=sys.stderr)
-    return more
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: int, compiled: bool) -> Measured | None:
@@ -205,7 +188,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         kept["accumulate"] = trainer.accumulate_grad_batches = saved.accumulate if saved else parts
         torch.set_num_threads(kept["threads"])
         check_split(net, config, kept["accumulate"])
-        with compiling(net, compiled):
+        with compiling(net, compiled, planned.cell_id):
             tested = _train_and_test(trainer, module, data, saved)
         weights = weights_of(net)
         if not main:

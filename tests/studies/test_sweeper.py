@@ -1,6 +1,9 @@
 """What a sweep refuses before anything runs, and what becomes of it where a worker dies."""
 
+import re
 import shutil
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from metaformer.studies import sweeper
 from metaformer.studies.points import expand
 from metaformer.studies.worker import Outcome, refuse
 from metaformer.system.errors import ConfigError
+from metaformer.system.machine import memory_of_workers
 
 
 def test_slurm_without_slurm(monkeypatch):
@@ -73,7 +77,16 @@ def test_a_worker_that_dies_is_named_and_the_others_are_trained(writes, capsys):
     assert len(finished) == 4
     if writes:
         assert study.launcher.seen[1:] == [["attention"], ["fourier"], ["depthwise"]]
-    assert "a worker died" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    size = r"\d+\.\d GiB"
+    assert re.search(rf"a worker died \(the largest worker took {size}, and this machine has \d+\.\d\)", told)
+    assert "fewer runs at once take less memory: hydra.launcher.n_jobs" in told
+
+
+def test_the_memory_of_workers():
+    """Those that have ended, as one has that the system killed."""
+    subprocess.run([sys.executable, "-c", "x = bytearray(300 * 2**20)"], check=True)
+    assert float(re.search(r"took ([\d.]+) GiB", memory_of_workers())[1]) > 0.29
 
 
 @pytest.mark.processes

@@ -22,6 +22,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive, seed_globals
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import callbacks, trainer
+from metaformer.training.memory import forget_peak, more_parts, taken
 from metaformer.training.stop_and_resume import Saved, agreed, check_parts
 
 
@@ -106,14 +107,37 @@ def test_what_is_not_finite_is_found_in_a_compiled_network_too(monkeypatch):
     assert net(torch.ones(1, 2)).shape == (1, 2)
 
 
-def test_each_run_of_a_process_is_compiled_anew(monkeypatch):
+def test_each_cell_of_a_process_is_compiled_anew(monkeypatch):
+    """Its seeds share what is compiled; cells that shared it would come to torch's limit of eight variants."""
     calls = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
     monkeypatch.setattr(torch, "compile", lambda call, **_: calls.append("compile") or call)
-    for wanted in (True, False, True):
-        with compiling(torch.nn.Linear(1, 1), wanted):
+    for cell in ("pooling", "pooling", "attention", None, None, "pooling"):
+        with compiling(torch.nn.Linear(1, 1), True, cell):
+            calls.append(cell)
+        with compiling(torch.nn.Linear(1, 1), False, cell):
             pass
-    assert calls == ["reset", "compile", "reset", "compile"]
+    first = ["reset", "compile", "pooling"]
+    alone = ["reset", "compile", None]
+    assert calls == [*first, "compile", "pooling", "reset", "compile", "attention", *alone, *alone, *first]
+
+
+def test_a_gpu_that_is_too_small_says_how_much_a_run_takes(monkeypatch):
+    forgotten, gib = [], 2**30
+    assert taken(compose()) == ""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 20 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 19 * gib)
+    words = "; it took 20.0 of the 80.0 GiB of the GPU, of which others have 60.0"
+    assert taken(compose()) == words
+    assert taken(compose("runtime.per_gpu=4")) == f"{words}: a runtime.per_gpu below 4 leaves it more"
+    with pytest.raises(MemoryError, match=r"64 images on a device .* others have 60\.0; runtime\.accumulate=2 halves"):
+        more_parts(compose(), 1)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: forgotten.append(name))
+    forget_peak()
+    assert forgotten == ["empty_cache", "reset_peak_memory_stats"]
 
 
 def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, capfd):
