@@ -31,7 +31,7 @@ from metaformer.studies.progress import follow
 from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
-from metaformer.system.machine import memory_of_workers
+from metaformer.system.machine import how_to_share, memory_of_workers
 
 EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
 
@@ -68,6 +68,8 @@ class StudySweeper(Sweeper):
         _announce(listed, pending, console)
         warn_of_bf16(*(p.config for p in pending))
         here = not self._on_slurm()
+        if pending and here and (words := how_to_share(runtime.accelerator, runtime.per_gpu)):
+            print(f"note: {words}", file=sys.stderr)
         if pending and here and self.config.hydra.launcher.get("n_jobs", 1) == 1:
             take_place(pending[0].config)  # the runs are of this process, in which CUDA starts now
         refuse({p.cell: p.config for p in pending}, here=here)

@@ -104,6 +104,19 @@ def places(accelerator: str, per_gpu: int) -> int:
     return len(gpus()) * per_gpu
 
 
+def how_to_share(accelerator: str, per_gpu: int) -> str | None:
+    """What lets several runs compute on a GPU at the same time, for who is to run them; None where nothing is to do."""
+    if per_gpu == 1 or accelerator in ("cpu", "mps") or not gpus():
+        return None
+    if (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists():
+        return None
+    control = "nvidia-cuda-mps-control"
+    return (
+        f"runtime.per_gpu={per_gpu}: without NVIDIA's MPS the runs on a GPU take turns on it; before: `{control} -d`, "
+        f"and to end it: `echo quit | {control}`"
+    )
+
+
 def take(accelerator: str, per_gpu: int) -> str | None:
     """Wait for a place on a GPU, make it the only one that this process sees, and return it; None where none is used.
 

@@ -5,7 +5,7 @@ import time
 import pytest
 from conftest import TINY
 
-from metaformer.system.machine import _all_gpus, cores, gpus, places, processor, take, trains_on
+from metaformer.system.machine import _all_gpus, cores, gpus, how_to_share, places, processor, take, trains_on
 
 TAKE = """
 import sys, time
@@ -33,6 +33,16 @@ def test_places(machine, monkeypatch):
     gpus.cache_clear()
     assert places("auto", 3) == cores()
     assert take("auto", 1) is None
+
+
+def test_runs_on_one_gpu_are_told_how_they_compute_at_the_same_time(machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    told = how_to_share("auto", 4)
+    assert "runtime.per_gpu=4: without NVIDIA's MPS" in told
+    assert "`nvidia-cuda-mps-control -d`" in told
+    assert how_to_share("auto", 1) is how_to_share("cpu", 4) is None
+    (tmp_path / "control").touch()  # as the daemon has it
+    assert how_to_share("auto", 4) is None
 
 
 def test_a_worker_has_a_gpu_for_itself_and_the_next_one_waits(machine):
