@@ -51,7 +51,7 @@ def read(folder: Path) -> Saved | None:
             continue
         try:
             found = torch.load(path, weights_only=True, map_location="cpu")
-            step, threads, accumulate = (found[key] for key in ("global_step", "threads", "accumulate"))
+            step, threads, accumulate, _ = (found[key] for key in ("global_step", "threads", "accumulate", "sums"))
         except Exception as error:  # whatever torch raises of half a file
             errors.append(f"{path}: cannot be read ({type(error).__name__})")
             continue
