@@ -14,6 +14,8 @@ from metaformer.data.batches import Batches, EvalBatches
 from metaformer.data.images import Images, Split, load
 from metaformer.models.build import build
 from metaformer.tasks.classification import Classifier
+from metaformer.tasks.learner import Learner
+from metaformer.tasks.segmentation import Segmenter
 
 GPU = torch.device("cuda")
 EVERYTHING = ("recipe.mixup=0.4", "recipe.cutmix=1.0", "model.drop_path=0.2", "model.head=mlp")
@@ -38,15 +40,20 @@ def step(images: Images, fake: FakeTensorMode, *words: str, last: bool = False) 
     config = compose("data=digits", *words)
     net = build(config.model, config.mixer, 0, shape=images.shape, classes=10).to(memory_format=torch.channels_last)
     weights = torch.ones(10) if config.recipe.class_weights == "balanced" else None
-    module = Classifier(net, config.recipe, classes=10, class_weights=weights)
-    module._trainer = SimpleNamespace(
-        global_step=6, current_epoch=0, is_last_batch=last, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])]
-    )
-    module.log = lambda *_, **__: None
+    module = alone(Classifier(net, config.recipe, classes=10, class_weights=weights), last)
     with fake:
         module.to(GPU).seed_step(6)
         batch = next(iter(Batches(images.on(GPU), 32, seed=0, epoch=0, crop=1, flip=True)))
         return module.training_step(batch)
+
+
+def alone(module: Learner, last: bool) -> Learner:
+    """A module at a step of a Trainer that does nothing."""
+    module._trainer = SimpleNamespace(
+        global_step=6, current_epoch=0, is_last_batch=last, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])]
+    )
+    module.log = lambda *_, **__: None
+    return module
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -57,6 +64,14 @@ def test_no_mixer_does(fake, digits, mixer):
 @pytest.mark.parametrize("words", [EVERYTHING, ("recipe.class_weights=balanced",), ("recipe.loss=bce",)])
 def test_no_recipe_does(fake, digits, words):
     assert step(digits, fake, *words).device.type == "cuda"
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0]])
+def test_no_segmentation_does(fake, weights):
+    module = alone(Segmenter(torch.nn.Conv2d(1, 3, 1), classes=3, dice=0.5, class_weights=weights), last=False)
+    with fake:
+        images, masks = torch.rand(4, 1, 8, 8, device=GPU), torch.zeros(4, 8, 8, dtype=torch.uint8, device=GPU)
+        assert module.to(GPU).training_step((images, masks)).device.type == "cuda"
 
 
 def test_the_loss_is_read_at_the_end_of_an_epoch(fake, digits):
