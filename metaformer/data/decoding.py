@@ -37,7 +37,10 @@ def decode(content: bytes, name: str, data: Data) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken EXIF, and of palettes
             with Image.open(io.BytesIO(content), formats=_formats()) as opened:
-                return plain(ImageOps.exif_transpose(opened), name, data)
+                ImageOps.exif_transpose(opened, in_place=True)
+                image = plain(opened, name, data)
+                image.load()  # before the file is closed; what needs no conversion is not copied
+                return image
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
@@ -61,7 +64,9 @@ def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(behind, image)
-    return image.convert("RGB").convert(wanted) if image.mode not in ("L", wanted) else image.convert(wanted)
+    if image.mode == wanted:
+        return image
+    return image.convert("RGB").convert(wanted) if image.mode != "L" else image.convert(wanted)
 
 
 def fit(image: Image.Image, size: tuple[int, int], method: Image.Resampling = BICUBIC) -> Image.Image:
