@@ -4,7 +4,7 @@
     CAMPAIGN_KILLS=10 pytest -m campaign -n 0
 
 Launcher, one worker, or all of them at once are killed (SIGKILL) or asked to stop (SIGTERM; all of them Ctrl-C too) at
-a random moment, one to three times; then the same command is left to finish, and its runs are compared with those of
+a random moment, one to eight times; then the same command is left to finish, and its runs are compared with those of
 the control: the curve, the metrics, and the weights bit for bit. Linux only, as it looks for processes in /proc.
 """
 
@@ -32,6 +32,7 @@ COMMAND = (
     *("runtime.threads=1", "hydra.launcher.n_jobs=2"),
 )
 GRACE = 60  # seconds within which every process of a command is to end with its launcher
+MOST = 8  # kills before the command is left to finish, which takes as long as two of them
 MARK = "METAFORMER_CAMPAIGN"
 
 
@@ -123,7 +124,7 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
     whole = finish(folder, "control")
     while len(seen.kills) < kills:
         runs = f"runs{seen.compared}"
-        for _ in range(draw.randint(1, min(3, kills - len(seen.kills)))):
+        for _ in range(draw.randint(1, min(MOST, kills - len(seen.kills)))):
             mark = secrets.token_hex(8)
             process = start(folder, runs, mark)
             time.sleep(whole * draw.uniform(0.2, 0.9))
@@ -132,6 +133,8 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
             seen.orphans += left_over(mark)
             seen.kills += [told] if told else []
             print(f"{len(seen.kills)}: {told or 'it was over'}", flush=True)
+            if not told:
+                break
         finish(folder, runs)
         for control in sorted((folder / "control").glob("*-*")):
             seen.compared += 1
