@@ -1,6 +1,6 @@
 """From words like `mixer=attention` to a validated configuration. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Transformer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -119,26 +119,37 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
-def _check_kept(file: Path, group: str) -> None:
-    """Refuse a `???` for a key with a default, which OmegaConf would keep without a word."""
+def _check_kept(file: Path, told: str, group: str) -> None:
+    """Refuse what a file of a group says in vain: a `???` where a default would stay, and a folder that cannot be.
+
+    Args:
+        told: how the file is called in messages.
+    """
     text = file.read_text(errors="replace")
-    if key := _without_value(text, group) if "???" in text else None:
-        raise ConfigError(f"{group}/{file.name}: {key}: ??? does not replace the default; expected a value")
-
-
-def _without_value(text: str, group: str) -> str | None:
-    """The first key of the schema that is `???` in a file of a group."""
     try:
         content = OmegaConf.create(text)
-        node = content if "@package _global_" in text else OmegaConf.create({group: content})
-        for key, _, _ in leaves(Config()):
-            parent, _, name = key.rpartition(".")
-            above = OmegaConf.select(node, parent) if parent else node
-            if OmegaConf.is_dict(above) and OmegaConf.is_missing(above, name):
-                return key
     except (YAMLError, OmegaConfBaseException):  # which Hydra tells where the file is chosen
-        pass
-    return None
+        return
+    if not isinstance(content, DictConfig):
+        return
+    everywhere = "@package _global_" in text
+    known = {} if everywhere else {key for key, _, _ in leaves(Config())}
+    for key in _without_value(content):
+        path = key if everywhere else f"{group}.{key}"
+        if everywhere or "defaults" in content or path in known:  # else there is no default: Hydra asks for it
+            raise ConfigError(f"{told}: {path}: ??? does not replace the default; expected a value")
+    place = OmegaConf.to_container(content).get("hydra") if everywhere else None  # type: ignore[union-attr]
+    if isinstance(place, dict) and isinstance(sweep := place.get("sweep"), dict) and "dir" in sweep:
+        _check_folder(f"{told}: hydra.sweep.dir={sweep['dir']}", sweep["dir"])
+
+
+def _without_value(node: Any, path: str = "") -> Iterator[str]:
+    """The keys that are `???`, at any depth; in a list of defaults that is a choice which has to be made."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else [key for key in node if key != "defaults"]:
+        if OmegaConf.is_missing(node, key):
+            yield f"{path}{key}"
+        elif not OmegaConf.is_interpolation(node, key) and OmegaConf.is_config(node[key]):
+            yield from _without_value(node[key], f"{path}{key}.")
 
 
 def choices_of(hydra: Any) -> Choices:
@@ -173,9 +184,8 @@ def check_local_files() -> None:
     here = Path.cwd()
     for group in GROUPS:
         packaged = group_dir(group)
-        for local in sorted((here / group).glob("*.yaml")):
-            _check_kept(local, group)
-            if packaged != here / group and (packaged / local.name).exists():
-                raise ConfigError(
-                    f"{group}/{local.name} has the name of a packaged file and would be ignored; rename it"
-                )
+        for local in sorted((here / group).rglob("*.yaml")):
+            name = local.relative_to(here / group)
+            _check_kept(local, f"{group}/{name}", group)
+            if packaged != here / group and (packaged / name).exists():
+                raise ConfigError(f"{group}/{name} has the name of a packaged file and would be ignored; rename it")

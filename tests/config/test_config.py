@@ -187,17 +187,42 @@ def test_a_local_file_with_the_name_of_a_packaged_one_is_refused(name):
         ("recipe/mine.yaml", "lr: ???", "recipe.lr"),
         ("recipe/mine.yaml", "distill:\n  tau: ???", "recipe.distill.tau"),
         ("experiments/mine.yaml", "# @package _global_\nseed: ???", "seed"),
+        ("experiments/mine.yaml", "# @package _global_\nmixer:\n  pool_size: ???", "mixer.pool_size"),
+        (
+            "experiments/mine.yaml",
+            "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: ???",
+            "hydra.sweeper.params.seed",
+        ),
+        ("mixer/mine.yaml", "defaults: [pooling]\npool_size: ???", "mixer.pool_size"),
+        ("mixer/deep/mine.yaml", "defaults: [/mixer/pooling]\npool_size: ???", "mixer.pool_size"),
+        (
+            "callbacks/mine.yaml",
+            "defaults: [early_stopping]\nearly_stopping:\n  patience: ???",
+            "callbacks.early_stopping.patience",
+        ),
+        ("model/mine.yaml", "defaults: [tiny]\ndepths:\n- 1\n- ???", "model.depths.1"),
+        ("mixer/mine.yaml", "defaults: [pooling, '???']\npool_size: 3", None),  # a choice that Hydra asks for
+        ("mixer/mine.yaml", "_target_: a.B\nsize: ${mixer.other}", None),
         ("recipe/mine.yaml", "lr: 0.1 # ???", None),
         ("mixer/mine.yaml", "_target_: ???", None),  # there is no default: Hydra asks for it
         ("recipe/mine.yaml", "lr: [???", None),  # Hydra tells where it is chosen
     ],
 )
 def test_a_key_without_a_value_in_a_local_file_is_refused_where_a_default_would_stay(name, text, key):
-    Path(name).parent.mkdir()
+    Path(name).parent.mkdir(parents=True)
     Path(name).write_text(text)
     expected = rf"{name}: {key}: \?\?\? does not replace the default; expected a value"
     with pytest.raises(ConfigError, match=expected) if key else nullcontext():
         check_local_files()
+
+
+def test_a_folder_of_sweeps_in_a_local_file_is_tried():
+    Path("experiments").mkdir()
+    for place, error in (("found", None), ("/dev/null/x", "cannot be made"), ("null", "expected a folder")):
+        Path("experiments/mine.yaml").write_text(f"# @package _global_\nhydra: {{sweep: {{dir: {place}}}}}")
+        expected = f"experiments/mine.yaml: hydra.sweep.dir=(None|{place}): {error}"
+        with pytest.raises(ConfigError, match=expected) if error else nullcontext():
+            check_local_files()
 
 
 def test_a_null_in_a_file_is_told_with_key_and_file():

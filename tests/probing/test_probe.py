@@ -144,7 +144,7 @@ def cli_in(here):
         ("experiments=min", "no study of that name was launched from this folder; did you mean 'mine'?"),
         ("run=runs/nothing,runs/none", "run=runs/nothing: no finished run there"),
         ("run=RUN experiments=mine", "expected run=FOLDER, the folders of finished runs"),
-        ("RUN model=s12", "model: not of this command; expected experiments, out, run, data, runtime"),
+        ("RUN model=s12", "model: not of this command; expected experiments, out, publish, run, data, runtime"),
         ("RUN ot=there", "ot: not of this command; did you mean 'out'?"),
         ("RUN out=", "out: expected one value"),
         ("RUN data=fashion_small", "data: its class 0 of 10 is 'T-shirt/top', that of "),
