@@ -168,3 +168,13 @@ def test_a_run_that_a_callback_stopped_is_not_trained_on_when_it_goes_on(mine, m
             trained(*words)
     again = trained(*words)
     assert (again.result.epochs, again.result.metrics) == (whole.result.epochs, whole.result.metrics)
+
+
+def test_mlflow_has_the_run(monkeypatch):
+    pytest.importorskip("mlflow")
+    import sqlite3
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = go("recipe.epochs=1", "logger=mlflow", "trainer.log_every_n_steps=5")
+    runs = sqlite3.connect("mlflow.db").execute("select name, status from runs").fetchall()
+    assert runs == [(done.folder.name, "FINISHED")]
