@@ -5,10 +5,9 @@
     python -m metaformer.dashboard sync=true                   # upload every finished run that is not there yet
     python -m metaformer.dashboard sync=true experiments=NAME  # those of one study
 
-logger.project=, logger.entity= and runtime.runs= are as in `train`. logger.mode=offline needs no network: runs are
-written into their folders, where they wait for sync=true with a network (or `wandb sync`); the summary, workspace
-and report of a study into runs/reports/NAME/wandb. A command that is issued again sends nothing twice.
-Workspace and report need the extra: pip install -e '.[dashboard]'.
+logger.mode=offline needs no network: runs are written into their folders, where they wait for sync=true with a network
+(or `wandb sync`); the summary, workspace and report of a study into runs/reports/NAME/wandb. A command that is issued
+again sends nothing twice. Workspace and report need the extra: pip install -e '.[dashboard]'.
 """
 
 from collections.abc import Sequence
@@ -29,9 +28,8 @@ def command(arguments: Sequence[str]) -> None:
     """Publish a study, or with sync=true upload runs."""
     known = ["sync=true" if word == "--sync" else word for word in arguments]  # the older spelling
     given = words(known, own=("publish", "sync"), groups=("experiments", "logger", "runtime"))
-    if (asked := given.own.get("sync", "false")) not in ("true", "false"):
+    if (uploads := {"true": True, "false": False}.get(asked := given.own.get("sync", "false"))) is None:
         raise ConfigError(f"sync={asked}: expected true or false")
-    uploads = asked == "true"
     if uploads and "publish" in given.own:
         raise ConfigError(f"publish={given.own['publish']}: is for a study without sync=true, which writes no files")
     config = compose(["logger=wandb", *given.overrides])

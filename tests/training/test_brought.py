@@ -174,6 +174,8 @@ def test_mlflow_has_the_run(monkeypatch):
     pytest.importorskip("mlflow")
     import sqlite3
 
+    from trained import go
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     done = go("recipe.epochs=1", "logger=mlflow", "trainer.log_every_n_steps=5")
     runs = sqlite3.connect("mlflow.db").execute("select name, status from runs").fetchall()
