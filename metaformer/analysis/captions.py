@@ -39,6 +39,11 @@ PROBES = {  # the pictures of `python -m metaformer.probe`, in their order
 }
 
 
+def _dashed(verdicts: Verdicts) -> str:
+    names = ", ".join(cell.name for cell in verdicts.baselines)
+    return f"Dashed: {names}, of another kind and not compared. " if names else ""
+
+
 def first_up(words: str) -> str:
     """Words as the beginning of a sentence; abbreviations stay."""
     return words[:1].upper() + words[1:]
@@ -54,8 +59,8 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
         "accuracy": Caption(
             f"{words} of each cell",
             f"{first_up(words)} of each cell: its seeds as dots, their mean, and the 95% interval of the mean, not "
-            f"adjusted. Dotted: the mean of {study.reference}. Differences are paired by seed: they may be surer "
-            f"than these intervals look. {colours}{_near_chance(verdicts)}",
+            f"adjusted. Dotted: the mean of {study.reference}. {_dashed(verdicts)}Differences are paired by seed: "
+            f"they may be surer than these intervals look. {colours}{_near_chance(verdicts)}",
         ),
         "variance": Caption(
             f"Shares of the variance in {words}", "Where the variance comes from; lines are 95% intervals over seeds."

@@ -58,8 +58,11 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     return svg.getvalue()
 
 
-def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) -> Figure:
-    """Each cell: seeds as dots, the mean and its 95% interval; dotted through a setting, the mean of its reference."""
+def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str, baselines: Sequence[Cell] = ()) -> Figure:
+    """Each cell: seeds as dots, the mean and its 95% interval; dotted through a setting, the mean of its reference.
+
+    A baseline is a dashed line through all of them.
+    """
     figure, axes = _rows(len(cells))
     colours, places = level_colours(levels_of(cells, factor)[0]), _places(cells, factor)
     for place, cell in zip(places, cells, strict=True):
@@ -72,6 +75,10 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str) ->
             beside = [p for p, c in zip(places, cells, strict=True) if c.setting(factor) == cell.setting(factor)]
             ends = [min(beside) - 0.4, max(beside) + 0.4]
             axes.plot([estimate.mean] * 2, ends, color=QUIET, linewidth=0.8, linestyle=":", zorder=0)
+    for cell in baselines:
+        mean = cell.tested().mean
+        axes.axvline(mean, color=QUIET, linewidth=1.2, linestyle="--", zorder=0)
+        axes.text(mean, max(places) + 0.6, f" {cell.name}", color=QUIET, fontsize=7, va="center")
     _label_rows(axes, [_marked(cell.name, [cell]) for cell in cells], places)
     axes.set_xlabel(f"{with_unit(metric)}, n = {span(len(cell.values) for cell in cells)} seeds")
     return figure
@@ -167,6 +174,10 @@ def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
             if on_imagenet and published.top1 is not None and getattr(published, key) is not None:
                 grey, scale = COLOURS["published"][0], {"params": 1e6, "macs": 1e9}[key] / unit
                 axes.plot(getattr(published, key) * scale, published.top1, marker, color=grey, markersize=6)
+        for cell in verdicts.baselines:
+            if (value := getattr(cell.first, key)) is not None:
+                axes.plot(value / unit, cell.mean(metric).mean, "x", color=QUIET, markersize=7)
+                axes.annotate(cell.name, (value / unit, cell.mean(metric).mean), color=QUIET, fontsize=7)
         sign = 1 if metric_of(metric).higher else -1
         front = [
             p for p in sorted(points) if not any(q != p and q[0] <= p[0] and sign * (q[1] - p[1]) >= 0 for q in points)

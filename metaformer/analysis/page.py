@@ -162,7 +162,7 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
     metric, factor, shares = study.analysis.metric, study.analysis.factor, verdicts.shares
     validated = selecting(metric)
     drawn = {
-        "accuracy": figures.accuracy(verdicts.cells, metric, factor, study.reference),
+        "accuracy": figures.accuracy(verdicts.cells, metric, factor, study.reference, verdicts.baselines),
         "differences": figures.differences(verdicts.confirmatory, study.analysis, study.reference),
         "variance": figures.variance(shares.everything, shares.without_identity, metric) if shares.everything else None,
         "cost": figures.cost(verdicts, metric, factor),

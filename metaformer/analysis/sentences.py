@@ -7,6 +7,7 @@ import numpy as np
 
 from metaformer.analysis.comparison import Comparison
 from metaformer.analysis.shares import SEED, Component
+from metaformer.analysis.text_table import plus_minus
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, REFUTED, SHOWN, Claim, Verdicts
 from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.study_nodes import Study
@@ -31,7 +32,15 @@ def headline(verdicts: Verdicts, study: Study) -> list[str]:
         e, places = c.difference, metric.digits - 1
         told = f" {e.mean:+.{places}f} [{e.low:+.{places}f}, {e.high:+.{places}f}]" if e.n > 1 else ""
         sentences.append(f"Contrast {c.name}:{told} {metric.unit}, {c.verdict}.")
-    return [*sentences, shares(verdicts, study)]
+    return [*sentences, shares(verdicts, study), *_baselines(verdicts, study)]
+
+
+def _baselines(verdicts: Verdicts, study: Study) -> list[str]:
+    """Models of another kind: estimates, no verdict."""
+    metric = metric_of(study.analysis.metric)
+    told = [f"{c.name} {plus_minus(c.tested(), digits=metric.digits - 1)}" for c in verdicts.baselines]
+    words = "Of another kind, and part of no comparison"
+    return [f"{words}: {', '.join(told)} {metric.unit}."] if told else []
 
 
 def answer(verdicts: Verdicts, study: Study) -> str:

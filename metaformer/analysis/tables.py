@@ -36,7 +36,7 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
     compared = {c.cell.name: c for c in verdicts.confirmatory}
     header = ["cell", "n", "val", "test", f"minus {study.reference}", "verdict", "params", "MACs", "s/run"]
     lines = []
-    for cell in verdicts.cells:
+    for cell in [*verdicts.cells, *verdicts.baselines]:
         c = compared.get(cell.name)
         difference = plus_minus(c.difference, "+", metric.digits) if c and c.crossed.seeds else ""
         if c and c.crossed.seeds != len(cell.values):
@@ -44,7 +44,7 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
         macs = "uncounted" if cell.first.macs is None else f"{cell.first.macs / 1e6:,.2f}M"
         tests = cell.tested() if name == tested else cell.mean(tested)
         means = [plus_minus(mean, digits=metric.digits) for mean in (cell.mean(selected), tests)]
-        verdict = _short(c) if c else ""
+        verdict = _short(c) if c else "baseline" if cell in verdicts.baselines else ""
         costs = [f"{cell.first.params:,}", macs, f"{cell.seconds:.0f}"]
         lines.append([cell.name, str(len(cell.values)), *means, difference, verdict, *costs])
     unit = "%" if metric.unit == "points" else metric.unit

@@ -51,6 +51,7 @@ class Verdicts:
     looks: list[Look] = field(default_factory=list)  # taken so far
     added: list[Comparison] = field(default_factory=list)  # the confirmatory ones with the seeds that were not planned
     lost: list[Cell] = field(default_factory=list)  # cells without a finished run
+    baselines: list[Cell] = field(default_factory=list)  # of another kind: part of no comparison and no share
 
     @property
     def tested(self) -> list[Tested]:
@@ -67,7 +68,8 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
     Raises:
         ConfigError: the runs lack the metric, or a cell of a contrast, or list a seed twice.
     """
-    analysis, every = study.analysis, cells_of(runs := list(runs), study.analysis)
+    analysis, found = study.analysis, cells_of(runs := list(runs), study.analysis)
+    every = [cell for cell in found if cell.levels.get(analysis.factor) not in analysis.baselines]
     check_contrasts(analysis, {cell.name for cell in every})
     seeds = sorted({run.seed for run in runs} if planned is None else planned)
     if analysis.looks:
@@ -87,6 +89,7 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
         looks,
         [pair for pair in _pairs(every, study) if _confirmatory(pair, study)] if extra else [],
         [cell for cell in cells if not cell.values],
+        [cell for cell in found if cell not in every and cell.values],
     )
 
 

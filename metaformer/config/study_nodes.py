@@ -23,6 +23,7 @@ class Analysis:
     looks: list[int] | None = None  # numbers of seeds at which verdicts are taken, like [5, 8, 12]; None: at all
     spending: str = choice("obrien_fleming", "pocock")  # of alpha over the looks
     claim_without: list[str] = field(default_factory=lambda: ["identity"])  # levels that need not equal the others
+    baselines: list[str] = field(default_factory=list)  # levels of another kind: shown beside the others, not compared
     contrasts: dict[str, Any] = field(default_factory=dict)  # {name: {cell: weight}}: tested like comparisons
     # Share by which parameters and MACs may differ in a comparison; None: same shape
     tolerance: float | None = number(0.1, "a share like 0.1, or null", at_least=0)

@@ -92,7 +92,10 @@ def study_folder(name: str) -> Path:
 
 def analysis_of(study: Study) -> dict[str, Any]:
     """All that decides how a study is judged."""
-    return {"reference": study.reference, **plain(study.analysis)}
+    given = plain(study.analysis)
+    if not study.analysis.baselines:  # it came after published studies
+        del given["baselines"]
+    return {"reference": study.reference, **given}
 
 
 def record(study: Study, listed: Sequence[Entry], overrides: Sequence[str], runs: Path) -> None:
@@ -167,6 +170,10 @@ def check_study(study: Study, listed: Sequence[Entry], asked: Collection[str] | 
         raise ConfigError(f"study.reference={study.reference}: expected a {factor} of the study, one of {expected}")
     if asked is not None:
         return
+    for level in study.analysis.baselines:
+        if level not in levels or level == study.reference:
+            expected = ", ".join(by_closeness(level, [other for other in levels if other != study.reference]))
+            raise ConfigError(f"study.analysis.baselines: {level}: expected a {factor} of the study, of {expected}")
     for level in study.analysis.claim_without:
         if level not in levels and [level] != Analysis().claim_without:
             expected = ", ".join(by_closeness(level, levels))

@@ -5,9 +5,11 @@ import pytest
 from conftest import result_of, runs_of, study
 from scipy import stats
 
-from metaformer.analysis import comparison, sentences
+from metaformer.analysis import comparison, figures, sentences
 from metaformer.analysis.inference import over_seeds
+from metaformer.analysis.sentences import headline
 from metaformer.analysis.stats import holm
+from metaformer.analysis.tables import accuracy_table
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, judge
 from metaformer.config.schema import Data
 from metaformer.runs.answers import Answers
@@ -436,3 +438,21 @@ def test_a_metric_that_the_runs_do_not_have_is_named():
         run.result.metrics.pop("test_macro_f1")
     with pytest.raises(ConfigError, match=r"study.analysis.metric=test_macro_f1: run-pooling0 has none; expected one"):
         judge(study(metric="test_macro_f1"), runs)
+
+
+def test_a_baseline_is_shown_and_part_of_nothing():
+    cells = {"pooling": BASE, "identity": shifted(-9, 0.1), "attention": shifted(0.1, 0.1)}
+    without = judge(study(), runs_of(**cells))
+    found = judge(study(baselines=["resnet"]), runs_of(**cells, resnet=shifted(20, 0.3)))
+    assert [cell.name for cell in found.baselines] == ["resnet"]
+    assert [cell.name for cell in found.cells] == [cell.name for cell in without.cells]
+    assert [(c.name, c.verdict, c.p_difference) for c in found.confirmatory] == [
+        (c.name, c.verdict, c.p_difference) for c in without.confirmatory
+    ]
+    assert found.shares == without.shares
+    assert [claim.levels for claim in found.claims] == [claim.levels for claim in without.claims]
+    rows = {row[0]: row for row in accuracy_table(found, study(baselines=["resnet"])).lines}
+    assert rows["resnet"][5] == "baseline"
+    assert "Of another kind, and part of no comparison: resnet" in headline(found, study(baselines=["resnet"]))[-1]
+    figure = figures.accuracy(found.cells, "test_accuracy", "mixer", "pooling", found.baselines)
+    assert any(text.get_text() == " resnet" for text in figure.axes[0].texts)

@@ -147,6 +147,8 @@ def test_the_seeds_of_the_first_launch_are_the_planned_ones(tmp_path):
             {"contrasts": {"a": {"poolin": 1, "identity": -1}}},
             "contrasts.a: poolin: no such cell; the nearest are pooling",
         ),
+        ({"baselines": ["atention"]}, "study.analysis.baselines: atention: expected a mixer of the study, of "),
+        ({"baselines": ["pooling"]}, "study.analysis.baselines: pooling: expected a mixer of the study, of "),
         ({"claim_without": ["identty"]}, "claim_without: identty: expected a mixer of the study, of identity"),
     ],
 )
