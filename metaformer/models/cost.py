@@ -27,6 +27,7 @@ aten = torch.ops.aten
 Image = tuple[int, int, int]  # channels, height, width
 
 FREE_NAMES = """
+repeat triu tril cumsum
 add add_ sub rsub mul mul_ div neg addcmul pow gelu relu relu_ silu silu_ sigmoid tanh exp rsqrt _softmax
 _safe_softmax softmax mean sum maximum where scalar_tensor native_group_norm native_layer_norm native_batch_norm
 cudnn_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit dropout native_dropout view
@@ -67,8 +68,13 @@ def count(net: nn.Module, image: Image) -> Cost:
         hooks.append(module.register_forward_pre_hook(lambda module, _, name=name: counter.enter(name, module)))
         hooks.append(module.register_forward_hook(counter.leave))
     net.eval()
-    with torch.no_grad(), counter:
-        net(torch.zeros(1, *image, dtype=first.dtype, device=first.device))
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # in evaluation torch fuses a whole attention into one op
+    try:
+        with torch.no_grad(), counter:
+            net(torch.zeros(1, *image, dtype=first.dtype, device=first.device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     net.train(training)
     for hook in hooks:
         hook.remove()

@@ -40,7 +40,20 @@ def read(source: str | Path) -> Weights:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ConfigError(f"weights={path}: holds no state dict (names to tensors)")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return _bare(dict(content))
+
+
+def _bare(weights: Weights) -> dict[str, Tensor]:
+    """Weights without what others put before all names (DDP, torch.compile, a LightningModule) or beside them.
+
+    Beside them are the counter of torch's averaged models and the buffers of the profiler thop.
+    """
+    beside = ("n_averaged", "total_ops", "total_params")
+    kept = {k.removeprefix("module."): v for k, v in weights.items() if k.rpartition(".")[2] not in beside}
+    for prefix in ("_orig_mod.", "model.", "net.", "_orig_mod."):
+        if kept and all(key.startswith(prefix) for key in kept):
+            kept = {key.removeprefix(prefix): value for key, value in kept.items()}
+    return kept
 
 
 def save(weights: Weights, path: str | Path) -> None:

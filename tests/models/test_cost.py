@@ -66,3 +66,17 @@ def test_counting_leaves_the_mode_and_counts_what_is_frozen_apart():
     cost = count(net, (3, 32, 32))
     assert net.training
     assert cost.params - cost.trainable == 64**2
+
+
+def test_attention_that_torch_fuses_in_evaluation_is_counted():
+    class Tokens(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x.flatten(2).transpose(1, 2))
+
+    cost = count(Tokens().eval(), (16, 4, 4))
+    assert (cost.uncounted, cost.macs) == ([], 16 * (4 * 16 * 16 + 2 * 16 * 16 + 2 * 16 * 32))
+    assert torch.backends.mha.get_fastpath_enabled()
