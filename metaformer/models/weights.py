@@ -44,10 +44,7 @@ def read(source: str | Path) -> Weights:
 
 
 def _bare(weights: Weights) -> dict[str, Tensor]:
-    """Weights without what others put before all names (DDP, torch.compile, a LightningModule) or beside them.
-
-    Beside them are the counter of torch's averaged models and the buffers of the profiler thop.
-    """
+    """Weights without what DDP, torch.compile or a LightningModule put before all names, SWA or thop beside."""
     beside = ("n_averaged", "total_ops", "total_params")
     kept = {k.removeprefix("module."): v for k, v in weights.items() if k.rpartition(".")[2] not in beside}
     for prefix in ("_orig_mod.", "model.", "net.", "_orig_mod."):
