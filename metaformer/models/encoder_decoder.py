@@ -28,7 +28,8 @@ class Pyramid(nn.Module):
         self.norms = nn.ModuleList(net.make_norm(info["num_chs"]) for info in net.feature_info)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [norm(x) for norm, x in zip(self.norms, self.net.forward_stages(x), strict=True)]
+        maps = self.net.forward_intermediates(x, intermediates_only=True)
+        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
 
 
 class EncoderDecoder(nn.Module):

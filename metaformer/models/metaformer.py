@@ -84,13 +84,6 @@ class MetaFormer(nn.Module):
         """[B, in_chans, H, W] -> the last stage's map [B, C, h, w], before the final norm."""
         return self.stages(self.stem(x))
 
-    def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """[B, in_chans, H, W] -> the map of each stage, as an encoder for dense prediction puts it out."""
-        maps = [self.stem(x)]
-        for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        return maps[1:]
-
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, C, h, w] -> logits [B, num_classes], or what the classifier is given, [B, C]."""
         pooled = self.norm(features.mean((2, 3))) if self.pool_first else self.norm(features).mean((2, 3))
@@ -122,6 +115,32 @@ class MetaFormer(nn.Module):
         for module in self.modules():
             if isinstance(module, Stage):
                 module.grad_checkpointing = enable
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of stages [B, C, h, w], after the last one's (before the final norm), as timm's models give them.
+
+        Args:
+            indices: so many last stages, or these; None for all.
+            norm, output_fmt: are there for timm's interface; maps have no norm and are NCHW.
+            stop_early: compute nothing after the last stage that is asked for.
+        """
+        if norm or output_fmt != "NCHW":
+            raise ValueError(f"norm={norm}, output_fmt={output_fmt}: expected False and NCHW")
+        every = range(len(self.stages))
+        taken = [every[i] for i in indices] if isinstance(indices, list) else every[-(indices or len(every)) :]
+        x, maps = self.stem(x), list[Tensor]()
+        for i, stage in enumerate(self.stages[: max(taken) + 1] if stop_early else self.stages):
+            x = stage(x)
+            maps += [x] if i in taken else []
+        return maps if intermediates_only else (x, maps)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong to which depth, for layer-wise learning rates: stem, blocks or stages, head."""

@@ -381,3 +381,20 @@ def test_res_scale_norms_and_biases_of_the_v2_family():
     biases = {n for n in names if n.endswith(".bias") and n.startswith("stages")}
     assert all("downsample.conv" in n or ".act" in n for n in biases)  # StarReLU's is a number
     assert {"stem.post_norm.weight", "stages.1.downsample.pre_norm.weight", "head.fc2.weight"} <= names
+
+
+def test_intermediates_are_those_of_timm():
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.create_model("poolformerv2_s12", num_classes=10).eval()
+    ours = zoo.create("poolformerv2_s12", num_classes=10).eval()
+    weights.load_into(ours, weights.to_ours(theirs.state_dict()), "timm")
+    x = torch.randn(1, 3, 64, 64)
+    for words in ({}, {"indices": [1, 2], "stop_early": True}, {"indices": 2}):
+        (last, maps), (their_last, their_maps) = (net.forward_intermediates(x, **words) for net in (ours, theirs))
+        assert [m.shape for m in maps] == [m.shape for m in their_maps]
+        torch.testing.assert_close([last, *maps], [their_last, *their_maps], rtol=1e-4, atol=1e-5)
+    assert len(ours.forward_intermediates(x, intermediates_only=True)) == 4
+    with pytest.raises(ValueError, match="expected False and NCHW"):
+        ours.forward_intermediates(x, norm=True)
