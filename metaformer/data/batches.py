@@ -20,7 +20,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive, seed_globals
 
 EVAL_BATCH = 500
-EVAL_LOGITS = 2**26  # of a batch of images with masks at most
+EVAL_LOGITS = 2**23  # of a batch of images with masks at most
 EVAL_PHOTOS = 100  # a batch of larger images
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] fp32, and labels [B] int64 or masks [B, H, W] uint8
 

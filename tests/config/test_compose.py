@@ -20,12 +20,14 @@ study: {name: rows}
 class HydraAlone:
     """What `points.Cells` stands for."""
 
-    def __init__(self, loader, cfg):
-        self.loader, self.cfg = loader, cfg
+    def __init__(self, loader, cfg, identify):
+        self.loader, self.cfg, self.identify = loader, cfg, identify
 
-    def compose(self, point):
+    def run_of(self, point):
         composed = self.loader.load_sweep_config(self.cfg, list(point))
-        return choices_of(composed.hydra), config_of(composed)
+        config = config_of(composed)
+        points._check_point(config)
+        return points.resolve(config, choices_of(composed.hydra), identify=self.identify)
 
 
 def outcome_of(arguments):
