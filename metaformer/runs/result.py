@@ -177,12 +177,15 @@ def read_curve(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+COLUMNS = columns_of("classification")
+
+
+def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Write metrics.csv anew."""
     write(folder / "metrics.csv", _lines([dict(zip(columns, columns, strict=True)), *rows], columns))
 
 
-def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str]) -> None:
+def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> None:
     """Add a row to metrics.csv; it is on the disk before anything relies on it."""
     with (folder / "metrics.csv").open("ab") as file:
         file.write(_lines([row], columns).encode())
