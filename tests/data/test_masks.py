@@ -90,6 +90,11 @@ def test_a_mask_is_part_of_what_the_images_are(tmp_path):
     assert fingerprint(compose(*words).data) != before
 
 
+def test_the_classes_of_a_file_of_arrays_are_counted(tmp_path):
+    images = load(compose("data=npz", f"data.root={npz(tmp_path)}", "data.val=2", "task=segmentation").data)
+    assert images.classes == ["0", "1", "2"]
+
+
 def test_where_nothing_is_the_class_0_the_others_count_from_1(tmp_path):
     usual, from_one = read("npz", npz(tmp_path / "a"), "data.size=224"), tmp_path / "b.npz"
     with np.load(tmp_path / "a/a.npz") as file:

@@ -157,3 +157,15 @@ def test_what_does_not_go_together_is_refused(words, message):
         own = [w for w in own if not w.startswith("task.")]
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         run(resolve(compose(*own, "runtime.progress=false", *words), CHOICES)[0])
+
+
+def test_masks_without_anything_in_them_are_refused(tmp_path):
+    found = {
+        f"{split}_images": np.zeros((n, 16, 16), np.uint8) for split, n in {"train": 40, "val": 4, "test": 4}.items()
+    }
+    found |= {name.replace("images", "masks"): np.zeros_like(images) for name, images in found.items()}
+    np.savez(tmp_path / "a.npz", **found)
+    own = [w for w in WORDS if not w.startswith("data")]
+    message = "data=npz: all pixels of the training masks have one class; expected two"
+    with pytest.raises(ConfigError, match=message):
+        run(resolve(compose(*own, "data=npz", f"data.root={tmp_path}/a.npz", "data.classes=2"), CHOICES)[0])

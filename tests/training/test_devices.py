@@ -71,6 +71,30 @@ def test_two_devices_with_two_parts_draw_what_four_parts_draw(cli, tmp_path):
 
 
 @pytest.mark.processes
+def test_masks_on_two_devices(cli, tmp_path):
+    """5 test images leave one device an image that only fills up; what is kept of each image is that of one device."""
+    random = np.random.default_rng(0)
+    counts = {"train": 64, "val": 7, "test": 5}
+    images = {f"{s}_images": random.integers(256, size=(n, 16, 16)).astype(np.uint8) for s, n in counts.items()}
+    masks = {f"{split}_masks": (images[f"{split}_images"] > 127).astype(np.uint8) for split in counts}
+    np.savez(tmp_path / "a.npz", **images, **masks)
+    words = ("task=segmentation", "data=npz", "data.root=a.npz", "model=tiny_pyramid", "model.dims=[8,16,24]")
+    words = (*words, "task.width=8", "task.dice=0.3", "recipe.batch=16", "recipe.crop=2", "recipe.epochs=2")
+    words = (*words, "runtime.threads=1", "runtime.progress=false", "runtime.accelerator=cpu")
+    for own in ((), ("runtime.devices=2", "runtime.runs=two")):
+        done = cli("train", *words, *own)
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((the(tmp_path, runs) / "result.json").read_text()) for runs in ("runs", "two"))
+    assert one["tested_images"] == two["tested_images"] == 5
+    for name, value in one["metrics"].items():
+        assert value == pytest.approx(two["metrics"][name], abs=5e-3), name
+    first, second = (np.load(the(tmp_path, runs) / "predictions.npz")["counts"] for runs in ("runs", "two"))
+    pixels = [counts[..., 0] + counts[..., 2] for counts in (first, second)]
+    assert (pixels[0] == pixels[1]).all()  # in the order of the images
+    assert np.array(two["confusion"]).sum() == 5 * 16 * 16
+
+
+@pytest.mark.processes
 def test_a_run_goes_on_with_another_number_of_devices(cli, tmp_path, monkeypatch):
     """Both processes go on from what the first one has found."""
     assert cli("train", *ONE).returncode == 0

@@ -84,7 +84,7 @@ def numbered(arrays: Arrays, data: Data) -> list[str]:
     if data.classes is not None and everything[0].ndim == 3:
         return [str(i) for i in range(data.classes)]
     ignored = data.ignore if everything[0].ndim == 3 else None
-    numbers = np.unique(np.concatenate([np.unique(labels) for labels in everything]))
+    numbers = np.unique(np.concatenate([np.unique(labels).astype(np.int64) for labels in everything]))
     classes = 1 + int(numbers[numbers != ignored].max(initial=-1))
     return [str(i) for i in range(classes - (ignored is not None and ignored < classes))]
 
