@@ -81,13 +81,6 @@ def test_words_are_completed(readme_folder):
     )
 
 
-def test_the_speed_script(tmp_path):
-    script = repository() / "experiments" / "speed" / "speed.py"
-    done = shell(f"python {script} --rounds 1 --what small data --out {tmp_path / 'speed.csv'}")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "speed.csv").read_text().count("\n") == 7
-
-
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets(snippet, readme_folder):
     (readme_folder / "snippet.py").write_text(snippet)
