@@ -133,7 +133,7 @@ class Learner(L.LightningModule):
         Args:
             right, count: how many images or pixels were found, of how many.
         """
-        self.running.update(loss.detach(), right, count)
+        self.running.update(loss.detach(), len(images), right, count)
         self._list_running()
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.watch.see(loss, self.global_step + 1, self.current_epoch + 1, lr)

@@ -38,7 +38,7 @@ class Mean(torchmetrics.Metric):
 
 
 class Running(nn.Module):
-    """Loss and accuracy of the training batches of an epoch, which have one size, by their names in results.
+    """Loss and accuracy of the training batches of an epoch, by their names in results.
 
     Args:
         accuracy: the name of the second metric.
@@ -65,10 +65,10 @@ class Running(nn.Module):
         if sums:
             self.load_state_dict({name: torch.stack([one[name] for one in sums]).sum(0).to(device) for name in sums[0]})
 
-    def update(self, loss: Tensor, right: Tensor, count: Tensor | int) -> None:
-        """Take in a batch: its mean loss, and how many of how many were right."""
+    def update(self, loss: Tensor, images: int, right: Tensor, count: Tensor | int) -> None:
+        """Take in a batch, or a part of one: its mean loss over so many images, and how many of how many were right."""
         (_, losses), (_, accuracy) = self.items()
-        losses.update(loss, 1)
+        losses.update(images * loss, images)
         accuracy.update(right, count)
 
 

@@ -94,7 +94,7 @@ def test_running_metrics_are_means_over_images():
     running, found = Running("accuracy"), scores(30, 4, 1)
     for rows in (slice(0, 15), slice(15, 30)):
         loss = torch.nn.functional.cross_entropy(found.logits[rows], found.labels[rows])
-        running.update(loss, (found.predictions[rows] == found.labels[rows]).sum(), 15)
+        running.update(loss, 15, (found.predictions[rows] == found.labels[rows]).sum(), 15)
     whole = found.measured()
     assert {name: own.compute().item() for name, own in running.items()} == pytest.approx(
         {"train_accuracy": whole["accuracy"], "train_loss": whole["loss"]}
