@@ -22,6 +22,7 @@ from metaformer.config.explain import USER_ERRORS, explain
 from metaformer.config.schema import Data
 from metaformer.data import photographs
 from metaformer.data.decoding import decode
+from metaformer.data.images import load
 from metaformer.data.readers import arrays, folder
 from metaformer.models import weights
 from metaformer.probing import kept
@@ -191,6 +192,15 @@ def test_an_image_runs_no_program(tmp_path, monkeypatch):
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n%%EOF\n"
     with pytest.raises(ConfigError, match=r"x\.png: cannot be read as an image \(it is no image\)"):
         decode(content, "x.png", Data())
+    for split in ("train", "test"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            Image.new("L", (10, 10)).save(tmp_path / split / kind / "1.png")
+    (tmp_path / "train" / "masks" / "1.png").write_bytes(content)
+    own = Data("image_folder", root=str(tmp_path), size=10, classes=2, val=1, overlap="allow")
+    with pytest.raises(ConfigError, match=r"masks/1\.png: cannot be read as an image \(it is no image\)"):
+        load(own)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_a_picture_that_is_found_runs_no_script_in_a_report(tmp_path):

@@ -8,10 +8,12 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from metaformer.config.schema import Data
 from metaformer.system.errors import ConfigError
@@ -33,19 +35,36 @@ def decode(content: bytes, name: str, data: Data) -> Image.Image:
     Raises:
         ConfigError: it cannot be read; in one line, with its name.
     """
+    with opened(content, name) as file:
+        ImageOps.exif_transpose(file, in_place=True)
+        image = plain(file, name, data)
+        image.load()  # before the file is closed; what needs no conversion is not copied
+        return image
+
+
+@contextmanager
+def opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """An encoded image as Pillow opens it, by the one door through which contents of strangers come in.
+
+    Raises:
+        ConfigError: it cannot be read, also while it is used; in one line, with its name.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken EXIF, and of palettes
-            with Image.open(io.BytesIO(content), formats=_formats()) as opened:
-                ImageOps.exif_transpose(opened, in_place=True)
-                image = plain(opened, name, data)
-                image.load()  # before the file is closed; what needs no conversion is not copied
-                return image
+            with Image.open(io.BytesIO(content), formats=_formats()) as file:
+                yield file
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise ConfigError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image as `decode` turns it, from its header alone."""
+    lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (image.height, image.width) if lies else image.size
 
 
 @cache

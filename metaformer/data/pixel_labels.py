@@ -4,7 +4,6 @@ Pixels with the number `data.ignore` have no class. The classes are the other nu
 first class is 1, as in ADE20K.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from metaformer.config.schema import Data
 from metaformer.config.tasks import IGNORED
-from metaformer.data.decoding import decode
+from metaformer.data.decoding import opened, upright_size
 from metaformer.data.listing import Part
 from metaformer.system.errors import ConfigError
 
@@ -50,17 +49,13 @@ class Masks:
         part, place = self.part, int(self.part.places[row])
         assert part.masks is not None
         name = part.masks.names[place]
-        try:
-            with Image.open(io.BytesIO(part.masks.read(place))) as opened:
-                values = np.asarray(opened)
-        except ConfigError:
-            raise
-        except Exception as error:  # Pillow raises more than OSError
-            raise ConfigError(f"{name}: cannot be read as an image ({error})") from error
+        with opened(part.masks.read(place), name) as mask:
+            values = np.asarray(mask)
         if values.ndim != 2:
             raise ConfigError(f"{name}: has {values.shape[-1]} channels; expected {EXPECTED}")
-        image = decode(part.items.read(place), part.name(row), self.data)
-        if image.size != values.shape[::-1]:
-            sizes = [f"{width} x {height}" for width, height in (values.shape[::-1], image.size)]
+        with opened(part.items.read(place), part.name(row)) as image:
+            size = upright_size(image)
+        if size != values.shape[::-1]:
+            sizes = [f"{width} x {height}" for width, height in (values.shape[::-1], size)]
             raise ConfigError(f"{name}: has {sizes[0]} pixels, its image {part.name(row)} {sizes[1]}")
         return Image.fromarray(labels_of(values, name, self.data, self.classes))

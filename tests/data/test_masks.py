@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import compose
 from kept import encoded
-from PIL import Image
+from PIL import ExifTags, Image
 
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.batches import Batches, EvalBatches, Share
 from metaformer.data.images import Images, load
 from metaformer.data.registry import fingerprint
+from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
 
 SPLITS = {"train": 12, "test": 5}
@@ -93,6 +94,26 @@ def test_a_mask_is_part_of_what_the_images_are(tmp_path):
 def test_the_classes_of_a_file_of_arrays_are_counted(tmp_path):
     images = load(compose("data=npz", f"data.root={npz(tmp_path)}", "data.val=2", "task=segmentation").data)
     assert images.classes == ["0", "1", "2"]
+
+
+def test_the_number_of_classes_is_part_of_a_run_with_masks_and_of_no_other(tmp_path):
+    """The network has as many outputs as there are classes, whether the masks have a pixel of them or not."""
+    words = (f"data.root={npz(tmp_path)}", "data.val=2", "task=segmentation", "model=tiny_pyramid")
+    three, told, five = (
+        resolve(compose("data=npz", *words, *more), {"mixer": "x", "model": "y"})[0].run_id
+        for more in ((), ("data.classes=3",), ("data.classes=5",))
+    )
+    assert three == told != five
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_mask_lies_as_its_image_is_seen(tmp_path, orientation):
+    pairs(tmp_path)
+    image, exif = Image.fromarray(arrays("train")[0][3]), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    lying = image if orientation == 1 else image.transpose(Image.Transpose.ROTATE_90)
+    (tmp_path / "train/images/03.png").write_bytes(encoded(lying, exif=exif))
+    assert content(read("image_folder", tmp_path)) == content(read("npz", npz(tmp_path / "b"), "data.size=224"))
 
 
 def test_where_nothing_is_the_class_0_the_others_count_from_1(tmp_path):

@@ -22,18 +22,24 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclass
 class Whole:
-    """A file of arrays as one item: its contents are those of the arrays, compressed or not."""
+    """A file of arrays as one item: its contents are those of the arrays, compressed or not.
+
+    Masks count with the number of their classes, which the data node may say.
+    """
 
     names: list[str]
     data: Data
 
     def read(self, place: int) -> bytes:
-        return _bytes_of(read(self.data))
+        arrays = read(self.data)
+        masked = any(labels.ndim == 3 for _, labels in arrays.values())
+        return _bytes_of(arrays) + (repr(numbered(arrays, self.data)).encode() if masked else b"")
 
     def stamps(self) -> Sequence[tuple[str, int, int]]:
         stat = Path(self.names[0]).stat()
         scale = "" if self.data.range is None else f"::{self.data.range}"
-        return [(f"{Path(self.names[0]).absolute()}{scale}", stat.st_size, stat.st_mtime_ns)]
+        classes = "" if self.data.classes is None else f"::{self.data.classes} classes"
+        return [(f"{Path(self.names[0]).absolute()}{scale}{classes}", stat.st_size, stat.st_mtime_ns)]
 
 
 def contents_of_file(data: Data) -> str:
