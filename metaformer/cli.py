@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metaformer.config.compose import check_local_files
@@ -55,6 +55,13 @@ def words(
         else:
             found.overrides.append(word)
     return found
+
+
+def flag(own: Mapping[str, str], key: str) -> bool:
+    """A word of the command that is true or false; false where it is not given."""
+    if (word := own.get(key, "false")) not in ("true", "false"):
+        raise ConfigError(f"{key}={word}: expected true or false")
+    return word == "true"
 
 
 def positive(key: str, text: str | None, what: str, below: float = float("inf")) -> float | None:

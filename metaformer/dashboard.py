@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metaformer.analysis.sentences import left_out
 from metaformer.analysis.wandb_study import publish, sync
-from metaformer.cli import answer, words
+from metaformer.cli import answer, flag, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
 from metaformer.runs.launch import Run, read_launch, source_of
@@ -28,8 +28,7 @@ def command(arguments: Sequence[str]) -> None:
     """Publish a study, or with sync=true upload runs."""
     known = ["sync=true" if word == "--sync" else word for word in arguments]  # the older spelling
     given = words(known, own=("publish", "sync"), groups=("experiments", "logger", "runtime"))
-    if (uploads := {"true": True, "false": False}.get(asked := given.own.get("sync", "false"))) is None:
-        raise ConfigError(f"sync={asked}: expected true or false")
+    uploads, published = flag(given.own, "sync"), flag(given.own, "publish")
     if uploads and "publish" in given.own:
         raise ConfigError(f"publish={given.own['publish']}: is for a study without sync=true, which writes no files")
     config = compose(["logger=wandb", *given.overrides])
@@ -40,7 +39,7 @@ def command(arguments: Sequence[str]) -> None:
         results = [path.parent for path in folder.glob("*/result.json")]
         folders = sorted(path for path in results if not path.name.startswith("debug-"))
     else:
-        place = written_to(folder, name, given.own.get("publish", "false"))
+        place = written_to(folder, name, publish=published)
         runs = _launched(name, folder)
         folders = [run.folder for run in runs if run.folder is not None and run.result is not None]
         if not folders:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metaformer.cli import answer, words
+from metaformer.cli import answer, flag, words
 from metaformer.runs.finished import CHANGEABLE
 from metaformer.runs.report_folder import written_to
 from metaformer.system.errors import ConfigError
@@ -26,7 +26,7 @@ def command(arguments: Sequence[str], console: Console) -> None:
     given = words(
         arguments, own=("experiments", "out", "publish", "run"), groups=CHANGEABLE, plain="folders of finished runs"
     )
-    name = given.own.get("experiments", "")
+    name, publish = given.own.get("experiments", ""), flag(given.own, "publish")
     folders = [*given.plain, *filter(None, given.own.get("run", "").split(","))]
     if bool(folders) == bool(name):
         raise ConfigError("expected run=FOLDER, the folders of finished runs, or experiments=NAME")
@@ -36,7 +36,7 @@ def command(arguments: Sequence[str], console: Console) -> None:
     check_images(asked)
     folder = Path(given.own.get("out", "probes"))
     if name and "out" not in given.own:
-        folder = written_to(Path(asked[0].run.config.runtime.runs), name, given.own.get("publish", "false")) / "probes"
+        folder = written_to(Path(asked[0].run.config.runtime.runs), name, publish=publish) / "probes"
     elif "publish" in given.own:
         raise ConfigError(f"publish={given.own['publish']}: is for experiments=NAME without out=")
     told = " ".join(["python -m metaformer.probe", *arguments])

@@ -14,12 +14,12 @@ from pathlib import Path
 from rich.console import Console
 
 from metaformer.analysis.page import summarise
-from metaformer.cli import answer, words
+from metaformer.cli import answer, flag, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
-from metaformer.runs.launch import check_study, read_launch, source_of, study_folder
+from metaformer.runs.launch import check_study, read_launch, source_of
 from metaformer.runs.packed import gather
-from metaformer.runs.report_folder import report_folder
+from metaformer.runs.report_folder import written_to
 from metaformer.studies.points import expand
 from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
@@ -28,9 +28,7 @@ from metaformer.system.errors import ConfigError
 def report(arguments: Sequence[str]) -> None:
     """Judge the study that the command line names, from what is finished of it."""
     given = words(arguments, own=("publish",))
-    overrides, publish = given.overrides, given.own.get("publish", "false")
-    if publish not in ("true", "false"):
-        raise ConfigError(f"publish={publish}: expected true or false")
+    overrides, publish = given.overrides, flag(given.own, "publish")
     changed, launched = bool(changes(overrides)), None
     if not changed:
         config = compose(overrides)
@@ -43,13 +41,12 @@ def report(arguments: Sequence[str]) -> None:
     study = judged(config)
     if study.name is None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
-    if changed and publish == "true":
+    if changed and publish:
         raise ConfigError("publish=true: a whole study is published, without other words than experiments=NAME")
     check_study(study, entries, keys_of(overrides) if changed else None)
     runs = gather(study.name, entries, Path(config.runtime.runs))
     console = Console(width=None if sys.stdout.isatty() else 140)
-    unpublished = report_folder(Path(config.runtime.runs), study.name, changes(overrides))
-    folder = study_folder(study.name) if publish == "true" else unpublished
+    folder = written_to(Path(config.runtime.runs), study.name, changes(overrides), publish=publish)
     summarise(study, runs, console, folder, whole=not changed)
     if all(run.problem for run in runs):
         raise SystemExit(1)

@@ -123,7 +123,7 @@ def cells_of(runs: Sequence[Run], analysis: Analysis) -> list[Cell]:
 def _terms(metric: str, answers: Answers | PixelAnswers, value: float) -> np.ndarray | None:
     """In the metric's unit, with the mean that was recorded."""
     if isinstance(answers, PixelAnswers):
-        found: np.ndarray | None = terms_of_pixels(metric, answers.counts, answers.losses)
+        found: np.ndarray | None = terms_of_pixels(metric, answers)
     else:
         found = terms(metric, answers.predictions, answers.labels, answers.logits)
     if found is None:

@@ -36,6 +36,7 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
     compared = {c.cell.name: c for c in verdicts.confirmatory}
     header = ["cell", "n", "val", "test", f"minus {study.reference}", "verdict", "params", "MACs", "s/run"]
     lines = []
+    apart = {cell.name for cell in verdicts.baselines}
     for cell in [*verdicts.cells, *verdicts.baselines]:
         c = compared.get(cell.name)
         difference = plus_minus(c.difference, "+", metric.digits) if c and c.crossed.seeds else ""
@@ -44,14 +45,13 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
         macs = "uncounted" if cell.first.macs is None else f"{cell.first.macs / 1e6:,.2f}M"
         tests = cell.tested() if name == tested else cell.mean(tested)
         means = [plus_minus(mean, digits=metric.digits) for mean in (cell.mean(selected), tests)]
-        verdict = _short(c) if c else "baseline" if cell in verdicts.baselines else ""
+        verdict = _short(c) if c else "baseline" if cell.name in apart else ""
         costs = [f"{cell.first.params:,}", macs, f"{cell.seconds:.0f}"]
         lines.append([cell.name, str(len(cell.values)), *means, difference, verdict, *costs])
     unit = "%" if metric.unit == "points" else metric.unit
     caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% interval; differences paired by seed"
     caption += ", of validation images" if name == selected else ""
-    alone = all(cell.alone for cell in verdicts.cells)
-    caption += "; s/run: measured alone" if alone else "; s/run: beside other work, no cost"
+    caption += "; s/run: measured alone" if verdicts.alone else "; s/run: beside other work, no cost"
     return Table(header, lines, caption)
 
 
@@ -159,7 +159,7 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
         lines.append(
             [c.name, _difference(c, metric_of(analysis.metric).digits), _short(c), *views, _percent(c.ratio("seconds"))]
         )
-    alone = all(cell.alone for cell in verdicts.cells)
+    alone = verdicts.alone
     changed = set(BUDGET_KEYS.values()) & {key.removeprefix("model.") for key in analysis.tuned}
     shape = "same shape" if analysis.factor == "mixer" and not changed else "as they are"
     header = [

@@ -54,6 +54,11 @@ class Verdicts:
     baselines: list[Cell] = field(default_factory=list)  # of another kind: part of no comparison and no share
 
     @property
+    def alone(self) -> bool:
+        """Whether each run had its machine for itself, so that its time is a cost."""
+        return all(cell.alone for cell in self.cells)
+
+    @property
     def tested(self) -> list[Tested]:
         """All that has a verdict."""
         return [*self.confirmatory, *self.contrasts]
@@ -69,7 +74,7 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
         ConfigError: the runs lack the metric, or a cell of a contrast, or list a seed twice.
     """
     analysis, found = study.analysis, cells_of(runs := list(runs), study.analysis)
-    every = [cell for cell in found if cell.levels.get(analysis.factor) not in analysis.baselines]
+    every = [cell for cell in found if not _is_baseline(cell, analysis)]
     check_contrasts(analysis, {cell.name for cell in every})
     seeds = sorted({run.seed for run in runs} if planned is None else planned)
     if analysis.looks:
@@ -89,8 +94,12 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
         looks,
         [pair for pair in _pairs(every, study) if _confirmatory(pair, study)] if extra else [],
         [cell for cell in cells if not cell.values],
-        [cell for cell in found if cell not in every and cell.values],
+        [cell for cell in found if _is_baseline(cell, analysis) and cell.values],
     )
+
+
+def _is_baseline(cell: Cell, analysis: Analysis) -> bool:
+    return cell.levels.get(analysis.factor) in analysis.baselines
 
 
 def _pairs(cells: Sequence[Cell], study: Study) -> list[Comparison]:

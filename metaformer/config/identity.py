@@ -20,7 +20,7 @@ HASHED = ("mixer", "model", "data", "task", "recipe", "seed")  # the other nodes
 DEFAULTS = plain(Config())
 FILES = ("recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
 # How images are found. Where they have a fingerprint, that tells which they are, and in what order of classes
-COLUMNS = ("image_column", "label_column", "split_column", "mask_column")
+COLUMNS = ("image_column", "label_column", "mask_column", "split_column")  # a set that has splits has no last one
 WHERE = ("root", "dataset", "classes", "overlap", *COLUMNS, "_target_", "options")
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -117,10 +118,10 @@ class Images:
     def splits(self) -> dict[str, Split | Photos]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    @cached_property
     def class_counts(self) -> Tensor:
         """Training images [classes] of each class, or pixels of their masks."""
-        masks = self.train.masks if isinstance(self.train, Split) else None
-        if masks is None:
+        if not self.masked:
             return self.train.labels.bincount(minlength=len(self.classes))
         assert isinstance(self.train, Split)
         counts = torch.zeros(256, dtype=torch.int64)
@@ -197,5 +198,5 @@ def check_masks(config: Config, images: Images) -> None:
         raise ConfigError(f"task={name}: data={config.data.name} has a class for each image; expected masks")
     if images.masked and not config.task.segments:
         raise ConfigError(f"task={name}: data={config.data.name} has masks; expected task=segmentation")
-    if images.masked and not images.only_test and (images.class_counts() > 0).sum() < 2:
+    if images.masked and not images.only_test and (images.class_counts > 0).sum() < 2:
         raise ConfigError(f"data={config.data.name}: all pixels of the training masks have one class; expected two")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from metaformer.config.schema import Data
-from metaformer.config.tasks import IGNORED
+from metaformer.config.tasks import IGNORED, MOST_CLASSES
 from metaformer.data.decoding import opened, upright_size
 from metaformer.data.listing import Part
 from metaformer.system.errors import ConfigError
@@ -24,6 +24,8 @@ def labels_of(values: np.ndarray, name: str, data: Data, classes: int) -> np.nda
     Raises:
         ConfigError: a number that is no class.
     """
+    if classes > MOST_CLASSES:
+        raise ConfigError(f"{name}: have {classes} classes; expected {MOST_CLASSES} at most")
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
         raise ConfigError(f"{name}: is {values.dtype}; expected {EXPECTED}")
     ignore = -1 if data.ignore is None else data.ignore

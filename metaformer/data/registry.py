@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metaformer.config.identity import COLUMNS
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data, Recipe
 from metaformer.data.listing import Listing, arrange, tell
@@ -12,7 +13,6 @@ from metaformer.system.errors import ConfigError, by_closeness
 READERS = "metaformer.data.readers"
 SPLITS = ("root", "train", "val", "test", "classes")
 PHOTOGRAPHS = (*SPLITS, "ignore", "size", "channels", "decode", "decoded_size", "range", "overlap")
-COLUMNS = ("image_column", "label_column", "mask_column", "split_column")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class DataSet:
     classes: int | None = None
     images: int | None = None  # of the training set, those of a carved validation split included
     tested: int | None = None  # images of the test set
-    masks: bool | None = False  # each pixel has a class, and not the image; None: either
 
 
 def _known(reader: str, shape: tuple[int, int, int], classes: int, images: int, tested: int, *reads: str) -> DataSet:
@@ -38,7 +37,7 @@ def _known(reader: str, shape: tuple[int, int, int], classes: int, images: int, 
 DATASETS = {
     "fashion_small": _known("fashion_small", (1, 28, 28), 10, 8000, 3000),
     "fashion_mosaics": DataSet(
-        reader=f"{READERS}.mosaics.fashion_mosaics", shape=(1, 64, 64), classes=11, images=2000, tested=750, masks=True
+        reader=f"{READERS}.mosaics.fashion_mosaics", shape=(1, 64, 64), classes=11, images=2000, tested=750
     ),
     "fashion_mnist": _known("torchvision_set", (1, 28, 28), 10, 60000, 10000, "root", "val"),
     "cifar10": _known("torchvision_set", (3, 32, 32), 10, 50000, 10000, "root", "val"),
@@ -46,7 +45,7 @@ DATASETS = {
     "digits": _known("digits", (1, 8, 8), 10, 1497, 300, "val"),
     "image_folder": DataSet(PHOTOGRAPHS, find=f"{READERS}.folder.find"),
     "table": DataSet((*PHOTOGRAPHS, *COLUMNS), find=f"{READERS}.columns.find"),
-    "hub": DataSet(("dataset", *PHOTOGRAPHS, *COLUMNS[:3]), find=f"{READERS}.columns.find_on_hub"),
+    "hub": DataSet(("dataset", *PHOTOGRAPHS, *COLUMNS[:-1]), find=f"{READERS}.columns.find_on_hub"),
     "npz": DataSet(
         (*SPLITS, "ignore", "size", "channels", "range"),
         reader=f"{READERS}.in_memory.npz",

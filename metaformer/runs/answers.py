@@ -1,6 +1,7 @@
 """What a trained network says of each test image: predictions.npz of a run. Imports no torch."""
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +37,8 @@ class Examples:
     images: np.ndarray  # [few, H, W, C] uint8
     masks: np.ndarray  # [few, H, W] classes, 255 for none
 
-    @staticmethod
-    def read(kept: Any, suffix: str = "") -> "Examples | None":
-        """Out of a file of arrays; None where it has none."""
-        names = [f"{name}{suffix}" for name in SHOWN]
-        return Examples(*(kept[name] for name in names)) if names[0] in kept else None
 
-    def arrays(self, suffix: str = "") -> dict[str, np.ndarray]:
-        """As `read` finds them."""
-        return {f"{n}{suffix}": a for n, a in zip(SHOWN, (self.predictions, self.images, self.masks), strict=True)}
-
-
-SHOWN = ("shown", "shown_images", "shown_masks")
+SHOWN = ("shown", "shown_images", "shown_masks")  # the arrays of examples in a file, in the order of the fields
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,23 @@ class PixelAnswers:
     losses: np.ndarray  # [images] sums of the cross-entropy over pixels
     examples: Examples | None = None
 
+    @staticmethod
+    def read(kept: Any, suffix: str = "") -> "PixelAnswers | None":
+        """Out of a file of arrays; None where it has none."""
+        if f"counts{suffix}" not in kept:
+            return None
+        names = [f"{name}{suffix}" for name in SHOWN]
+        examples = Examples(*(kept[name] for name in names)) if names[0] in kept else None
+        return PixelAnswers(kept[f"counts{suffix}"].astype(int), kept[f"losses{suffix}"].astype(float), examples)
+
+    def arrays(self, suffix: str = "") -> dict[str, np.ndarray]:
+        """As `read` finds them."""
+        found = {"counts": self.counts.astype(np.int32), "losses": self.losses.astype(np.float32)}
+        if self.examples is not None:
+            e = self.examples
+            found |= dict(zip(SHOWN, (e.predictions, e.images, e.masks), strict=True))
+        return {f"{name}{suffix}": array for name, array in found.items()}
+
     @property
     def truth(self) -> np.ndarray:
         """The pixels of each class [images, classes]."""
@@ -65,7 +73,23 @@ class PixelAnswers:
 
     @property
     def accuracy(self) -> float:
-        return float(self.counts[..., 0].sum() / max(self.truth.sum(), 1))
+        return float(PIXEL_METRICS["pixel_accuracy"](self.counts.sum(0)))
+
+
+def _mean_ratio(own: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """The mean of the ratios [..., classes], over the classes that are there."""
+    ratios = np.divide(own, of, out=np.zeros(own.shape), where=of > 0)
+    return np.asarray(ratios.sum(-1) / np.maximum((of > 0).sum(-1), 1))
+
+
+# Each from counts [..., classes, 3] of many images together. A class is there where a mask or a prediction has it
+PIXEL_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean_iou": lambda counts: _mean_ratio(counts[..., 0], counts.sum(-1)),
+    "mean_dice": lambda counts: _mean_ratio(2 * counts[..., 0], counts.sum(-1) + counts[..., 0]),
+    "pixel_accuracy": lambda counts: np.asarray(
+        counts[..., 0].sum(-1) / np.maximum((counts[..., 0] + counts[..., 2]).sum(-1), 1)
+    ),
+}
 
 
 def read_answers(folder: Path, *, logits: bool = False) -> Answers | PixelAnswers | None:
@@ -79,8 +103,8 @@ def read_answers(folder: Path, *, logits: bool = False) -> Answers | PixelAnswer
         return None
     try:
         with np.load(path, allow_pickle=False) as kept:
-            if "counts" in kept:
-                return PixelAnswers(kept["counts"].astype(int), kept["losses"].astype(float), Examples.read(kept))
+            if (pixels := PixelAnswers.read(kept)) is not None:
+                return pixels
             scores = kept["logits"] if logits and "logits" in kept else None
             return Answers(kept["predictions"].astype(int), kept["labels"].astype(int), scores)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metaformer.runs.answers import Answers, Examples, PixelAnswers
+from metaformer.runs.answers import Answers, PixelAnswers
 from metaformer.runs.launch import Entry, Run, collect, study_folder
 from metaformer.runs.result import Result, parse, written
 from metaformer.system.errors import ConfigError
@@ -39,10 +39,8 @@ def pack(runs: Sequence[Run], path: Path, *, logits: bool) -> int:
         entry: dict[str, Any] = {"result": written(result), "curve": list(run.epochs())}
         entry["result"]["config"]["data"]["root"] = None  # a place on one machine
         if isinstance(answers, PixelAnswers):
-            arrays |= {f"counts_{i}": answers.counts.astype(np.int32), f"losses_{i}": answers.losses.astype(np.float32)}
-            if answers.examples and run.cell not in drawn:
-                arrays |= answers.examples.arrays(f"_{i}")
-                drawn.add(run.cell)
+            arrays |= (replace(answers, examples=None) if run.cell in drawn else answers).arrays(f"_{i}")
+            drawn.add(run.cell)
         elif answers is not None:
             small = np.uint8 if max(answers.predictions.max(), answers.labels.max()) < 256 else np.uint16
             known = (n for n, other in enumerate(labels) if np.array_equal(other, answers.labels))
@@ -87,11 +85,8 @@ def unpack(path: Path) -> dict[str, Packed]:
 
 
 def _unpacked(entry: dict[str, Any], i: int, kept: Any) -> Packed:
-    answers: Answers | PixelAnswers | None = None
-    if f"counts_{i}" in kept:
-        examples = Examples.read(kept, f"_{i}")
-        answers = PixelAnswers(kept[f"counts_{i}"].astype(int), kept[f"losses_{i}"].astype(float), examples)
-    elif "labels" in entry:
+    answers: Answers | PixelAnswers | None = PixelAnswers.read(kept, f"_{i}")
+    if "labels" in entry:
         labels, predictions = (kept[key].astype(int) for key in (f"labels_{entry['labels']}", f"predictions_{i}"))
         if labels.shape != predictions.shape:
             raise ValueError(f"predictions_{i} has {len(predictions)} images, not {len(labels)}")

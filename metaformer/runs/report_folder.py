@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaformer.runs.launch import study_folder
-from metaformer.system.errors import ConfigError
 
 
 def report_folder(runs: Path, study: str | None, words: Sequence[str]) -> Path:
@@ -20,12 +19,11 @@ def report_folder(runs: Path, study: str | None, words: Sequence[str]) -> Path:
     return runs / "reports" / (name or "sweep")
 
 
-def written_to(runs: Path, study: str, publish: str) -> Path:
-    """Where what is made of a whole study goes: to a folder that git does not track, until somebody publishes it.
+def written_to(runs: Path, study: str, words: Sequence[str] = (), *, publish: bool) -> Path:
+    """Where what is made of a study goes: to a folder that git does not track, until somebody publishes it.
 
     Args:
-        publish: the word of the command line, "true" or "false".
+        runs: the folder of the run folders.
+        words: what makes a part of the study of it.
     """
-    if publish not in ("true", "false"):
-        raise ConfigError(f"publish={publish}: expected true or false")
-    return study_folder(study) if publish == "true" else report_folder(runs, study, [])
+    return study_folder(study) if publish else report_folder(runs, study, words)

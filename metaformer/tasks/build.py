@@ -14,18 +14,20 @@ def build(
     net: nn.Module,
     images: Images,
     teacher: nn.Module | None = None,
-    classifier: type[Classifier] | None = None,
+    classifier: type[Classifier] = Classifier,
+    *,
+    trains: bool = True,
 ) -> Learner:
     """What the task of a configuration learns from such images.
 
     Args:
-        classifier: a kind of Classifier; None for the usual one.
+        classifier: a kind of Classifier.
+        trains: otherwise it needs no weights of the classes.
     """
-    balanced = config.recipe.class_weights == "balanced" and not images.only_test
-    weights = balanced_weights(images.class_counts()) if balanced else None
+    balanced = trains and config.recipe.class_weights == "balanced"
+    weights = balanced_weights(images.class_counts) if balanced else None
     classes, seed = len(images.classes), config.seed
     if config.task.segments:
         dice = config.task.dice
         return Segmenter(net, config.recipe, classes=classes, seed=seed, class_weights=weights, dice=dice)
-    kind = classifier or Classifier
-    return kind(net, config.recipe, classes=classes, seed=seed, teacher=teacher, class_weights=weights)
+    return classifier(net, config.recipe, classes=classes, seed=seed, teacher=teacher, class_weights=weights)

@@ -1,5 +1,6 @@
 """The metrics of a segmenter: of all pixels of a split together, from what each image gives to them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix, 
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.images import Images
 from metaformer.data.splits import Split
+from metaformer.runs.answers import PIXEL_METRICS, Examples, PixelAnswers
 
 SHOWN = 6  # test images whose predictions are kept as pictures
 
@@ -35,23 +37,12 @@ class PixelScores:
         return len(self.counts)
 
     def measured(self) -> dict[str, float]:
-        """Every metric by its own name; NaN where a logit is not finite.
-
-        A mean is over the classes that have a pixel, in a mask or in a prediction, as is usual.
-        """
-        found, wrong, missed = self.counts.sum(0).double().unbind(1)
-        pixels = (found + missed).sum()
-        loss = (self.losses.double().sum() / pixels).item()
-        if not np.isfinite(loss):
-            return dict.fromkeys(("loss", "mean_iou", "mean_dice", "pixel_accuracy"), float("nan"))
-        there = found + wrong + missed > 0
-        iou, dice = found / (found + wrong + missed), 2 * found / (2 * found + wrong + missed)
-        return {
-            "loss": loss,
-            "mean_iou": iou[there].mean().item(),
-            "mean_dice": dice[there].mean().item(),
-            "pixel_accuracy": (found.sum() / pixels).item(),
-        }
+        """Every metric by its own name; NaN where a logit is not finite."""
+        found, _, missed = self.counts.sum(0).unbind(1)
+        loss = (self.losses.double().sum() / (found + missed).sum()).item()
+        summed, finite = self.counts.sum(0).numpy(), math.isfinite(loss)
+        metrics = {name: float(of(summed)) if finite else math.nan for name, of in PIXEL_METRICS.items()}
+        return {"loss": loss if finite else math.nan, **metrics}
 
     def confusion(self) -> Tensor:
         return self.confused
@@ -61,14 +52,16 @@ class PixelScores:
         found, _, missed = self.counts.sum(0).unbind(1)
         return [f / (f + m) if f + m else None for f, m in zip(found.tolist(), missed.tolist(), strict=True)]
 
-    def kept(self, images: Images) -> dict[str, np.ndarray]:
-        """What predictions.npz holds of them: counts, and the first test images with mask and prediction."""
+    def answers(self, images: Images) -> PixelAnswers:
+        """The counts of the test images, and the first of these with mask and prediction."""
         test, rows = images.test, torch.arange(len(self.shown))
         assert isinstance(test, Split)
-        pictures = {"shown": self.shown, "shown_images": test[rows].images, "shown_masks": test.targets(rows)}
-        return {"counts": self.counts.int().numpy(), "losses": self.losses.numpy()} | {
-            name: tensor.numpy() for name, tensor in pictures.items()
-        }
+        pictures = Examples(self.shown.numpy(), test[rows].images.numpy(), test.targets(rows).numpy())
+        return PixelAnswers(self.counts.numpy(), self.losses.numpy(), pictures)
+
+    def kept(self, images: Images) -> dict[str, np.ndarray]:
+        """What predictions.npz holds of them."""
+        return self.answers(images).arrays()
 
 
 def scores_of(logits: Tensor, masks: Tensor) -> PixelScores:

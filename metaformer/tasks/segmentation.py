@@ -60,20 +60,13 @@ class Segmenter(Learner):
         loss = summed / masks.numel()
         return (1 - self.dice) * loss + self.dice * dice_loss(logits, masks) if self.dice else loss
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
-        self.confused.zero_()  # type: ignore[operator]
-
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        self.confused.zero_()  # type: ignore[operator]
-
     def keep(self, batch: Batch) -> tuple[Tensor, ...]:
         found = scores_of(self.net(batch[0]).float(), batch[1])
         assert isinstance(self.confused, Tensor)
-        self.confused += found.confused
-        if not self.kept:
+        if not self.kept:  # the first batch of a split
             self.shown = found.shown
+            self.confused.zero_()
+        self.confused += found.confused
         return found.counts, found.losses
 
     def scored(self, *parts: Tensor) -> PixelScores:

@@ -114,7 +114,7 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
 def _evaluated(
     net: nn.Module, images: Images, config: Config, data: ImageData, interpolation: str = "bicubic"
 ) -> Evaluated:
-    module = learner(config, net, images)
+    module = learner(config, net, images, trains=False)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     trainer = make_trainer(config.runtime, config.recipe, enable_checkpointing=False, enable_progress_bar=False)

@@ -35,8 +35,9 @@ def examples(images: Images, scores: Scores | PixelScores) -> dict[str, list[tup
 
 
 def _segmented(images: Images, scores: PixelScores) -> dict[str, list[tuple[Image, str]]]:
-    kept = scores.kept(images)
-    rows = zip(kept["shown_images"], kept["shown_masks"], kept["shown"], strict=True)
+    first = scores.answers(images).examples
+    assert first is not None
+    rows = zip(first.images, first.masks, first.predictions, strict=True)
     grey = 255 // max(len(images.classes) - 1, 1)
     pictures = [
         np.concatenate([image.mean(2), *(np.where(labels == IGNORED, 0, grey * labels) for labels in pair)], axis=1)

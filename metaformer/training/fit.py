@@ -34,7 +34,7 @@ from metaformer.system.files import replacing
 from metaformer.system.machine import rank
 from metaformer.system.version import library_versions
 from metaformer.tasks.build import build as learner
-from metaformer.tasks.classification import build_teacher
+from metaformer.tasks.classification import Classifier, build_teacher
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.optimization import check_optimizer, try_optimizer
 from metaformer.tasks.pixels import PixelScores
@@ -160,7 +160,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     if debug == "overfit":
         images, recipe = one_batch(images, recipe)
     cost = count(net, images.shape)
-    kind = Sharded if config.runtime.strategy == "fsdp" else None
+    kind = Sharded if config.runtime.strategy == "fsdp" else Classifier
     module = learner(replace(config, recipe=recipe), net, images, prepared.teacher, kind)
     data = ImageData(
         images,

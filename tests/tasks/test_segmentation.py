@@ -71,7 +71,7 @@ def test_a_logit_that_is_not_finite_gives_no_number():
 @pytest.mark.parametrize("name", ["mean_iou", "mean_dice", "pixel_accuracy", "loss"])
 def test_what_an_image_gives_is_what_leaving_it_out_changes(name):
     scores = scores_of(*drawn())
-    found = terms_of_pixels(name, scores.counts.numpy(), scores.losses.double().numpy())
+    found = terms_of_pixels(name, PixelAnswers(scores.counts.numpy(), scores.losses.double().numpy()))
     whole, n = scores.measured()[name], scores.images
     for i in (0, 5):
         left = torch.arange(n) != i
@@ -116,7 +116,7 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(monkeypatch):
     assert isinstance(answers, PixelAnswers)
     assert (answers.counts.shape, answers.examples.predictions.shape) == ((750, 11, 3), (6, 64, 64))
     assert answers.accuracy == pytest.approx(whole.result.metrics["test_pixel_accuracy"], abs=1e-7)
-    terms = terms_of_pixels("mean_iou", answers.counts, answers.losses)
+    terms = terms_of_pixels("mean_iou", answers)
     assert terms.mean() == pytest.approx(whole.result.metrics["test_mean_iou"], abs=0.01)
     assert whole.result.tested_images == 750
 
