@@ -38,8 +38,9 @@ def _run(folder: Path, overrides: Sequence[str]) -> None:
         from metaformer.training.evaluation import evaluate
 
         measured = evaluate(run.config, folder / "weights.pt")
-    same = run.config.data == run.result.config.data
-    _tell(measured.metrics, measured.images, run.result.metrics if same else {})
+    same, leading = run.config.data == run.result.config.data, run.config.task.leading
+    recorded = {split: run.result.metrics[f"{split}_{leading}"] for split in measured.images}
+    _tell(measured.metrics, measured.images, recorded if same else {})
 
 
 def _weights(file: str, overrides: Sequence[str]) -> None:
@@ -57,13 +58,14 @@ def _weights(file: str, overrides: Sequence[str]) -> None:
 
 
 def _tell(metrics: Mapping[str, float], images: Mapping[str, int], recorded: Mapping[str, float] | None = None) -> None:
-    """A line for each split: every metric, and what was recorded where the images are the same."""
+    """A line for each split: every metric, and the leading one as it was recorded where the images are the same."""
     for split, count in images.items():
         of_split = {name: metrics[f"{split}_{name}"] for name in METRICS if f"{split}_{name}" in metrics}
         told = [f"{METRICS[name].words} {METRICS[name].told(value)}" for name, value in of_split.items()]
-        told.insert(1, f"top-5 {metrics[f'{split}_top5']:.2%}")
+        if (top5 := metrics.get(f"{split}_top5")) is not None:
+            told.insert(1, f"top-5 {top5:.2%}")
         line = f"{split}: {', '.join(told)}, {count:,} images"
-        print(line + (f" (recorded: {recorded[f'{split}_accuracy']:.2%})" if recorded else ""))
+        print(line + (f" (recorded: {recorded[split]:.2%})" if recorded else ""))
 
 
 def main() -> None:

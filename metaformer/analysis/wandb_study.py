@@ -9,8 +9,10 @@ from typing import Any
 from metaformer.analysis import methods, page, sentences, tables
 from metaformer.analysis.verdict import Verdicts
 from metaformer.config.identity import unfolded
+from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.schema import Logger
 from metaformer.config.study_nodes import Study
+from metaformer.config.tasks import Task
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run
 from metaformer.runs.result import read_curve, read_result
@@ -172,8 +174,8 @@ def workspace(study: Study, logger: Logger) -> Any:
         project=logger.project,
         name=study.name,
         sections=[
-            ws.Section("Curves", panels=_curves(wr), is_open=True),
-            ws.Section("Accuracy and cost", panels=_costs(wr), is_open=True),
+            ws.Section("Curves", panels=_curves(wr, study), is_open=True),
+            ws.Section("Accuracy and cost", panels=_costs(wr, study), is_open=True),
         ],
         runset_settings=ws.RunsetSettings(filters=ws.And(ws.Tags().isin([study.name])), groupby=[ws.Metric("Group")]),
         settings=ws.WorkspaceSettings(max_runs=100),
@@ -202,16 +204,26 @@ def wandb_report(study: Study, mixers: Sequence[str], verdicts: Verdicts, logger
         wr.H2("Accuracy"),
         wr.MarkdownBlock(tables.accuracy_table(verdicts, study).markdown()),
         wr.H2("Curves and cost"),
-        wr.PanelGrid(runsets=[runs("all cells")], panels=[*_curves(wr), *_costs(wr)]),
+        wr.PanelGrid(runsets=[runs("all cells")], panels=[*_curves(wr, study), *_costs(wr, study)]),
         wr.H2("Mixer by mixer, seeds averaged"),
-        *(wr.PanelGrid(runsets=[runs(mixer, f"mixer:{mixer}")], panels=_curves(wr, mixer)[:1]) for mixer in mixers),
+        *(
+            wr.PanelGrid(runsets=[runs(mixer, f"mixer:{mixer}")], panels=_curves(wr, study, mixer)[:1])
+            for mixer in mixers
+        ),
     ]
     return wr.Report(entity=logger.entity or "", project=logger.project, title=study.name, blocks=blocks, width="fluid")
 
 
-def _curves(wr: Any, mixer: str = "") -> list[Any]:
+def _leading(study: Study) -> str:
+    """The metric of the panels, by its own name: that of the task which has the metric of the study."""
+    kind = "classification" if "classification" in metric_of(study.analysis.metric).tasks else "segmentation"
+    return Task(kind).leading
+
+
+def _curves(wr: Any, study: Study, mixer: str = "") -> list[Any]:
     """Curves by epoch: mean over the seeds of a cell, with their standard error."""
-    titles = {"val_accuracy": "validation accuracy", "train_loss": "training loss"}
+    validated = f"val_{_leading(study)}"
+    titles = {validated: in_words(validated), "train_loss": "training loss"}
     return [
         wr.LinePlot(
             title=f"{mixer}: {title}" if mixer else title,
@@ -227,12 +239,13 @@ def _curves(wr: Any, mixer: str = "") -> list[Any]:
     ]
 
 
-def _costs(wr: Any) -> list[Any]:
-    """Test accuracy as bars, and against parameters, MACs and time."""
-    accuracy = wr.SummaryMetric("final/test_accuracy")
+def _costs(wr: Any, study: Study) -> list[Any]:
+    """The metric of the test images as bars, and against parameters, MACs and time."""
+    tested = f"test_{_leading(study)}"
+    metric, words = wr.SummaryMetric(f"final/{tested}"), in_words(tested)
     bars = wr.BarPlot(
-        title="test accuracy",
-        metrics=[accuracy],
+        title=words,
+        metrics=[metric],
         groupby_aggfunc="mean",
         groupby_rangefunc="stderr",
         max_runs_to_show=100,
@@ -241,9 +254,9 @@ def _costs(wr: Any) -> list[Any]:
     )
     clouds = [
         wr.ScatterPlot(
-            title=f"test accuracy against {title}",
+            title=f"{words} against {title}",
             x=wr.SummaryMetric(key),
-            y=accuracy,
+            y=metric,
             running_ymax=True,
             layout=wr.Layout(x=12 * (i % 2), y=8 * (1 + i // 2), w=12, h=8),
         )

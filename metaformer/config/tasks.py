@@ -23,3 +23,13 @@ class Task:
     def segments(self) -> bool:
         """Whether each pixel has a class, and not the image."""
         return self.name == "segmentation"
+
+    @property
+    def leading(self) -> str:
+        """The metric that is told first, by its own name."""
+        return "mean_iou" if self.segments else "accuracy"
+
+    @property
+    def accuracy(self) -> str:
+        """The share of images, or of pixels, that are right, by its own name."""
+        return "pixel_accuracy" if self.segments else "accuracy"

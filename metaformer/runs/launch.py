@@ -158,27 +158,31 @@ def check_study(study: Study, listed: Sequence[Entry], asked: Collection[str] | 
     Args:
         asked: of a part of a study, or of a sweep, the keys that its words set: its other keys are of no part.
     """
-    factor, factors = study.analysis.factor, list(listed[0].levels)
+    analysis, factors = study.analysis, list(listed[0].levels)
+    factor = analysis.factor
+
+    def counts(key: str) -> bool:
+        return asked is None or any(word == key or word.startswith(f"{key}.") for word in asked)
+
     if factor not in factors:
-        if asked is not None and "study.analysis.factor" not in asked:
+        if not counts("study.analysis.factor"):
             return
         expected = ", ".join(by_closeness(factor, factors))
         raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
     levels = {entry.levels[factor] for entry in listed}
-    if study.reference not in levels and (asked is None or "study.reference" in asked):
+    if study.reference not in levels and counts("study.reference"):
         expected = ", ".join(by_closeness(study.reference, levels))
         raise ConfigError(f"study.reference={study.reference}: expected a {factor} of the study, one of {expected}")
-    if asked is not None:
-        return
-    for level in study.analysis.baselines:
-        if level not in levels or level == study.reference:
-            expected = ", ".join(by_closeness(level, [other for other in levels if other != study.reference]))
-            raise ConfigError(f"study.analysis.baselines: {level}: expected a {factor} of the study, of {expected}")
-    for level in study.analysis.claim_without:
-        if level not in levels and [level] != Analysis().claim_without:
-            expected = ", ".join(by_closeness(level, levels))
-            raise ConfigError(f"study.analysis.claim_without: {level}: expected a {factor} of the study, of {expected}")
-    check_contrasts(study.analysis, {entry.cell for entry in listed})
+    for key, there in (("baselines", levels - {study.reference}), ("claim_without", levels)):
+        named: list[str] = getattr(analysis, key)
+        if named == getattr(Analysis(), key) or not counts(f"study.analysis.{key}"):
+            continue
+        for level in named:
+            if level not in there:
+                expected = ", ".join(by_closeness(level, there))
+                raise ConfigError(f"study.analysis.{key}: {level}: expected a {factor} of the study, of {expected}")
+    if counts("study.analysis.contrasts"):
+        check_contrasts(analysis, {entry.cell for entry in listed})
 
 
 def check_contrasts(analysis: Analysis, cells: Collection[str]) -> None:

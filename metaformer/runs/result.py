@@ -77,7 +77,7 @@ class Result(Measured):
     @property
     def accuracy(self) -> float | None:
         """Of the test images, or of their pixels."""
-        return self.metrics.get("test_accuracy", self.metrics.get("test_pixel_accuracy"))
+        return self.metrics.get(f"test_{self.config.task.accuracy}")
 
     @property
     def alone(self) -> bool:
@@ -87,8 +87,7 @@ class Result(Measured):
     def __str__(self) -> str:
         """The accuracies, or the mean IoU of segmentation, and what they cost, in a line."""
         macs = "MACs uncounted" if self.macs is None else f"{self.macs:,} MACs"
-        own = "mean_iou" if self.config.task.segments else "accuracy"
-        names = {split: f"{split}_{own}" for split in SPLITS}
+        names = {split: f"{split}_{self.config.task.leading}" for split in SPLITS}
         told = [f"{split} {self.metrics[name]:.2%}" for split, name in names.items() if name in self.metrics]
         told = [f"mean IoU {', '.join(told)}"] if self.config.task.segments else told
         return f"{', '.join(told)}; {self.params:,} parameters, {macs}, {self.seconds:.0f} s"

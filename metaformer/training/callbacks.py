@@ -34,7 +34,7 @@ def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show:
         callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))
     if config.debug.mode == "overfit":
         done = {"stopping_threshold": 1 - 1e-6, "patience": 200, "check_on_train_epoch_end": True}
-        callbacks.append(EarlyStopping("train_accuracy", mode="max", **done))  # type: ignore[arg-type]
+        callbacks.append(EarlyStopping(f"train_{config.task.accuracy}", mode="max", **done))  # type: ignore[arg-type]
     return callbacks
 
 

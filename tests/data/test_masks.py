@@ -203,6 +203,13 @@ def test_what_is_wrong_with_a_file_of_arrays_is_said(tmp_path, change, message):
         read("npz", tmp_path / "b.npz", "data.size=224")
 
 
+def test_more_classes_than_a_byte_tells_apart(tmp_path):
+    with np.load(npz(tmp_path)) as file:
+        np.savez(tmp_path / "b.npz", **{**file, "train_masks": np.full((12, 8, 12), 300)})
+    with pytest.raises(ConfigError, match="the masks of train: have 300 classes; expected 254 at most"):
+        read("npz", tmp_path / "b.npz", "data.size=224", "data.classes=null")
+
+
 def test_mosaics_are_made_of_images_of_their_split_and_are_the_same_for_ever():
     images, fashion = load(compose("data=fashion_mosaics").data), load(compose("data=fashion_small").data)
     assert ([len(part) for part in images.splits().values()], images.shape) == ([2000, 500, 750], (1, 64, 64))

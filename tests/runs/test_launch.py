@@ -156,6 +156,10 @@ def test_an_analysis_of_what_is_not_there_is_refused(analysis, words):
     listed = [Entry(m, {"mixer": m}, m, 0, m) for m in ("pooling", "identity")]
     with pytest.raises(ConfigError, match=re.escape(words)):
         launch.check_study(study(**analysis), listed)
+    key = f"study.analysis.{next(iter(analysis))}"
+    with pytest.raises(ConfigError, match=re.escape(words)):  # of a sweep without a name, whose words say it
+        launch.check_study(study(**analysis), listed, [key])
+    launch.check_study(study(**analysis), listed, ["seed"])  # a part of a study, of which it is true
     launch.check_study(study(contrasts={"a": {"pooling": 1, "identity": -1}}), listed)
 
 

@@ -1,6 +1,9 @@
 """Segmentation: metrics and losses to the number, and runs that are stopped, compared and reported."""
 
+import json
+import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +172,30 @@ def test_masks_without_anything_in_them_are_refused(tmp_path):
     message = "data=npz: all pixels of the training masks have one class; expected two"
     with pytest.raises(ConfigError, match=message):
         run(resolve(compose(*own, "data=npz", f"data.root={tmp_path}/a.npz", "data.classes=2"), CHOICES)[0])
+
+
+def test_the_commands_about_a_run_know_of_segmentation(cli):
+    done = cli("train", *WORDS, "recipe.epochs=1", "runtime.progress=false", "logger=wandb", "logger.mode=offline")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"finished mean IoU val \d+\.\d\d%, test \d+\.\d\d%; ", done.stdout)
+    folder = next(Path("runs").glob("*-*"))
+    iou = json.loads((folder / "result.json").read_text())["metrics"]["test_mean_iou"]
+    told = cli("evaluate", f"run={folder}").stdout
+    assert f"mean IoU {iou:.2%}" in told
+    assert f"750 images (recorded: {iou:.2%})" in told
+    assert "top-5" not in told
+    same = cli("evaluate", f"weights={folder}/weights.pt", "data=fashion_mosaics", "data.train=64")
+    assert f"mean IoU {iou:.2%}" in same.stdout, same.stderr
+    for verb, words, line in (
+        ("predict", ("out=p.csv",), "is of segmentation; expected a classifier"),
+        ("probe", (), "is of segmentation; expected runs of task=classification"),
+    ):
+        refused = cli(verb, f"run={folder}", *words)
+        assert refused.stderr.count("\n") == 1
+        assert line in refused.stderr
+
+
+def test_debug_modes_with_masks():
+    go("debug=overfit", "recipe.batch=4")  # stops early, by the accuracy of pixels
+    assert go("debug=batch").shown.exists()
+    assert go("debug=profile").shown.row_count == 15
