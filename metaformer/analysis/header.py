@@ -31,6 +31,7 @@ class Drawn:
     cells: str
     image: tuple[int, int]
     stages: Sequence[Stage]
+    last: str  # what comes after the stages
 
 
 def facts(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
@@ -77,7 +78,8 @@ def drawings(study: Study, cells: Sequence[Cell]) -> list[Drawn]:
     drawn = []
     for (image, *stages), own in found.items():
         names = _distinct(cell.setting(study.analysis.factor) or cell.name for cell in own)
-        drawn.append(Drawn(", ".join(names) if len(found) > 1 else "", image, stages))
+        last = "decoder" if own[0].first.config.task.segments else "head"
+        drawn.append(Drawn(", ".join(names) if len(found) > 1 else "", image, stages, last))
     return drawn[:MOST]
 
 

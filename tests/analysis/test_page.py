@@ -15,6 +15,7 @@ from metaformer.analysis.colours import COLOURS, on_page
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, decisive, judge
 from metaformer.config.schema import Data
+from metaformer.config.tasks import Task
 
 LONG = "block-with-quite-a-long-name"
 TEXT = '<text x="9" y="20" style="font-size: 9px">a map</text>'
@@ -185,3 +186,12 @@ def test_it_fits_a_desktop_and_a_phone(name, dark, request, tmp_path):
         assert one["texts"] > 20
         assert (one["beyond"], one["without_cue"], one["faint"]) == ([], [], [])
     assert found[1280]["scrolls"] == []
+
+
+@pytest.mark.parametrize(("task", "last"), [("classification", "head"), ("segmentation", "decoder")])
+def test_the_drawing_of_a_model_ends_in_what_it_has(task, last):
+    (cell,) = judge(study(), runs_of(pooling=[0.7, 0.72, 0.71])).cells
+    runs = {seed: replace(run, config=replace(run.config, task=Task(task))) for seed, run in cell.runs.items()}
+    (drawn,) = header.drawings(study(), [replace(cell, runs=runs)])
+    assert drawn.last == last
+    assert f">{last}</text>" in page.template("macros.html").module.stages(drawn)
