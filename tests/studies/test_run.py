@@ -26,7 +26,6 @@ from metaformer.studies.worker import Outcome, found, run
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive
-from metaformer.tasks import build as learners
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import fit
@@ -170,13 +169,12 @@ def test_the_learning_rate_warms_up_peaks_and_ends_at_its_least():
     config = compose(*TINY, "recipe.epochs=4", "recipe.lr=1e-2", "recipe.warmup_epochs=1")
     step = Classifier.training_step
 
-    class Watched(Classifier):
-        def training_step(self, batch):
-            seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
-            return step(self, batch)
+    def watched(self, batch):
+        seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learners, "Classifier", Watched)
+        patch.setattr(Classifier, "training_step", watched)
         folder = train_in("runs/x", config).folder
     assert len(seen) == 4 * 18
     assert seen[0] == pytest.approx(1e-6)
@@ -193,13 +191,12 @@ def test_every_step_seeds_the_global_generators_from_its_place():
     config = compose(*TINY, "recipe.epochs=1", "seed=5")
     step = Classifier.training_step
 
-    class Watched(Classifier):
-        def training_step(self, batch):
-            drawn[self.global_step] = (torch.rand(()).item(), np.random.rand(), random.random())
-            return step(self, batch)
+    def watched(self, batch):
+        drawn[self.global_step] = (torch.rand(()).item(), np.random.rand(), random.random())
+        return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learners, "Classifier", Watched)
+        patch.setattr(Classifier, "training_step", watched)
         train_in("runs/x", config)
     seed = derive(5, "step", 7)
     torch.manual_seed(seed)
@@ -398,15 +395,14 @@ def test_every_mixer_sees_the_same_batches():
     seen = {}
     step = Classifier.training_step
 
-    class Watched(Classifier):
-        def training_step(self, batch):
-            seen.setdefault(self.run, []).append((batch[0].clone(), batch[1].clone()))
-            return step(self, batch)
+    def watched(self, batch):
+        seen.setdefault(run, []).append((batch[0].clone(), batch[1].clone()))
+        return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learners, "Classifier", Watched)
+        patch.setattr(Classifier, "training_step", watched)
         for mixer in DRAWS:
-            Watched.run = mixer
+            run = mixer
             go(f"mixer={mixer}", "recipe.crop=1")
     assert {len(batches) for batches in seen.values()} == {36}
     for mixer in DRAWS:
