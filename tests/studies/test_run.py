@@ -28,7 +28,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
-from metaformer.training import fit
+from metaformer.training import fit, trainer
 
 CHOICES = {"mixer": "pooling", "model": "tiny", "data": "digits"}
 
@@ -512,6 +512,14 @@ def test_bf16_that_is_emulated_is_told(monkeypatch, tmp_path, capsys, flags, wor
     (tmp_path / "cpuinfo").write_text(flags)
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     machine.emulates_bf16.cache_clear()
+    monkeypatch.setattr(trainer, "bf16_factor", lambda: 12.34)
     worker.warn_of_bf16(compose(*words, "runtime.accelerator=cpu"))
     machine.emulates_bf16.cache_clear()
-    assert ("recipe.precision=fp32 is what to set here" in capsys.readouterr().err) == warned
+    told = capsys.readouterr().err
+    assert ("takes 12 times as long as in fp32, measured here; set fp32" in told) == warned
+
+
+def test_how_long_bf16_takes_is_measured(monkeypatch):
+    taken = iter([[5.0, 3.0, 6.0], [0.5, 0.25, 0.5]])
+    monkeypatch.setattr(trainer.timeit, "repeat", lambda product, **_: (product(), next(taken))[1])
+    assert trainer.bf16_factor() == 12.0
