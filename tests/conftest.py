@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from preloaded import Preloaded
 
 from metaformer.config import compose as composition
 from metaformer.config.schema import Config, Model, Recipe, Runtime
@@ -45,14 +46,21 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 
+@pytest.fixture(scope="session")
+def preloaded():
+    server = Preloaded()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cli(tmp_path):
+def cli(tmp_path, tmp_path_factory, preloaded):
     """Run `python -m metaformer.<verb> ...` in the test's folder."""
 
-    def call(verb: str, *arguments: str, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", f"metaformer.{verb}", *arguments]
+    def call(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "COLUMNS": "200"}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, **options)
+        said = tmp_path_factory.mktemp("said")
+        return preloaded.run(f"metaformer.{verb}", arguments, tmp_path, environment, said)
 
     return call
 
