@@ -6,6 +6,7 @@ from typing import Any
 
 from metaformer.analysis.comparison import Tested, best_rate, by_rate, matched, tolerance
 from metaformer.analysis.grid import uneven
+from metaformer.analysis.ranking import Place
 from metaformer.analysis.shares import Component
 from metaformer.analysis.stats import Estimate
 from metaformer.analysis.text_table import Table, p_value, plus_minus
@@ -23,6 +24,7 @@ def all_tables(study: Study, verdicts: Verdicts) -> dict[str, Table]:
         "verdicts": verdict_table(verdicts, study.analysis),
         "added": added_table(verdicts, study.analysis),
         "variance": variance_table(verdicts),
+        "ranks": rank_table(verdicts, study.analysis),
         "fairness": _fairness_table(verdicts, study.analysis),
         "exploratory": _exploratory_table(verdicts, metric_of(study.analysis.metric).digits),
         "rates": rate_table(verdicts, study.analysis),
@@ -143,6 +145,29 @@ def variance_table(verdicts: Verdicts) -> Table:
         caption += f" The seeds of some cells scatter {ratio:.0f} times as much as those of others: p values are rough."
     header = ["from", "share", "p", "one level left out", "levels at random, 95%", "without identity", "p "]
     return Table(header, lines, caption)
+
+
+def rank_table(verdicts: Verdicts, analysis: Analysis) -> Table:
+    """A line for each level of the factor: its mean rank over the settings, and its rank in each."""
+    if not verdicts.ranks or "lr" in verdicts.cells[0].levels:  # rates are compared in a table of their own
+        return Table([], [])
+    settings = list(verdicts.ranks[0].places)
+    header = [analysis.factor, f"mean rank of {len(verdicts.ranks)}", *(setting or "all" for setting in settings)]
+    lines = [
+        [r.level, _place(r.over_all, 1), *(_place(r.places[setting], 0) for setting in settings)]
+        for r in verdicts.ranks
+    ]
+    caption = (
+        f"1 is the best by {in_words(analysis.metric)}. In brackets the ranks that the comparisons of all pairs leave "
+        f"open (Holm over all pairs of all settings): together they hold with {1 - analysis.alpha:.0%}. "
+        "The mean has the means of these."
+    )
+    return Table(header, lines, caption)
+
+
+def _place(place: Place, digits: int) -> str:
+    rank = f"{place.rank:.{digits}f}" if place.rank % 1 == 0 or digits else f"{place.rank:.1f}"
+    return f"{rank} [{place.low:.{digits}f}, {place.high:.{digits}f}]"
 
 
 def _share(c: Component) -> str:

@@ -16,7 +16,9 @@ from metaformer.analysis.comparison import Comparison, Contrast, Tested, compare
 from metaformer.analysis.grid import Shares, shares_of
 from metaformer.analysis.inference import moderated
 from metaformer.analysis.interim_looks import Look, looks_at
+from metaformer.analysis.ranking import Ranked, ranking
 from metaformer.analysis.stats import Estimate, Scatter, holm, holm_steps
+from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Analysis, Study
 from metaformer.runs.launch import Run, check_contrasts
 
@@ -52,6 +54,7 @@ class Verdicts:
     added: list[Comparison] = field(default_factory=list)  # the confirmatory ones with the seeds that were not planned
     lost: list[Cell] = field(default_factory=list)  # cells without a finished run
     baselines: list[Cell] = field(default_factory=list)  # of another kind: part of no comparison and no share
+    ranks: list[Ranked] = field(default_factory=list)  # of the levels over the settings, the first one first
 
     @property
     def alone(self) -> bool:
@@ -95,6 +98,7 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
         [pair for pair in _pairs(every, study) if _confirmatory(pair, study)] if extra else [],
         [cell for cell in cells if not cell.values],
         [cell for cell in found if _is_baseline(cell, analysis) and cell.values],
+        _ranks(stages[-1], analysis),
     )
 
 
@@ -250,6 +254,13 @@ def _exploratory(c: Comparison) -> Comparison:
     if c.confounds or len(c.differences) < 2 or np.ptp(c.differences) < 1e-9:
         return c
     return replace(c, p_difference=c.crossed.difference_p())
+
+
+def _ranks(stage: _Stage, analysis: Analysis) -> list[Ranked]:
+    """Of what has runs, at the last look."""
+    pairs = [pair for pair in stage.claimed if pair.differences]
+    p = [1.0 if _untestable(c, stage.look, analysis) else c.crossed.difference_p() for c in pairs]
+    return ranking(pairs, holm(p), stage.look.alpha, higher=metric_of(analysis.metric).higher)
 
 
 def _claims(stages: Sequence[_Stage], study: Study) -> list[Claim]:
