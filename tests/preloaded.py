@@ -11,6 +11,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def _serve() -> str:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        tempfile.tempdir = None  # TMPDIR may be another one
         sys.path[0], sys.argv = folder, [module, *arguments]
         return module
     return ""
