@@ -12,6 +12,7 @@ from timm.layers import resample_abs_pos_embed_nhwc
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from metaformer.models.beside_weights import NO_CODE, why_unsafe, without_others
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.zoo import PUBLISHED, create, nearest_names
 from metaformer.system.errors import ConfigError
@@ -29,10 +30,10 @@ def read(source: str | Path) -> Weights:
 
             content: object = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NO_CODE):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "it holds pickled objects or is no checkpoint" if "weights_only" in str(error).lower() else str(error)
-        raise ConfigError(f"weights={path}: cannot be read safely: {reason.splitlines()[0]}") from error
+        raise ConfigError(f"weights={path}: cannot be read safely: {why_unsafe(str(error))}") from error
     except Exception as error:
         raise ConfigError(f"weights={path}: cannot be read ({str(error).splitlines()[0]})") from error
     for wrapper in ("state_dict_ema", "state_dict", "model"):
@@ -40,17 +41,7 @@ def read(source: str | Path) -> Weights:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ConfigError(f"weights={path}: holds no state dict (names to tensors)")
-    return _bare(dict(content))
-
-
-def _bare(weights: Weights) -> dict[str, Tensor]:
-    """Weights without what DDP, torch.compile or a LightningModule put before all names, SWA or thop beside."""
-    beside = ("n_averaged", "total_ops", "total_params")
-    kept = {k.removeprefix("module."): v for k, v in weights.items() if k.rpartition(".")[2] not in beside}
-    for prefix in ("_orig_mod.", "model.", "net.", "_orig_mod."):
-        if kept and all(key.startswith(prefix) for key in kept):
-            kept = {key.removeprefix(prefix): value for key, value in kept.items()}
-    return kept
+    return without_others(dict(content), path)
 
 
 def save(weights: Weights, path: str | Path) -> None:
