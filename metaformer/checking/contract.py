@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.mixers.factory import MixerFactory, build
+from metaformer.mixers.layout import to_tokens
 from metaformer.system.seeds import seeded
 
 Size = tuple[int, int]
@@ -46,7 +47,8 @@ class Case:
     def trained(self) -> nn.Module:
         """The same with its weights moved a little: what is zero at the start says nothing of what it can do.
 
-        By a tenth, in the direction that they have, so that what has to be positive stays so.
+        By a tenth, in the direction that they have, so that what has to be positive stays so. What is next to nothing
+        as a whole, like a LayerScale of 1e-6, becomes a tenth, or nobody would see the branch that it scales.
         """
         mixer = self.make()
         with torch.no_grad():
@@ -54,6 +56,8 @@ class Case:
             with seeded(1, "weights"):
                 for p in mixer.parameters():
                     if p.requires_grad:
+                        if 0 < (largest := float(p.abs().max())) < 1e-3:
+                            p.mul_(0.1 / largest)
                         p.copy_(torch.where(p == 0, 0.1 * torch.randn_like(p), p * (1 + 0.1 * torch.rand_like(p))))
         return mixer
 
@@ -64,8 +68,11 @@ class Case:
 
 
 def output(case: Case) -> str:
-    x = case.input()
-    y = case.make()(x)
+    mixer, x = case.make(), case.input()
+    try:
+        y = mixer(x)
+    except Exception as error:
+        raise Broken(line(error) + _of_tokens(case)) from error
     if not isinstance(y, Tensor):
         raise Broken(f"returns {type(y).__name__}; the contract wants one tensor")
     if y.shape != x.shape:
@@ -75,6 +82,17 @@ def output(case: Case) -> str:
     if not y.isfinite().all():
         raise Broken("returns NaN or infinity for normal numbers; the contract wants finite values")
     return f"{shape(x)}, {y.dtype}".replace("torch.", "")
+
+
+def _of_tokens(case: Case) -> str:
+    """How a layer that takes tokens becomes a mixer, where it does take them."""
+    target, x = getattr(case.factory, "func", case.factory), to_tokens(case.input())
+    try:
+        kept = case.make()(x).shape == x.shape
+    except Exception:
+        return ""
+    layer = f"{target.__module__}.{target.__qualname__}"
+    return f"; it takes [B, N, C]: metaformer.mixers.AsTokens layer={layer} is a mixer" if kept else ""
 
 
 def options(case: Case) -> str:

@@ -1,5 +1,6 @@
 """Layers of other libraries as mixers."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,12 +13,29 @@ class AsTokens(nn.Module):
     """Adapter for a `[B, N, C] -> [B, N, C]` layer of another library, given as a class or its dotted path.
 
     `mixer._target_=metaformer.mixers.AsTokens +mixer.layer=timm.layers.Attention +mixer.options.num_heads=2`
+
+    Args:
+        tokens: the argument of the layer that is the number of tokens, `tokens=seq_len` for the MixerBlock of timm.
+
+    Raises:
+        ValueError: the layer was built for another number of tokens than it is given.
     """
 
-    def __init__(self, dim: int, layer: str | type, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        layer: str | type,
+        options: dict[str, Any] | None = None,
+        tokens: str | None = None,
+        resolution: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         factory = import_object(layer, "mixer.layer") if isinstance(layer, str) else layer
-        self.layer = factory(dim, **(options or {}))
+        self.resolution = resolution if tokens else None
+        number = {tokens: math.prod(resolution or ())} if tokens else {}
+        self.layer = factory(dim, **(options or {}), **number)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.resolution and math.prod(x.shape[2:]) != math.prod(self.resolution):
+            raise ValueError(f"the layer was built for {self.resolution} tokens and is given {tuple(x.shape[2:])}")
         return to_map(self.layer(to_tokens(x)), like=x)

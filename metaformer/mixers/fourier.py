@@ -53,6 +53,8 @@ class AFNO(nn.Module):
         positive(blocks=blocks)
         if dim % blocks:
             raise ValueError(f"dim={dim} is not divisible by blocks={blocks}")
+        if sparsity < 0:
+            raise ValueError(f"sparsity={sparsity}: expected 0 or more")
         self.blocks, self.sparsity = blocks, sparsity
         size = dim // blocks
         self.weight1, self.weight2 = (nn.Parameter(0.02 * torch.randn(blocks, size, size, 2)) for _ in range(2))

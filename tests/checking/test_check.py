@@ -14,7 +14,7 @@ from metaformer.check import assert_mixer
 from metaformer.checking import behaviour
 from metaformer.checking.checklist import CHECKS, FIRST, check_mixer
 from metaformer.checking.contract import Case
-from metaformer.mixers import Attention, DepthwiseConv, Pooling, SpatialMLP
+from metaformer.mixers import AsTokens, Attention, DepthwiseConv, Pooling, SpatialMLP
 from metaformer.mixers.factory import from_config
 from metaformer.mixers.layout import to_map, to_tokens
 
@@ -364,6 +364,46 @@ def test_how_far_a_mixer_reaches():
     found = {f.check: f.reason for f in check_mixer(Attention, **QUICK)}
     assert found["token mixing"] == "the token in the middle depends on 48 of 48, within 6x8"
     assert found["translation"] == "equivariant"
+
+
+class OfTokens(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        batch, tokens, channels = x.shape
+        return x.roll(1, 1)
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("of anything")
+
+
+def test_a_layer_of_tokens_is_told_how_to_become_a_mixer():
+    (only,) = check_mixer(OfTokens, **QUICK)
+    assert only.status == "fail"
+    layer = f"{OfTokens.__module__}.OfTokens"
+    assert only.reason.endswith(f"; it takes [B, N, C]: metaformer.mixers.AsTokens layer={layer} is a mixer")
+    assert_mixer(AsTokens, layer=OfTokens, **QUICK)
+    (other,) = check_mixer(Fails, **QUICK)
+    assert other.reason == "RuntimeError: of anything"
+
+
+class Weak(nn.Module):
+    """A skip path, and a branch with a LayerScale that starts at next to nothing."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.scale = nn.Parameter(1e-6 * torch.ones(dim, 1, 1))
+
+    def forward(self, x):
+        return x + self.scale * self.conv(x)
+
+
+def test_a_branch_that_starts_at_next_to_nothing_is_seen():
+    assert "depends on 9 of" in found(Weak)["token mixing"]
 
 
 def test_the_command(cli, tmp_path):

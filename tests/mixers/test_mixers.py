@@ -9,6 +9,7 @@ from conftest import MIXERS, configured
 from torch import nn
 
 from metaformer.mixers import (
+    AFNO,
     AsTokens,
     Attention,
     DepthwiseConv,
@@ -126,6 +127,15 @@ def test_as_tokens_adapts_a_layer_of_another_library():
         assert torch.equal(mixer(x), to_map(mixer.layer(to_tokens(x)), like=x))
 
 
+def test_as_tokens_tells_a_layer_how_many_tokens_there_are():
+    mixer = AsTokens(32, "timm.models.mlp_mixer.MixerBlock", tokens="seq_len", resolution=(3, 4))
+    x = torch.randn(2, 32, 3, 4)
+    assert torch.equal(mixer(x), to_map(mixer.layer(to_tokens(x)), like=x))
+    assert mixer(x.transpose(2, 3)).shape == (2, 32, 4, 3)
+    with pytest.raises(ValueError, match=r"built for \(3, 4\) tokens and is given \(3, 5\)"):
+        mixer(torch.randn(2, 32, 3, 5))
+
+
 @pytest.mark.parametrize("name", MIXERS)
 def test_contract(name):
     """Shape, memory format, batch independence, and a gradient for every trained weight."""
@@ -161,6 +171,11 @@ def test_shift_by_hand():
     assert Shift(64).part == 5  # a twelfth, as ShiftViT
     with pytest.raises(ValueError, match="is 0 channels; expected from 1 to 2"):
         Shift(8)
+
+
+def test_a_negative_sparsity_is_refused_before_the_first_image():
+    with pytest.raises(ValueError, match="sparsity=-0.1: expected 0 or more"):
+        AFNO(16, sparsity=-0.1)
 
 
 def test_max_pooling_by_hand():
