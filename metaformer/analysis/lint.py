@@ -1,6 +1,6 @@
 """Whether cells are comparable: what they differ in beside what is compared. Every seed's configuration is read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,9 @@ RECORDED: dict[str, Callable[[Result], object]] = {
 }
 
 
+IMAGES = "data.fingerprint"  # of the images, among the settings
+
+
 def _of(count: int, planned: int) -> str:
     return "all" if count == planned else f"{count} of {planned}"
 
@@ -45,25 +48,48 @@ def confounds(a: Cell, b: Cell, factor: str, study: Study) -> list[str]:
 
 def of_grid(cells: Sequence[Cell], factors: Sequence[str], study: Study) -> list[str]:
     """What the cells of a whole grid differ in beside its factors."""
-    first, found = cells[0], list[str]()
+    first, found, own = cells[0], list[str](), _of_variants(cells, factors, study)
     for cell in cells:
         for seed in sorted(first.runs.keys() & cell.runs.keys()):
-            found += _beside(first, seed, cell, seed, factors, study)
+            found += _beside(first, seed, cell, seed, factors, study, own)
     return list(dict.fromkeys(found))
 
 
-def _beside(a: Cell, mine: int, b: Cell, other: int, factors: Sequence[str], study: Study) -> list[str]:
-    """What the run of one cell at a seed differs in from that of another beside the factors."""
+def _of_variants(cells: Sequence[Cell], factors: Sequence[str], study: Study) -> set[str]:
+    """What files of named variants set, as of a folder `images`: the keys that change with that factor and no other.
+
+    Variants of what is compared are not meant: a mixer whose file sets a rate of its own is not a mixer alone.
+    """
+    settings = [
+        {**next(iter(cell.settings.values())), IMAGES: next(iter(cell.runs.values())).fingerprint} for cell in cells
+    ]
+    keys, found = {key for own in settings for key in own}, set[str]()
+    for factor in factors:
+        if factor in (*GROUPS, study.name, study.analysis.factor) or any(_is_key(key, factor) for key in keys):
+            continue
+        firsts: dict[str, Mapping[str, object]] = {}
+        others = set[str]()
+        for cell, own in zip(cells, settings, strict=True):
+            others |= unlike(firsts.setdefault(cell.levels[factor], own), own, same_images=False).keys()
+        found |= keys - others
+    return found
+
+
+def _beside(
+    a: Cell, mine: int, b: Cell, other: int, factors: Sequence[str], study: Study, own: Collection[str] = ()
+) -> list[str]:
+    """What the run of one cell at a seed differs in from that of another beside the factors and keys of their own."""
     one, two = a.runs[mine], b.runs[other]
     same_images = one.fingerprint is not None and one.fingerprint == two.fingerprint
     found = unlike(a.settings[mine], b.settings[other], same_images=same_images)
-    keys = [key for key in found if key != "seed" and key not in study.analysis.tuned]
+    keys = [key for key in found if key != "seed" and key not in study.analysis.tuned and key not in own]
     odd = [key for key in keys if not any(_belongs(key, factor, keys, study.name) for factor in factors)]
     lines = [f"{key} ({found[key][0]} against {found[key][1]})" for key in odd]
-    if "data" not in factors:
+    if "data" not in factors and IMAGES not in own:
         lines += ["other images"] if one.fingerprint != two.fingerprint else []
     for name, read in RECORDED.items():
-        if read(one) != read(two) and (name, factors) != ("trained images", ["data"]):
+        meant = name == "trained images" and (factors == ["data"] or IMAGES in own)
+        if read(one) != read(two) and not meant:
             lines.append(f"{name} ({read(one)} against {read(two)})")
     libraries = [
         f"{name} ({one.versions.get(name)} against {two.versions.get(name)})"
@@ -100,12 +126,16 @@ def _belongs(key: str, factor: str, differing: Sequence[str], study: str | None)
     """
     if factor in GROUPS:
         return key.split(".")[0] == factor
-    own = [k for k in differing if k == factor or k.endswith(f".{factor}")]
+    own = [k for k in differing if _is_key(k, factor)]
     if own:
         return key in own
     if factor == study:
         return len({"mixer" if k.startswith("mixer.") else k for k in differing}) == 1
     return key.startswith("model.")
+
+
+def _is_key(key: str, factor: str) -> bool:
+    return key == factor or key.endswith(f".{factor}")
 
 
 def notes(cells: Sequence[Cell], analysis: Analysis) -> list[str]:

@@ -456,3 +456,44 @@ def test_a_baseline_is_shown_and_part_of_nothing():
     assert "Of another kind, and part of no comparison: resnet" in headline(found, study(baselines=["resnet"]))[-1]
     figure = figures.accuracy(found.cells, "test_accuracy", "mixer", "pooling", found.baselines)
     assert any(text.get_text() == " resnet" for text in figure.axes[0].texts)
+
+
+def of_two_sets(rate: float | None = None, **by_images: dict) -> list[Run]:
+    """A full grid of images and mixers, where each set of images has a recipe of its own.
+
+    `rate` is that of attention on many images alone.
+    """
+    runs = []
+    for images, recipe in by_images.items():
+        for mixer, mean in {"pooling": 0.7, "attention": 0.72}.items():
+            for seed, accuracy in enumerate(shifted(mean, 0.01, len(runs))):
+                own = {**recipe, "lr": rate} if rate and (images, mixer) == ("many", "attention") else recipe
+                result = result_of(seed, accuracy, f"{images}{mixer}{seed}", mixer=mixer, recipe=own)
+                levels = {"images": images, "mixer": mixer}
+                runs.append(Run(f"{images} {mixer}", levels, mixer, seed, result.run_id, None, result))
+    return runs
+
+
+CONTRAST = {"data": {"many attention": 1, "many pooling": -1, "few attention": -1, "few pooling": 1}}
+
+
+def test_named_variants_may_set_several_keys_that_change_with_them_alone():
+    recipes = {"few": {"epochs": 36, "warmup_epochs": 4.5}, "many": {"epochs": 4, "warmup_epochs": 0.5}}
+    verdicts = judge(study(contrasts=CONTRAST), of_two_sets(**recipes))
+    assert [c.name for c in verdicts.shares.everything][:2] == ["images", "mixer"]
+    assert verdicts.contrasts[0].verdict != NONE
+    verdicts = judge(study(contrasts=CONTRAST), of_two_sets(rate=0.1, **recipes))
+    assert verdicts.shares.reason == "the cells differ in more than the factors: recipe.lr (0.002 against 0.1)"
+    assert verdicts.contrasts[0].confounds == ["recipe.lr (0.002 against 0.1)"]
+
+
+def test_variants_of_what_is_compared_may_not():
+    runs = [
+        replace(run, levels={"block": run.cell})
+        for cell, lr in {"full": 0.002, "bare": 0.1}.items()
+        for run in runs_of(pooling=shifted(0.7, 0.01))
+        for run in [replace(run, cell=cell, result=result_of(run.seed, 0.7, cell, recipe={"lr": lr}))]
+    ]
+    verdicts = judge(replace(study(factor="block"), reference="full"), runs)
+    assert [c.confounds for c in verdicts.confirmatory] == [["recipe.lr (0.1 against 0.002)"]]
+    assert "recipe.lr" in verdicts.shares.reason
