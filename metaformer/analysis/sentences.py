@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metaformer.analysis.comparison import Comparison
+from metaformer.analysis.comparison import Comparison, Contrast
 from metaformer.analysis.shares import SEED, Component
 from metaformer.analysis.text_table import plus_minus
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, REFUTED, SHOWN, Claim, Verdicts
@@ -44,10 +44,12 @@ def _baselines(verdicts: Verdicts, study: Study) -> list[str]:
 
 
 def answer(verdicts: Verdicts, study: Study) -> str:
-    """One sentence: the first contrast, or else the claim with its outcome, and where the variance comes from."""
+    """One sentence: the contrasts, or else the claim with its outcome, and where the variance comes from."""
     analysis, metric = study.analysis, metric_of(study.analysis.metric)
     places = metric.digits - 1
-    if verdicts.contrasts:
+    if len(verdicts.contrasts) > 1:
+        said = f"Of {len(verdicts.contrasts)} contrasts {_by_verdict(verdicts.contrasts)}"
+    elif verdicts.contrasts:
         c = verdicts.contrasts[0]
         said = f"The contrast {c.name.replace('_', ' ')} is {c.difference.mean:+.{places}f} {metric.unit}: {c.verdict}"
     elif verdicts.claims:
@@ -66,6 +68,16 @@ def _all_levels(verdicts: Verdicts, study: Study) -> str:
     out = [level for level in analysis.claim_without if level in there]
     words = "all mixers" if analysis.factor == "mixer" else f"all {analysis.factor} levels"
     return words + (f" but {' and '.join(out)}" if out else "")
+
+
+def _by_verdict(contrasts: Sequence[Contrast]) -> str:
+    """`1 is equivalent (data for identity), 4 are inconclusive`."""
+    said = []
+    for verdict in dict.fromkeys(c.verdict for c in contrasts):
+        names = [c.name.replace("_", " ") for c in contrasts if c.verdict == verdict]
+        of = f" ({' and '.join(names)})" if len(names) < 3 else ""
+        said.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {verdict}{of}")
+    return ", ".join(said)
 
 
 def _outcomes(claims: Sequence[Claim]) -> str:

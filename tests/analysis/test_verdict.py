@@ -487,6 +487,24 @@ def test_named_variants_may_set_several_keys_that_change_with_them_alone():
     assert verdicts.contrasts[0].confounds == ["recipe.lr (0.002 against 0.1)"]
 
 
+def test_several_contrasts_are_answered_by_their_verdicts():
+    recipes = {"few": {"epochs": 36}, "many": {"epochs": 4}}
+    other = {"same": {"many attention": 1, "few attention": -1}, "again": {"many pooling": 1, "few pooling": -1}}
+    asked = study(contrasts={**CONTRAST, **other}, margin=3.0)
+    verdicts = judge(asked, of_two_sets(**recipes))
+    verdicts = replace(
+        verdicts,
+        contrasts=[
+            replace(c, verdict=v)
+            for c, v in zip(verdicts.contrasts, (EQUIVALENT, INCONCLUSIVE, INCONCLUSIVE), strict=True)
+        ],
+    )
+    said = sentences.answer(verdicts, asked)
+    assert said.startswith(
+        "Of 3 contrasts 1 is equivalent (data), 2 are inconclusive (same and again); of the variance"
+    )
+
+
 def test_variants_of_what_is_compared_may_not():
     runs = [
         replace(run, levels={"block": run.cell})
