@@ -174,7 +174,7 @@ def test_shift_by_hand():
 
 
 def test_a_negative_sparsity_is_refused_before_the_first_image():
-    with pytest.raises(ValueError, match="sparsity=-0.1: expected 0 or more"):
+    with pytest.raises(ValueError, match=r"sparsity=-0\.1: expected 0 or more"):
         AFNO(16, sparsity=-0.1)
 
 
