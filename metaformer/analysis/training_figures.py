@@ -32,9 +32,8 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], metric: str, factor: str)
             continue
         axes = panels.flat[settings.index(cell.setting(factor))]
         colour = level_colours(levels)[cell.levels[factor]]
-        length = min(map(len, traces[cell.name]))
-        estimates = [mean_interval([trace[i] for trace in traces[cell.name]]) for i in range(length)]
-        epochs = range(1, length + 1)
+        epochs = sorted(set.intersection(*(set(trace) for trace in traces[cell.name])))
+        estimates = [mean_interval([trace[epoch] for trace in traces[cell.name]]) for epoch in epochs]
         axes.plot(epochs, [e.mean for e in estimates], color=colour, linewidth=1.5, marker=".", markersize=4)
         if len(traces[cell.name]) > 1:
             axes.fill_between(
@@ -71,9 +70,10 @@ def rates(cells: Sequence[Cell], metric: str, factor: str) -> Figure | None:
     return figure
 
 
-def _trace(run: Run, metric: str) -> list[float]:
-    """A metric by epoch in its unit, from metrics.csv; empty where it cannot be read."""
+def _trace(run: Run, metric: str) -> dict[int, float]:
+    """A metric by epoch in its unit, where it was validated, from metrics.csv; empty where it cannot be read."""
     try:
-        return [metric_of(metric).scale * float(row[metric]) for row in run.epochs()] if run.result else []
+        rows = [row for row in run.epochs() if row[metric]] if run.result else []
+        return {int(row["epoch"]): metric_of(metric).scale * float(row[metric]) for row in rows}
     except (ValueError, LookupError):
-        return []
+        return {}

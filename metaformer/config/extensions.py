@@ -31,18 +31,18 @@ ELSEWHERE = {  # flags that the bench sets, and the key that sets them
     "fast_dev_run": "debug=fast",
     "overfit_batches": "debug=overfit",
     "max_steps": "recipe.steps, whose last epoch is validated too",
+    "check_val_every_n_epoch": "recipe.validate_steps, which counts steps",
+    "val_check_interval": "recipe.validate_steps, at the end of an epoch",
 }
-EVERY_EPOCH = "every epoch is validated once, on all validation images"
+WHOLE = "a validation is at the end of an epoch, on all validation images"
 FIXED = {  # flags that have one value here, and why
     "plugins": "they are objects, which no word can be",
     "barebones": "it takes away what a run is recorded with",
     "deterministic": "the same configuration gives the same result, so it is true",
     "use_distributed_sampler": "batches are a function of seed, epoch and place, so it is false",
     "reload_dataloaders_every_n_epochs": "each epoch has its own batches, so it is 1",
-    "num_sanity_val_steps": f"{EVERY_EPOCH}, and not before",
-    "check_val_every_n_epoch": EVERY_EPOCH,
-    "val_check_interval": EVERY_EPOCH,
-    "limit_val_batches": EVERY_EPOCH,
+    "num_sanity_val_steps": f"{WHOLE}, and not before",
+    "limit_val_batches": WHOLE,
     "limit_test_batches": "every run is tested on all test images",
     "limit_predict_batches": "a run predicts nothing but the test images",
     "model_registry": "it belongs to checkpoints of Lightning's own, and a run has others",

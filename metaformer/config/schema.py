@@ -103,6 +103,8 @@ class Recipe:
     epochs: int = number(5, at_least=1, at_most=100_000)
     # Optimizer steps in all, in place of epochs: those of the recipe, for its warm-up and cool-down, share them equally
     steps: int | None = number(None, at_least=1)
+    # Steps between two validations, each at the end of an epoch, the last one included; None: every epoch
+    validate_steps: int | None = number(None, at_least=1)
     batch: int = number(128, at_least=1)  # images per optimizer step, over all devices
     optimizer: str = "adamw"  # any of timm's
     # betas, momentum, eps, layer_decay, ...: as timm's create_optimizer_v2 takes them

@@ -13,6 +13,7 @@ from metaformer.training.best import Best
 from metaformer.training.brought import made
 from metaformer.training.display import Bar, ProgressFile
 from metaformer.training.stop_and_resume import Checkpoints
+from metaformer.training.validations import EverySteps
 
 
 def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show: bool) -> list[L.Callback]:
@@ -23,6 +24,8 @@ def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show:
         show: a progress bar.
     """
     callbacks: list[L.Callback] = [ProgressFile(folder, config.recipe), *([Bar()] if show else [])]
+    if config.recipe.validate_steps is not None:
+        callbacks.append(EverySteps(config.recipe.validate_steps))
     if config.selected_by:
         callbacks.append(Best(config.selected_by))
     if config.recipe.ema is not None:

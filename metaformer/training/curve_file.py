@@ -28,6 +28,7 @@ class CurveFile(L.Callback):
         self.before = 0.0  # seconds of this epoch that an earlier start has spent
         self.started = time.perf_counter()
         self.lr = 0.0
+        self.validated = -1  # the last epoch that was
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -52,9 +53,15 @@ class CurveFile(L.Callback):
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.before = state["seconds"]
 
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.validated = trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self.lr}
-        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name in self.columns}
+        known = [name for name in self.columns if name in trainer.callback_metrics]
+        if self.validated != trainer.current_epoch:  # what Lightning remembers is of an earlier one
+            known = [name for name in known if not name.startswith("val_")]
+        row |= {name: float(trainer.callback_metrics[name]) for name in known}
         row |= {"seconds": round(self.before + time.perf_counter() - self.started, 3)}
         self.before, self.started = 0.0, time.perf_counter()
         if trainer.is_global_zero:

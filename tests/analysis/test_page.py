@@ -9,7 +9,7 @@ from browser import CHROMIUM, seen
 from conftest import runs_of, study
 from rich.console import Console
 
-from metaformer.analysis import figures, header, page, sentences
+from metaformer.analysis import figures, header, page, sentences, training_figures
 from metaformer.analysis.captions import PROBES, captions
 from metaformer.analysis.colours import COLOURS, on_page
 from metaformer.analysis.text_table import Table
@@ -195,3 +195,11 @@ def test_the_drawing_of_a_model_ends_in_what_it_has(task, last):
     (drawn,) = header.drawings(study(), [replace(cell, runs=runs)])
     assert drawn.last == last
     assert f">{last}</text>" in page.template("macros.html").module.stages(drawn)
+
+
+def test_a_curve_has_the_epochs_that_were_validated():
+    rows = [{"epoch": "1", "val_accuracy": ""}, {"epoch": "2", "val_accuracy": "0.5"}]
+    runs = [replace(run, curve=rows) for run in runs_of(pooling=[0.7, 0.8])]
+    drawn = training_figures.curves(runs, judge(study(), runs).cells, "val_accuracy", "mixer")
+    (line,) = drawn.axes[0].lines
+    assert line.get_xydata().tolist() == [[2, 50]]

@@ -96,3 +96,34 @@ def test_schedule_warm_up_and_cool_down_share_the_steps():
 def test_what_does_not_go_together_is_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         compose(*words)
+
+
+def test_validation_every_so_many_steps_changes_no_weight_and_resumes(monkeypatch):
+    words = ("recipe.steps=14", "recipe.ema=0.9")
+    often = go(*words, "runtime.runs=often")
+    words += ("recipe.validate_steps=6", "recipe.select=best")
+    whole = go(*words, "runtime.runs=whole")
+    rows = metrics(whole.folder)
+    assert [row["step"] for row in rows if row["val_loss"]] == ["6", "12", "14"]
+    assert all((row["val_accuracy"] == "") == (row["val_loss"] == "") for row in rows)
+    validated = [row for row in metrics(often.folder) if row["step"] in ("6", "12", "14")]
+    assert [row["val_loss"] for row in validated] == [row["val_loss"] for row in rows if row["val_loss"]]
+    assert whole.result.tested_epoch in (2, 4, 5)
+    assert whole.result.metrics["val_accuracy"] == max(float(row["val_accuracy"]) for row in validated)
+    for at in (1, 7):  # in an epoch that is not validated
+        with monkeypatch.context() as patch:
+            stop_at(patch, signal.SIGTERM, at)
+            with pytest.raises(SystemExit):
+                go(*words, f"runtime.runs=stopped{at}")
+        assert equal(go(*words, f"runtime.runs=stopped{at}").folder, whole.folder)
+
+
+def test_an_epoch_is_validated_once_at_most():
+    told = "recipe.validate_steps=2: an epoch, at whose end it is validated, has 3 steps; expected at least 3"
+    with pytest.raises(ConfigError, match=told):
+        go("recipe.validate_steps=2")
+    assert id_of("recipe.validate_steps=3") != id_of() == id_of("recipe.validate_steps=null")
+
+
+def id_of(*words: str) -> str:
+    return resolve(compose(*WORDS, *words), CHOICES)[0].run_id
