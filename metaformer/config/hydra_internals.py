@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
+from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 
@@ -72,6 +72,6 @@ def make_launcher(context: HydraContext, task: TaskFunction, cfg: DictConfig) ->
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
 
 
-def register_sweeper(sweeper: type[Sweeper]) -> None:
-    """Make a sweeper known to Hydra."""
-    Plugins.instance().register(sweeper)
+def register_plugin(plugin: type[Plugin]) -> None:
+    """Make a sweeper or a launcher known to Hydra."""
+    Plugins.instance().register(plugin)

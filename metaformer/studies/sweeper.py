@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from metaformer.config.compose import key_of
-from metaformer.config.hydra_internals import make_launcher, register_sweeper
+from metaformer.config.hydra_internals import make_launcher, register_plugin
 from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
@@ -28,6 +28,7 @@ from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
+from metaformer.studies.ray_launcher import RayLauncher
 from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
@@ -67,11 +68,13 @@ class StudySweeper(Sweeper):
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
         warn_of_bf16(*(p.config for p in pending))
-        here = not self._on_slurm()
+        here = not self._on_slurm() and not isinstance(self.launcher, RayLauncher)
         if pending and here and (words := how_to_share(runtime.accelerator, runtime.per_gpu)):
             print(f"note: {words}", file=sys.stderr)
         if pending and here and self.config.hydra.launcher.get("n_jobs", 1) == 1:
             take_place(pending[0].config)  # the runs are of this process, in which CUDA starts now
+        if pending and isinstance(self.launcher, RayLauncher):
+            self.launcher.connect()
         refuse({p.cell: p.config for p in pending}, here=here)
         if whole:
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
@@ -124,7 +127,9 @@ class StudySweeper(Sweeper):
         lost = [p for p in pending if read_result(p.run.folder) is None]
         left = [p for p in lost if not written_since(p.run.folder / "failed.json", since)]
         outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]
-        if len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher":  # jobs of SLURM die one by one
+        if (
+            len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher"
+        ):  # those of SLURM and Ray die one by one
             return outcomes + [_dead(p, died) for p in left]
         begun = [p for p in left if written_since(p.run.folder / "config.yaml", since)]
         rest = [p for p in left if p not in begun]
@@ -157,9 +162,10 @@ def changes(arguments: Sequence[str]) -> list[str]:
 
 
 def register() -> None:
-    """Make the sweeper known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
+    """Make sweeper and launcher known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
     sys.modules["hydra_plugins.metaformer"] = sys.modules[__name__]
-    register_sweeper(StudySweeper)
+    register_plugin(StudySweeper)
+    register_plugin(RayLauncher)
 
 
 def _announce(listed: Sequence[Point], pending: Sequence[Point], console: Console) -> None:

@@ -111,8 +111,7 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
         log: a file in the folder for all that is printed, instead of a progress bar.
     """
     config, folder = planned.config, planned.folder
-    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0  # then it goes on, forced or not
-    force = (config.runtime.force and not requeued) or config.debug.mode != "none"
+    force = (config.runtime.force and not machine.restarted()) or config.debug.mode != "none"
     if not force and (result := found(planned)) is not None:
         return Outcome(folder.name, "found", folder, result)
     if log is None:

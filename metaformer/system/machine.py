@@ -17,11 +17,20 @@ from pathlib import Path
 
 from metaformer.system import locks
 
+# What SLURM tells a job in variables of its own, other launchers tell it in these.
+CORES, RESTARTS = "METAFORMER_CORES", "METAFORMER_RESTARTS"
+
 
 def cores() -> int:
     """The processor cores that this process may use."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK") or there))  # not every site binds a job to its cores
+    # not every site binds a job to its cores, and Ray never does
+    return min(there, *(int(os.environ.get(name) or there) for name in ("SLURM_CPUS_PER_TASK", CORES)))
+
+
+def restarted() -> bool:
+    """Whether a cluster has started this run again, after a time limit, a preemption or the loss of its process."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("SLURM_RESTART_COUNT", RESTARTS))
 
 
 _held: list[int] = []  # the lock on the place of this process
