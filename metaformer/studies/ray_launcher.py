@@ -25,7 +25,7 @@ from metaformer.system.files import write
 from metaformer.system.machine import CORES, RESTARTS, cores
 
 GRACE = 120  # seconds that runs have to save at their step when the sweep is stopped
-ANSWER = 60  # seconds that an idle node has to start a process of Python
+ANSWER = 180  # seconds that a node has to start a process of Python
 
 
 class RayLauncher(Launcher):

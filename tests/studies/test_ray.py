@@ -211,6 +211,23 @@ def test_a_run_for_which_ray_would_wait_for_ever_is_refused(launch, word, line):
     assert not Path("runs").exists()
 
 
+@pytest.mark.ray
+@pytest.mark.skipif(os.geteuid() != 0, reason="hides a folder from a process, which takes root")
+def test_a_node_that_does_not_share_the_folder_is_refused(launch, cluster, tmp_path):
+    start = f"{sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=1 --block"
+    hidden = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {tmp_path} && cd / && exec {start}"]
+    node = subprocess.Popen(hidden, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert any("Ray runtime started" in line for line in node.stdout)
+        code, _, err = finish(launch(*TINY, "mixer=pooling"))
+        assert (code, err.count("\n")) == (2, 1), err
+        assert f"{tmp_path} is another folder there, or none; expected runs and data on a disk that all nodes" in err
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        node.terminate()
+        node.wait()
+
+
 def launcher(**keys) -> RayLauncher:
     made = RayLauncher(**{"address": None, "max_retries": 3, "num_cpus": 1, "num_gpus": None, **keys})
     made.config = OmegaConf.create({"runtime": {"accelerator": "auto", "per_gpu": 4, "runs": "runs"}})
