@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from metaformer.system.errors import ConfigError, install
-from metaformer.system.files import write
+from metaformer.system.files import PART, write
 from metaformer.system.machine import CORES, RESTARTS, cores
 
 GRACE = 120  # seconds that runs have to save at their step when the sweep is stopped
@@ -59,15 +59,21 @@ class RayLauncher(Launcher):
             raise ConfigError(f"hydra/launcher=ray: not installed; it comes with {install('ray')}") from None
         if ray.is_initialized():
             return
-        try:
-            self.task = ray.remote(max_retries=self.max_retries, **self.asked)(_run)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"hydra/launcher=ray: {error}") from error
+        self._task()  # refused before Ray starts
         self._init()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         self._check_resources([node["Resources"] for node in nodes])
         if len(nodes) > 1:
             _check_shared(nodes, Path(self.config.runtime.runs))
+
+    def _task(self) -> Any:
+        """What Ray runs. Its options are given here: with `.options`, tasks on different GPUs would share a process."""
+        import ray
+
+        try:
+            return ray.remote(max_retries=self.max_retries, **self.asked)(_run)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"hydra/launcher=ray: {error}") from error
 
     def _init(self) -> None:
         import ray
@@ -99,6 +105,9 @@ class RayLauncher(Launcher):
             there = any(node.get("GPU") for node in nodes)
             wanted = runtime.accelerator == "gpu" or (runtime.accelerator == "auto" and there)
             self.asked["num_gpus"] = 1 / runtime.per_gpu if wanted else 0
+        if self.asked["num_gpus"] > 1:
+            gpus = f"hydra.launcher.num_gpus={self.asked['num_gpus']}"
+            raise ConfigError(f"{gpus}: expected at most 1, as each run of a sweep is on one device")
         asked = {"CPU": self.asked["num_cpus"], "GPU": self.asked["num_gpus"], **self.asked.get("resources", {})}
         if any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
             return
@@ -117,8 +126,8 @@ class RayLauncher(Launcher):
         import ray
 
         setup_globals()
-        task = self.task.options(num_gpus=self.asked["num_gpus"])
-        # Hydra's own state is made by its launchers in each worker
+        task = self._task()
+        # once for all runs; the last part is Hydra's own state, which each of its launchers takes to its workers
         state = ray.put((str(Path.cwd()), self.hydra_context, self.task_function, Singleton.get_state()))
         tasks = [
             task.remote(state, self._composed(words, initial_job_idx + i)) for i, words in enumerate(job_overrides)
@@ -177,22 +186,19 @@ def _check_shared(nodes: Sequence[Mapping[str, Any]], runs: Path) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folder = next(place for place in (runs.absolute(), *runs.absolute().parents) if place.exists())
-    token = folder / f".part-{os.urandom(8).hex()}"
+    token = folder / f"{PART}{os.urandom(8).hex()}"
     look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    absent = f"{folder} is another folder there, or none; expected runs and data on a disk that all nodes share"
     write(token, b"")
     try:
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            problem = (
-                f"{folder} is another folder there, or none; expected runs and data on a disk that all nodes share"
-            )
             try:
-                seen = ray.get(
-                    look.options(scheduling_strategy=there).remote(str(token), str(Path.cwd())), timeout=ANSWER
-                )
+                answer = look.options(scheduling_strategy=there).remote(str(token), str(Path.cwd()))
+                problem = "" if ray.get(answer, timeout=ANSWER) else absent
             except ray.exceptions.RayError as error:
-                seen, problem = False, str(error).strip().splitlines()[-1]
-            if not seen:
+                problem = str(error).strip().splitlines()[-1]
+            if problem:
                 raise ConfigError(f"hydra/launcher=ray: node {node['NodeManagerHostname']}: {problem}")
     finally:
         token.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One run, the only way to train: a command, a study, a search and a job of SLURM all end in `run`.
+"""One run, the only way to train: a command, a study, a search and a job of SLURM or Ray all end in `run`.
 
 This is the one door of the studies to torch, which is imported only to train.
 """

@@ -273,3 +273,14 @@ def test_an_address_where_nothing_answers(monkeypatch):
     pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.raises(ConfigError, match=r"address=127\.0\.0\.1:1: no Ray answers \(ConnectionRefusedError"):
         launcher(address="127.0.0.1:1").connect()
+
+
+def test_a_process_of_a_run_on_a_gpu_ends_with_it():
+    """Once CUDA has started, a process stays on its GPU, and Ray may give the next run another one."""
+    pytest.importorskip("ray", reason="needs the extra ray")
+    assert [launcher(num_gpus=gpus)._task()._default_options.get("max_calls") for gpus in (0.25, 0)] == [1, None]
+
+
+def test_a_run_of_a_sweep_is_on_one_gpu():
+    with pytest.raises(ConfigError, match=r"hydra.launcher.num_gpus=2: expected at most 1, as each run of a sweep"):
+        launcher(num_gpus=2)._check_resources([{"CPU": 4.0, "GPU": 4.0}])
