@@ -21,11 +21,19 @@ from metaformer.system.errors import ConfigError, install
 from metaformer.system.locks import is_held
 
 RAY = ("hydra/launcher=ray", "-m")
-LONG = (*TINY[:1], "mixer=pooling", "recipe.epochs=6", "recipe.ema=0.9", "recipe.mixup=0.4", "model.drop_path=0.1")
+LONG = (
+    *TINY[:1],
+    "mixer=pooling",
+    "mixer._target_=mine.Mine",
+    "recipe.epochs=6",
+    "recipe.ema=0.9",
+    "recipe.mixup=0.4",
+    "model.drop_path=0.1",
+)
 LONG += ("runtime.threads=1", "runtime.checkpoint_minutes=60")
-# A mixer beside the command that notes on which node it is built, and ends the process of seed 1 where it is told to.
+# A mixer beside the command that notes on which node it is, and is slow or deadly there where it is told to.
 MINE = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from metaformer.mixers import Pooling
 
@@ -37,6 +45,8 @@ class Mine(Pooling):
             Path("on" + node[0]).touch()
             if Path("deadly").exists() and self.training:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if Path("slow").exists() and self.training:
+                time.sleep(0.02)
         return super().forward(x)
 """
 
@@ -66,24 +76,35 @@ def launch(cluster, monkeypatch):
     package = Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{package}:{os.environ.get('PYTHONPATH', '')}")
 
+    started: list[subprocess.Popen] = []
+
     def start(*words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "metaformer.train", *RAY, *words]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(command, **pipes))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:  # that a test has given up
+        process.kill()
+        process.communicate()
+
+
+def write_mine(folder: Path, *told: str) -> None:
+    (folder / "mine.py").write_text(MINE)
+    for name in told:
+        (folder / name).touch()
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    end = time.time() + 120
+    end = time.time() + 300
     while not condition():
-        assert time.time() < end
+        assert time.time() < end, workers()
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
 
@@ -120,7 +141,7 @@ def equals_the_control(cli, *words: str) -> None:
 
 @pytest.mark.ray
 def test_a_sweep_on_two_nodes_has_the_bits_of_the_local_launcher(launch, cli, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
+    write_mine(tmp_path)
     words = (*TINY, "mixer=identity,pooling", "mixer._target_=mine.Mine", "seed=0,1")
     code, out, err = finish(launch(*words))
     assert (code, err) == (0, "")
@@ -135,7 +156,8 @@ def test_a_sweep_on_two_nodes_has_the_bits_of_the_local_launcher(launch, cli, tm
 
 
 @pytest.mark.ray
-def test_a_killed_workers_run_goes_on_at_its_step(launch, cli):
+def test_a_killed_workers_run_goes_on_at_its_step(launch, cli, tmp_path):
+    write_mine(tmp_path, "slow")
     process = launch(*LONG, "runtime.force=true")
     wait_for(lambda: epochs(2), process)
     (worker,) = workers()
@@ -149,7 +171,8 @@ def test_a_killed_workers_run_goes_on_at_its_step(launch, cli):
 
 
 @pytest.mark.ray
-def test_a_node_that_goes_away(launch, cli, cluster):
+def test_a_node_that_goes_away(launch, cli, tmp_path, cluster):
+    write_mine(tmp_path, "slow")
     process = launch(*LONG, "seed=0,1")
     wait_for(lambda: len(workers()) == 2 and epochs(1), process)
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
@@ -164,8 +187,7 @@ def test_a_node_that_goes_away(launch, cli, cluster):
 
 @pytest.mark.ray
 def test_a_run_that_always_dies_is_told_and_the_others_go_on(launch, tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "deadly").touch()
+    write_mine(tmp_path, "deadly")
     (tmp_path / "mixer").mkdir()
     (tmp_path / "mixer" / "mine.yaml").write_text("_target_: mine.Mine\n")
     code, out, _ = finish(launch(*TINY, "mixer=mine,identity,pooling", "hydra.launcher.max_retries=1"))
@@ -178,8 +200,9 @@ def test_a_run_that_always_dies_is_told_and_the_others_go_on(launch, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_sweep_that_is_stopped_saves_and_goes_on(launch, cli, number, code, monkeypatch):
+def test_a_sweep_that_is_stopped_saves_and_goes_on(launch, cli, number, code, tmp_path, monkeypatch):
     """On a Ray of its own, whose processes are in the terminal of the sweep."""
+    write_mine(tmp_path, "slow")
     monkeypatch.delenv("RAY_ADDRESS")
     process = launch(*LONG)
     wait_for(lambda: epochs(2), process)
