@@ -127,9 +127,8 @@ class StudySweeper(Sweeper):
         lost = [p for p in pending if read_result(p.run.folder) is None]
         left = [p for p in lost if not written_since(p.run.folder / "failed.json", since)]
         outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]
-        if (
-            len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher"
-        ):  # those of SLURM and Ray die one by one
+        # those of SLURM and Ray die one by one
+        if len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher":
             return outcomes + [_dead(p, died) for p in left]
         begun = [p for p in left if written_since(p.run.folder / "config.yaml", since)]
         rest = [p for p in left if p not in begun]
