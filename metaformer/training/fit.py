@@ -47,6 +47,7 @@ from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples
 from metaformer.training.loggers import Steps, loggers_of
 from metaformer.training.memory import forget_peak, more_parts, out_of_memory
+from metaformer.training.restored import unlike
 from metaformer.training.sharding import Sharded, weights_of
 from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Saved
@@ -105,6 +106,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     )
     source, stages = recipe.initialize_from, recipe.initialize_stages
     initialized = initialize(net, source, stages) if source else {}
+    if source and (other := unlike(source, config.model)):
+        initialized["unlike the file"] = other
     freeze(net, recipe.freeze)
     net = ready(net, images.sample())
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")

@@ -8,7 +8,7 @@ The network is in eval mode; an image may be of any mode and size.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from metaformer.config.schema import Config, Data
+from metaformer.config.schema import Config, Data, Model
 from metaformer.config.validate import structure
 from metaformer.data.decoding import fit, plain
 from metaformer.data.module import evaluation_transform, normalisation
@@ -93,6 +93,13 @@ def kept(path: str | Path) -> Mapping[str, Any] | None:
     except Exception:  # whatever it is, it is not ours: who reads it for good will say what is wrong
         return None
     return saved if isinstance(saved, Mapping) and all(key in saved for key in KEPT) else None
+
+
+def unlike(path: str | Path, model: Model) -> list[str]:
+    """What a file of this package says otherwise of its model, where no shape may tell: `model.norm (group there)`."""
+    there = (kept(path) or {"config": {"model": {}}})["config"]["model"]
+    own = asdict(model)
+    return [f"model.{key} ({value} there)" for key, value in there.items() if key in own and own[key] != value]
 
 
 def from_safetensors(content: bytes) -> Mapping[str, Any]:

@@ -185,3 +185,12 @@ def test_a_run_says_once_and_records_what_it_started_from(capsys):
     taken = [key for key in now if any(key == n or key.startswith(f"{n}.") for n in told["taken"])]
     assert taken
     assert all(torch.equal(now[key], source[key]) for key in taken)
+
+
+def test_a_model_whose_shapes_do_not_tell_its_norm_is_told(capsys):
+    first = go("recipe.epochs=1", "data.train=128").folder / "weights.pt"
+    words = ("recipe.epochs=1", "data.train=128", f"recipe.initialize_from={first}")
+    assert "unlike the file" not in go(*words, "seed=2").result.initialized
+    outcome = go(*words, "model.norm=layer", "model.act=relu", "seed=2")
+    assert outcome.result.initialized["unlike the file"] == ["model.norm (group there)", "model.act (gelu there)"]
+    assert "unlike the file model.norm (group there), model.act (gelu there)" in capsys.readouterr().out
