@@ -5,6 +5,7 @@ case, which Ray then refuses), forgets all other runs where one is lost, and kee
 """
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -133,7 +134,7 @@ class RayLauncher(Launcher):
             task.remote(state, self._composed(words, initial_job_idx + i)) for i, words in enumerate(job_overrides)
         ]
         returned, lost = [], []
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray prints each death
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray prints each death
             try:
                 for one in tasks:
                     try:

@@ -94,10 +94,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if recipe.batch > len(images.train):
         raise ConfigError(f"recipe.batch={recipe.batch}: there are {len(images.train)} training images")
     if recipe.validate_steps is not None and recipe.validate_steps < (whole := len(images.train) // recipe.batch):
-        what = "an epoch, at whose end it is validated, has"
-        raise ConfigError(
-            f"recipe.validate_steps={recipe.validate_steps}: {what} {whole} steps; expected more, or null"
-        )
+        has = f"an epoch, at whose end it is validated, has {whole} steps"
+        raise ConfigError(f"recipe.validate_steps={recipe.validate_steps}: {has}; expected at least {whole}")
     metric = config.study.analysis.metric
     if metric_of(metric).of_class is not None and len(images.classes) != 2:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")

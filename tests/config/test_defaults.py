@@ -59,6 +59,7 @@ DEFAULTS = """
   "recipe": {
     "epochs": 5,
     "steps": null,
+    "validate_steps": null,
     "batch": 128,
     "optimizer": "adamw",
     "optimizer_options": {},
