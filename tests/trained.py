@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +21,17 @@ CHOICES = {"mixer": "pooling", "model": "tiny"}
 def go(*overrides: str) -> Outcome:
     """Train a small run."""
     return run(resolve(compose(*TINY, *overrides), CHOICES)[0])
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """Train in a session of its own, which signals may end."""
+    command = [sys.executable, "-m", "metaformer.train", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+
+    def hear_ctrl_c() -> None:  # which the tests themselves ignore where a shell started them in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

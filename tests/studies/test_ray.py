@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from omegaconf import OmegaConf
-from trained import equal
+from trained import equal, start
 
 from metaformer.runs.result import read_result
 from metaformer.studies.ray_launcher import RayLauncher
@@ -61,12 +61,15 @@ def cluster(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("PYTHONPATH", raising=False)
+        # what a shell started in the background ignores it, and so would the nodes and all that they start
+        ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
         nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         for name, value in job.items():
             patch.setenv(name, value)
         nodes.add_node(num_cpus=1)
     yield nodes
     nodes.shutdown()
+    signal.signal(signal.SIGINT, ignored)
 
 
 @pytest.fixture
@@ -78,13 +81,11 @@ def launch(cluster, monkeypatch):
 
     started: list[subprocess.Popen] = []
 
-    def start(*words: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "metaformer.train", *RAY, *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        started.append(subprocess.Popen(command, **pipes))
+    def begin(*words: str) -> subprocess.Popen:
+        started.append(start(*RAY, *words))
         return started[-1]
 
-    yield start
+    yield begin
     for process in started:  # that a test has given up
         process.kill()
         process.communicate()

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from trained import start
 
 from metaformer.runs.folder import is_held
 
@@ -249,16 +249,6 @@ def test_a_run_of_an_older_version_is_evaluated(cli, tmp_path):
     done = cli("evaluate", f"run={run}")
     assert done.returncode == 0, done.stderr
     assert f"(recorded: {result['metrics']['test_accuracy']:.2%})" in done.stdout
-
-
-def start(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "metaformer.train", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-
-    def hear_ctrl_c() -> None:  # which the tests themselves ignore where a shell started them in the background
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(command, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
