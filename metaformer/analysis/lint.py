@@ -60,16 +60,15 @@ def _of_variants(cells: Sequence[Cell], factors: Sequence[str], study: Study) ->
 
     Variants of what is compared are not meant: a mixer whose file sets a rate of its own is not a mixer alone.
     """
-    settings = [
-        {**next(iter(cell.settings.values())), IMAGES: next(iter(cell.runs.values())).fingerprint} for cell in cells
-    ]
+    finished = [cell for cell in cells if cell.runs]  # one whose runs failed may count as a guess
+    settings = [{**cell.settings[min(cell.runs)], IMAGES: cell.first.fingerprint} for cell in finished]
     keys, found = {key for own in settings for key in own}, set[str]()
     for factor in factors:
         if factor in (*GROUPS, study.name, study.analysis.factor) or any(_is_key(key, factor) for key in keys):
             continue
         firsts: dict[str, Mapping[str, object]] = {}
         others = set[str]()
-        for cell, own in zip(cells, settings, strict=True):
+        for cell, own in zip(finished, settings, strict=True):
             others |= unlike(firsts.setdefault(cell.levels[factor], own), own, same_images=False).keys()
         found |= keys - others
     return found

@@ -14,15 +14,16 @@ from metaformer.system.files import file_hash
 from metaformer.system.version import TRAINING_VERSION
 
 # What came after published results: at its default it is no part of the content of a run
-OPTIONS: tuple[str, ...] = (
+OPTIONS = (
     "optimizer_options",
     "loss",
     "color_jitter",
     "repeated_augmentation",
     "initialize_stages",
     "freeze",
+    "steps",
+    "validate_steps",
 )
-OPTIONS += ("steps", "validate_steps")
 LATER = ("task", "data.ignore", "data.mask_column", *(f"recipe.{key}" for key in OPTIONS))
 HASHED = ("mixer", "model", "data", "task", "recipe", "seed")  # the other nodes change no result beyond rounding
 DEFAULTS = plain(Config())

@@ -505,6 +505,15 @@ def test_several_contrasts_are_answered_by_their_verdicts():
     )
 
 
+def test_a_cell_of_which_every_run_failed_has_no_settings():
+    """It counts as a guess, and says nothing of what the variants set."""
+    runs = of_two_sets(few={"epochs": 36}, many={"epochs": 4})
+    runs = [replace(r, result=None, problem="failed: x") if r.cell == "many attention" else r for r in runs]
+    found = judge(study(contrasts=CONTRAST, failed="chance"), runs)
+    assert [c.name for c in found.shares.everything][:2] == ["images", "mixer"]
+    assert found.contrasts[0].confounds == []
+
+
 def test_variants_of_what_is_compared_may_not():
     runs = [
         replace(run, levels={"block": run.cell})
