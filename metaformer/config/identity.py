@@ -91,7 +91,8 @@ def differences(a: Config, b: Config, *, same_images: bool) -> dict[str, tuple[A
 
 def unlike(mine: Mapping[str, Any], other: Mapping[str, Any], *, same_images: bool) -> dict[str, tuple[Any, Any]]:
     """The same of two configurations as `flat` gives them."""
-    keys = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
+    keys = [key for key, value in mine.items() if value != other.get(key)]
+    keys += [key for key, value in other.items() if key not in mine and value is not None]
     return {key: (mine.get(key), other.get(key)) for key in keys if key != "data.name" or not same_images}
 
 
