@@ -1,11 +1,15 @@
-"""The classes of images, as a finished run predicts them.
+"""The classes of images or of their pixels, as a finished run predicts them.
 
     python -m metaformer.predict run=runs/RUN [data.root=FOLDER] [out=predictions.csv] [runtime=...]
+    python -m metaformer.predict run=runs/RUN [data.root=FOLDER] [out=masks] [runtime=...]   # of task=segmentation
 
 The table has a row for each image: `file`, `class`, and in `p_CLASS` the probability of each class. It is written as
-.csv or .parquet (extra `hub`). All images in FOLDER and below are taken, in the order of their paths and whatever the
-folders are called; one image may stand in its place. Images are brought to the size and the channels of the run; 32
-bits need data.range=[low,high]. Without a FOLDER the test images of the run are taken, in the order of predictions.npz.
+.csv or .parquet (extra `hub`). With task=segmentation `out` is a folder, which gets a mask for each image: a PNG of the
+size of the image, with the numbers that the masks of the run have, as classes.csv beside them says.
+
+All images in FOLDER and below are taken, in the order of their paths and whatever the folders are called; one image may
+stand in its place. Images are brought to the size and the channels of the run; 32 bits need data.range=[low,high].
+Without a FOLDER the test images of the run are taken, in the order of predictions.npz.
 """
 
 from collections.abc import Sequence
@@ -31,18 +35,30 @@ def command(arguments: Sequence[str]) -> None:
         if key.partition(".")[0] == "data" and key not in DATA:
             hint = nearest(key, DATA) or f"; expected {' or '.join(DATA)}"
             raise ConfigError(f"{key}: the images are seen as the run saw its own{hint}")
-    out = _place(given.own.get("out", "predictions.csv"))
     run = finished(Path(given.own["run"]), given.overrides)
-    folder = "data.root" in keys
-    from metaformer.training.prediction import predict, written
+    segments, folder = run.config.task.segments, "data.root" in keys
+    out = _folder(given.own.get("out", "masks")) if segments else _table(given.own.get("out", "predictions.csv"))
+    from metaformer.training.prediction import predict, segment, written
 
+    if segments:
+        count = segment(run.folder, run.config, out, folder=folder)
+        print(f"written: {out}, {count:,} mask{'s' * (count != 1)}")
+        return
     predicted = predict(run.folder, run.config, folder=folder)
     count = len(predicted.names)
     write(out, written(predicted, out.suffix))
     print(f"written: {out}, {count:,} image{'s' * (count != 1)}")
 
 
-def _place(name: str) -> Path:
+def _folder(name: str) -> Path:
+    """Where masks go; a ConfigError where there is something already."""
+    out = Path(name).expanduser()
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"out={name}: is there already; expected a new or an empty folder for the masks")
+    return out
+
+
+def _table(name: str) -> Path:
     """Where the table goes; a ConfigError where it could not be written."""
     out = Path(name).expanduser()
     if out.suffix not in (".csv", ".parquet"):

@@ -93,6 +93,23 @@ def fit(image: Image.Image, size: tuple[int, int], method: Image.Resampling = BI
     return ImageOps.fit(image, size[::-1], method=method)
 
 
+def unfit(values: np.ndarray, size: tuple[int, int], beyond: int) -> np.ndarray:
+    """The pixels [h, w] of what `fit` made, back at their places in the image of (height, width), each the nearest.
+
+    Args:
+        beyond: the value of what was cut off.
+    """
+    cut = min(size[0] / values.shape[0], size[1] / values.shape[1])  # pixels of the image for one of what was made
+    rows, columns = (
+        np.floor((np.arange(whole) + 0.5 - (whole - cut * part) / 2) / cut).astype(int)
+        for whole, part in zip(size, values.shape, strict=True)
+    )
+    inside = [(places >= 0) & (places < part) for places, part in zip((rows, columns), values.shape, strict=True)]
+    found = np.full(size, beyond, values.dtype)
+    found[np.ix_(*inside)] = values[np.ix_(rows[inside[0]], columns[inside[1]])]
+    return found
+
+
 def scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarray:
     """Numbers of more than eight bits, as eight bits of their range, which of 16 bits is known."""
     if data.range is None and not sixteen:

@@ -39,6 +39,21 @@ def labels_of(values: np.ndarray, name: str, data: Data, classes: int) -> np.nda
     return np.where(labels == ignore, IGNORED, labels - ((ignore >= 0) & (labels > ignore))).astype(np.uint8)
 
 
+def numbers_of(labels: np.ndarray, data: Data) -> np.ndarray:
+    """What `labels_of` was given, uint8; without `data.ignore` no class is 255."""
+    if data.ignore is None:
+        return labels
+    return np.where(labels == IGNORED, data.ignore, labels + (labels >= data.ignore)).astype(np.uint8)
+
+
+def picture_of(numbers: np.ndarray) -> Image.Image:
+    """A mask as an image that viewers show in the colours of PASCAL VOC, and whose values are still the numbers."""
+    image = Image.fromarray(numbers)
+    bits = (np.arange(256)[:, None, None] >> (3 * np.arange(8)[:, None] + np.arange(3))) & 1
+    image.putpalette((bits << np.arange(7, -1, -1)[:, None]).sum(1).astype(np.uint8).tobytes())
+    return image
+
+
 @dataclass
 class Masks:
     """The masks of a part, decoded at every access."""

@@ -1,24 +1,33 @@
-"""Classes and probabilities of images by a trained network, as a table: a row for each image."""
+"""What a trained network says of images: of each its class and probabilities, or the class of each of its pixels."""
 
 import csv
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL.Image import Image
 from torch import Tensor
 
-from metaformer.config.schema import Config
-from metaformer.data.batches import EVAL_PHOTOS
-from metaformer.data.decoding import decode
+from metaformer.config.schema import Config, Data
+from metaformer.config.tasks import IGNORED
+from metaformer.data.batches import EVAL_LOGITS, EVAL_PHOTOS
+from metaformer.data.decoding import decode, unfit
 from metaformer.data.images import load as load_images
+from metaformer.data.pixel_labels import numbers_of, picture_of
 from metaformer.data.readers.folder import images_below
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import as_csv, replacing, write
 from metaformer.tasks.classification import Classifier
+from metaformer.tasks.learner import Learner
+from metaformer.tasks.segmentation import Segmenter
 from metaformer.training.restored import Trained, load
 from metaformer.training.trainer import QUIET, make_trainer
 
@@ -30,16 +39,22 @@ class Pictures:
     names: Sequence[str]
     read: Callable[[int], Image]
     transform: Callable[[Image], Tensor]
+    batch: int = EVAL_PHOTOS
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # width and height of those that were read
 
     def __len__(self) -> int:
-        return -(-len(self.names) // EVAL_PHOTOS)
+        return -(-len(self.names) // self.batch)
 
     def __iter__(self) -> Iterator[Tensor]:
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self.names), EVAL_PHOTOS):
-                batch = range(start, min(start + EVAL_PHOTOS, len(self.names)))
-                seen = list(pool.map(lambda place: self.transform(self.read(place)), batch))
-                yield torch.stack(seen).contiguous(memory_format=torch.channels_last)
+            for start in range(0, len(self.names), self.batch):
+                places = range(start, min(start + self.batch, len(self.names)))
+                yield torch.stack(list(pool.map(self._seen, places))).contiguous(memory_format=torch.channels_last)
+
+    def _seen(self, place: int) -> Tensor:
+        image = self.read(place)
+        self.sizes[place] = image.size
+        return self.transform(image)
 
 
 @dataclass(frozen=True)
@@ -69,37 +84,105 @@ def predict(run: Path, config: Config, *, folder: bool) -> Predicted:
     Raises:
         ConfigError: there is no image, or one cannot be read; it names the file.
     """
+    trained = _trained(run)
+    pictures = _pictures(config, trained, folder=folder)
+    module = Classifier(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
+    probabilities = torch.cat(_run_over(pictures, module, config)).cpu()
+    return Predicted(pictures.names, trained.classes, probabilities)
+
+
+class MaskWriter(BasePredictionWriter):
+    """Writes the mask of each image as soon as its batch is done, as large as the image.
+
+    What of an image the network does not see, since the images of a run are cut about the middle, has no class.
+    """
+
+    def __init__(self, pictures: Pictures, files: Sequence[Path], data: Data) -> None:
+        super().__init__("batch")
+        self.pictures, self.files, self.data = pictures, files, data
+
+    def write_on_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, *where: Any
+    ) -> None:
+        first = where[2] * self.pictures.batch
+        for place, labels in enumerate(prediction.argmax(1).to(torch.uint8).cpu().numpy(), first):
+            numbers = numbers_of(unfit(labels, self.pictures.sizes[place][::-1], IGNORED), self.data)
+            with replacing(self.files[place]) as part:
+                picture_of(numbers).save(part, format="png")
+
+
+def segment(run: Path, config: Config, out: Path, *, folder: bool) -> int:
+    """Write the mask of each image as `out`/NAME.png, and the numbers of the classes beside them; how many there are.
+
+    Masks have the numbers that those of the run had, so that a network can be trained on them.
+
+    Args:
+        others: as of `predict`.
+
+    Raises:
+        ConfigError: there is no image, one cannot be read, or two would have the same mask; it names the file.
+    """
+    trained = _trained(run)
+    pictures, data = _pictures(config, trained, folder=folder), trained.config.data
+    files: dict[Path, str] = {}
+    for name in pictures.names:
+        other = files.setdefault(file := out / Path(name).with_suffix(".png"), name)
+        if other != name:
+            raise ConfigError(f"data.root={config.data.root}: {other} and {name} would have the same mask, {file}")
+    module = Segmenter(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
+    _run_over(pictures, module, config, callbacks=[MaskWriter(pictures, list(files), data)])
+    numbers = numbers_of(np.arange(len(trained.classes), dtype=np.uint8), data).tolist()
+    rows = [{"number": number, "class": name} for number, name in zip(numbers, trained.classes, strict=True)]
+    write(out / "classes.csv", as_csv(rows))
+    return len(files)
+
+
+def _trained(run: Path) -> Trained:
     trained = load(run)
     assert isinstance(trained, Trained)
-    if trained.config.task.segments:
-        raise ConfigError(f"run={run}: is of segmentation; expected a classifier (metaformer.load gives its network)")
-    pictures = _below(config, trained) if folder else _tested(config, trained)
-    module = Classifier(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
+    return trained
+
+
+def _run_over(
+    pictures: Pictures, module: Learner, config: Config, callbacks: Sequence[L.Callback] = ()
+) -> list[Tensor]:
+    """The predictions of each batch, on the device of the command line; none where callbacks take them."""
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     alone = replace(config.runtime, devices=1, nodes=1)
-    trainer = make_trainer(alone, config.recipe, enable_checkpointing=False, enable_progress_bar=False)
+    options: dict[str, Any] = {
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "callbacks": list(callbacks),
+    }
+    trainer = make_trainer(alone, config.recipe, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
-        batches = trainer.predict(module, dataloaders=pictures)
-    assert batches is not None
-    return Predicted(pictures.names, trained.classes, torch.cat([b for b in batches if isinstance(b, Tensor)]).cpu())
+        batches = trainer.predict(module, dataloaders=pictures, return_predictions=not callbacks)
+    return [batch for batch in batches or [] if isinstance(batch, Tensor)]
 
 
-def _below(config: Config, trained: Trained) -> Pictures:
+def _pictures(config: Config, trained: Trained, *, folder: bool) -> Pictures:
+    """What is predicted, in batches whose logits fit into memory."""
+    logits = len(trained.classes) * trained.shape[1] * trained.shape[2] if trained.config.task.segments else 1
+    batch = max(1, min(EVAL_PHOTOS, EVAL_LOGITS // logits))
+    return _below(config, trained, batch) if folder else _tested(config, trained, batch)
+
+
+def _below(config: Config, trained: Trained, batch: int) -> Pictures:
     """The images of a folder, by their paths in it."""
     files = images_below(config.data)
     seen = replace(trained.transform, data=replace(trained.transform.data, range=config.data.range))
     root = Path(str(config.data.root)).expanduser()
     inside = [path.relative_to(root if root.is_dir() else root.parent) for path in map(Path, files.names)]
     names = [path.as_posix().encode(errors="replace").decode() for path in inside]  # not all of them can be written
-    return Pictures(names, lambda place: decode(files.read(place), files.names[place], seen.data), seen)
+    return Pictures(names, lambda place: decode(files.read(place), files.names[place], seen.data), seen, batch)
 
 
-def _tested(config: Config, trained: Trained) -> Pictures:
+def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     """The test images of the run, by their places."""
     images = load_images(config.data, config.runtime.cache, training=False).test
-    return Pictures([f"test/{row}" for row in range(len(images))], images.read, trained.transform)
+    return Pictures([f"test/{row}" for row in range(len(images))], images.read, trained.transform, batch)
 
 
 def written(predicted: Predicted, kind: str) -> bytes:

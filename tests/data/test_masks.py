@@ -13,7 +13,9 @@ from PIL import ExifTags, Image
 
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.batches import Batches, EvalBatches, Share
+from metaformer.data.decoding import NEAREST, fit, unfit
 from metaformer.data.images import Images, load
+from metaformer.data.pixel_labels import labels_of, numbers_of, picture_of
 from metaformer.data.registry import fingerprint
 from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
@@ -216,3 +218,32 @@ def test_mosaics_are_made_of_images_of_their_split_and_are_the_same_for_ever():
     assert [int(part.pixels.long().sum()) for part in images.splits().values()] == [1029488012, 260541964, 387148171]
     mask, corner = images.test.masks[0], fashion.test.labels[0] + 1
     assert corner in mask[:32, :32].unique() or (mask[:32, :32] == 0).all()
+
+
+@pytest.mark.parametrize("ignore", [None, 0, 2, 255])
+def test_predicted_labels_have_the_numbers_of_the_masks_and_can_be_masks(ignore, tmp_path):
+    data = compose(*WORDS, f"data.ignore={'null' if ignore is None else ignore}").data
+    numbers = np.array([n for n in range(4) if n != ignore][:3] + ([] if ignore is None else [ignore]), np.uint8)
+    labels = labels_of(numbers[None], "mask", data, 3)
+    assert labels.tolist() == [[0, 1, 2, *([] if ignore is None else [IGNORED])]]
+    assert numbers_of(labels, data).tolist() == [numbers.tolist()]
+    picture_of(numbers[None]).save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as picture:
+        assert np.asarray(picture).tolist() == [numbers.tolist()]
+        colours = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 255: (224, 224, 192)}  # VOC's
+        assert np.asarray(picture.convert("RGB")).tolist() == [[list(colours[n]) for n in numbers]]
+
+
+@pytest.mark.parametrize("size", [(8, 12), (16, 24), (40, 24), (16, 50), (5, 5), (301, 200)])
+def test_what_was_fitted_goes_back_to_its_pixels(size):
+    """Against the coordinates of the pixels, fitted by Pillow as an image is."""
+    values = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    back = unfit(values, size, IGNORED)
+    assert back.shape == size
+    cut = min(size[0] / 8, size[1] / 12)
+    for whole, part, axis in zip(size, (8, 12), (1, 0), strict=True):
+        kept = (back != IGNORED).any(axis)
+        assert kept.sum() == pytest.approx(cut * part, abs=1)
+        assert np.flatnonzero(kept).mean() == pytest.approx((whole - 1) / 2, abs=0.51)  # about the middle
+    if cut >= 1:  # each value was kept, and what goes there and comes back is the same
+        assert np.array_equal(np.asarray(fit(Image.fromarray(back), (8, 12), NEAREST)), values)

@@ -1,5 +1,6 @@
 """Segmentation: metrics and losses to the number, and runs that are stopped, compared and reported."""
 
+import csv
 import json
 import re
 import signal
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose
+from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 from trained import CHOICES, equal, metrics, stop_at
 
 from metaformer.analysis.pixel_terms import terms_of_pixels
 from metaformer.config.tasks import FILLED, IGNORED
+from metaformer.data.images import load
 from metaformer.runs.answers import PixelAnswers, read_answers
+from metaformer.runs.result import read_result
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import run
 from metaformer.system.errors import ConfigError
@@ -27,6 +31,11 @@ WORDS = ("task=segmentation", "data=fashion_mosaics", *TINY, "recipe.batch=32", 
 
 def go(*words: str):
     return run(resolve(compose(*WORDS, "runtime.progress=false", *words), CHOICES)[0])
+
+
+def rows_of(file: str) -> list[dict[str, str]]:
+    with Path(file).open(newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def drawn(images: int = 9, classes: int = 4, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,13 +195,39 @@ def test_the_commands_about_a_run_know_of_segmentation(cli):
     assert "top-5" not in told
     same = cli("evaluate", f"weights={folder}/weights.pt", "data=fashion_mosaics", "data.train=64")
     assert f"mean IoU {iou:.2%}" in same.stdout, same.stderr
-    for verb, words, line in (
-        ("predict", ("out=p.csv",), "is of segmentation; expected a classifier"),
-        ("probe", (), "is of segmentation; expected runs of task=classification"),
-    ):
-        refused = cli(verb, f"run={folder}", *words)
-        assert refused.stderr.count("\n") == 1
-        assert line in refused.stderr
+    refused = cli("probe", f"run={folder}")
+    assert refused.stderr.count("\n") == 1
+    assert "is of segmentation; expected runs of task=classification" in refused.stderr
+    predicted = cli("predict", f"run={folder}")
+    assert predicted.stdout == "written: masks, 750 masks\n", predicted.stderr
+    config = read_result(folder).config
+    truth, numbers = load(config.data).test, {row["number"]: row["class"] for row in rows_of("masks/classes.csv")}
+    assert list(numbers.values()) == list(read_result(folder).recall)
+    found = np.stack([np.asarray(Image.open(f"masks/test/{row}.png")) for row in range(750)])
+    scorer = MulticlassJaccardIndex(len(numbers), average="macro", ignore_index=IGNORED)
+    scored = scorer(torch.from_numpy(found).long(), truth.targets(torch.arange(750)).long())
+    assert scored.item() == pytest.approx(iou, abs=1e-4)
+    again = cli("predict", f"run={folder}")
+    assert again.stderr == "error: out=masks: is there already; expected a new or an empty folder for the masks\n"
+
+    photos = {"a/wide.png": (90, 40), "tall.jpg": (31, 64), "small.png": (7, 7)}
+    for row, (name, size) in enumerate(photos.items()):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        truth.read(row).resize(size).save(Path("photos", name))
+    assert "3 masks" in cli("predict", f"run={folder}", "data.root=photos", "out=mine").stdout
+    for name, size in photos.items():
+        mask = Image.open(Path("mine", name).with_suffix(".png"))
+        values = np.asarray(mask)
+        assert mask.size == size
+        assert len(np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0)) == len(
+            np.unique(values)
+        )  # seen in colours
+        unseen = abs(size[0] - size[1]) // 2  # columns or rows on each side
+        assert (values == IGNORED).sum() == pytest.approx(2 * unseen * min(size), abs=2 * min(size))
+    truth.read(0).save("photos/small.jpg")
+    twice = cli("predict", f"run={folder}", "data.root=photos", "out=more")
+    assert "data.root=photos: small.jpg and small.png would have the same mask, more/small.png" in twice.stderr
+    assert not Path("more").exists()
 
 
 def test_debug_modes_with_masks():
