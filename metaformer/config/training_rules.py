@@ -30,14 +30,15 @@ def check_task(config: Config) -> None:
 
 def _check_segmentation(config: Config) -> None:
     """Of the keys of a classifier those that have no meaning for pixels, or that nobody has made for masks."""
-    recipe = config.recipe
-    if recipe.scale is not None:
-        raise ConfigError(
-            f"recipe.scale={recipe.scale}: task=segmentation crops image and mask by recipe.crop; expected null"
-        )
+    recipe, data = config.recipe, config.data
+    if data.decoded_size not in (None, data.size):
+        kept = "images with masks are kept at data.size"
+        raise ConfigError(f"data.decoded_size={data.decoded_size}: {kept}={data.size}; expected null")
     if config.runtime.strategy == "fsdp":
         raise ConfigError("runtime.strategy=fsdp: is for task=classification; expected ddp")
     given = {
+        "recipe.auto_augment": recipe.auto_augment,
+        "recipe.erasing": recipe.erasing,
         "recipe.mixup": recipe.mixup,
         "recipe.cutmix": recipe.cutmix,
         "recipe.distill.teacher": recipe.distill.teacher,

@@ -134,22 +134,25 @@ class EvalBatches:
             yield self.data.normalise(self.split.pixels[self.split.places(there)]), targets
 
 
-class Transformed(Dataset[tuple[Tensor, int]]):
+class Transformed(Dataset[tuple[Tensor, Any]]):
     """The items of a split at (epoch, place): an image [C, H, W] and its label. Without an epoch nothing is drawn.
 
     A place is the row of an image, or more where it is repeated, or where it only fills up an evaluation (label -1).
     """
 
-    def __init__(self, split: Any, transform: Callable[[Any], Tensor], seed: int = 0) -> None:
+    def __init__(self, split: Any, transform: Callable[..., Any], seed: int = 0) -> None:
         self.split, self.transform, self.seed = split, transform, seed
 
-    def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, Any]:
         epoch, place = where
-        row = place % len(self.split)
         if epoch is not None:
             seed_globals(self.seed, "image", epoch, place)  # of a worker process
-        fills = epoch is None and place >= len(self.split)
-        return self.transform(self.split.read(row)), -1 if fills else int(self.split.labels[row])
+        image, target = self.item(place % len(self.split))
+        return image, -1 if epoch is None and place >= len(self.split) else target
+
+    def item(self, row: int) -> tuple[Tensor, Any]:
+        """An image and its target, augmented by the global generators."""
+        return self.transform(self.split.read(row)), int(self.split.labels[row])
 
 
 @dataclass

@@ -22,6 +22,7 @@ from metaformer.data.batches import (
     repeated,
 )
 from metaformer.data.images import Images
+from metaformer.data.joint import TransformedPairs, joint_transform
 from metaformer.data.lightning_progress import asks_every_epoch, done_batches
 from metaformer.system.errors import ConfigError
 
@@ -69,7 +70,7 @@ class ImageData(L.LightningDataModule):
 
     Args:
         crop_pct, interpolation: of the evaluation of photographs, where `recipe.scale` says that they are read one at
-            a time.
+            a time; images with masks are evaluated as they are kept.
         workers: the number of processes that read them.
     """
 
@@ -89,8 +90,12 @@ class ImageData(L.LightningDataModule):
         self.here = data  # where it is trained, once the Trainer has said that
         self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU
         self.streams: dict[str, Stream] = {}
-        if recipe.scale is not None:
-            pixels = normalisation(data.mean, data.std)
+        pixels = normalisation(data.mean, data.std)
+        if recipe.scale is not None and data.masked:
+            if augment:
+                joint = joint_transform(recipe, data.shape, pixels)
+                self.streams["train"] = Stream(TransformedPairs(data.train, joint, seed), workers)
+        elif recipe.scale is not None:
             evaluation = evaluation_transform(crop_pct, data.shape, pixels, interpolation)
             training = training_transform(recipe, data.shape, pixels) if augment else evaluation
             for name, split in data.splits().items():
@@ -99,7 +104,7 @@ class ImageData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if not self.streams and self.here is self.data:
+        if "test" not in self.streams and self.here is self.data:
             self.here = self.data.on(device)
         for stream in self.streams.values():
             # not where there is a GPU: that would start CUDA for runs on a CPU too
@@ -141,7 +146,7 @@ class ImageData(L.LightningDataModule):
         def done() -> int:  # only known when the first batch is asked for: loaders are made before a run is restored
             return done_batches(self.trainer) if self.trainer else 0
 
-        if self.streams:
+        if "train" in self.streams:
             order = torch.randperm(images, generator=epoch_generator(self.seed, epoch))
             order = repeated(order, self.recipe.repeated_augmentation)[: steps * batch]
             return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
@@ -157,6 +162,6 @@ class ImageData(L.LightningDataModule):
         return self._evaluation("test", self.here.test)
 
     def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
-        if not self.streams:
+        if name not in self.streams:
             return EvalBatches(self.here, split, self.share)
         return self.streams[name].of(self.share.evaluated(len(split), EVAL_PHOTOS))

@@ -19,7 +19,7 @@ from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, check_masks, load
-from metaformer.data.module import ImageData, normalisation, training_transform
+from metaformer.data.module import ImageData
 from metaformer.data.splits import Split
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
 from metaformer.models.compiling import compiling, why_not_compiled
@@ -113,8 +113,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         checkpoint_blocks(net)
     try_optimizer(net, recipe)
     check_split(net, config, config.runtime.parts)
-    if recipe.scale is not None:
-        training_transform(recipe, images.shape, normalisation(images.mean, images.std))  # refuses what timm cannot do
+    ImageData(images, recipe, config.seed)  # refuses what the transforms cannot do
     if here and config.debug.mode not in ("profile", "batch"):  # which have no Trainer
         folder = Path(config.runtime.runs)  # nothing is written; it refuses devices, flags, callbacks and loggers
         brought, loggers = brought_callbacks(config), loggers_of(config, folder)

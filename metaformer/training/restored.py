@@ -128,7 +128,7 @@ def trained_from(saved: Mapping[str, Any], path: str | Path) -> Trained:
     fill(net, saved, path, "its model")
     mean, std = saved["mean"], saved["std"]
     streamed = decoded = None
-    if config.recipe.scale is not None:
+    if config.recipe.scale is not None and not config.task.segments:
         streamed = evaluation_transform(crop_of(config.model), found, normalisation(mean, std), "bicubic")
         if data.decode == "once" and "decode" in find(data.name).reads:
             decoded = size_of(data.decoded_size or data.size)

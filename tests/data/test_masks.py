@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.batches import Batches, EvalBatches, Share
 from metaformer.data.decoding import NEAREST, fit, unfit
 from metaformer.data.images import Images, load
+from metaformer.data.module import ImageData
 from metaformer.data.pixel_labels import labels_of, numbers_of, picture_of
 from metaformer.data.registry import fingerprint
 from metaformer.studies.points import resolve
@@ -247,3 +249,46 @@ def test_what_was_fitted_goes_back_to_its_pixels(size):
         assert np.flatnonzero(kept).mean() == pytest.approx((whole - 1) / 2, abs=0.51)  # about the middle
     if cut >= 1:  # each value was kept, and what goes there and comes back is the same
         assert np.array_equal(np.asarray(fit(Image.fromarray(back), (8, 12), NEAREST)), values)
+
+
+def same(one: tuple[torch.Tensor, ...], two: tuple[torch.Tensor, ...]) -> bool:
+    return all(map(torch.equal, one, two))
+
+
+def scaled(images: Images, workers: int = 0, **options) -> ImageData:
+    recipe = compose(
+        *WORDS, "recipe.crop=0", "recipe.scale=[0.3,1]", "recipe.color_jitter=0.4", "recipe.batch=4"
+    ).recipe
+    return ImageData(images, replace(recipe, **options), seed=3, workers=workers)
+
+
+def test_a_random_resized_crop_takes_the_same_pixels_of_image_and_mask(tmp_path):
+    """A mask that is a function of its image still is one, but where pixels of the image were mixed."""
+    masks = np.zeros((12, 8, 12), np.uint8)
+    for place in range(12):
+        masks[place, 2 + place % 3 :, 3 + place % 5 :] = 1
+    images = np.repeat(255 * masks[..., None], 3, axis=3)
+    np.savez(tmp_path / "a.npz", train_images=images, train_masks=masks, test_images=images, test_masks=masks)
+    found = read("npz", tmp_path / "a.npz", "data.classes=2")
+    batches = list(scaled(found, color_jitter=None).train_dataloader())
+    assert len(batches) == len(found.train) // 4
+    for pictures, labels in batches:
+        assert (pictures.shape[1:], labels.shape[1:]) == ((3, 8, 12), (8, 12))
+        assert (pictures.dtype, labels.dtype) == (torch.float32, torch.uint8)
+        bright = pictures * (found.std / 255)[:, None, None] + (found.mean / 255)[:, None, None]
+        assert ((bright[:, 0] > 0.5) == (labels == 1)).float().mean() > 0.93
+        assert set(labels.unique().tolist()) <= {0, 1}
+    whole = [found.train.targets(torch.arange(len(found.train))), torch.cat([labels for _, labels in batches])]
+    assert len({mask.numpy().tobytes() for mask in torch.cat(whole)}) > len(found.train)  # they were cut
+
+
+def test_draws_depend_on_seed_epoch_and_image_alone(tmp_path):
+    found = read("npz", npz(tmp_path))
+    here, there = scaled(found), scaled(found, workers=1)
+    first = list(here.train_dataloader())
+    assert all(map(same, first, there.train_dataloader()))
+    assert all(map(same, first, here.train_dataloader()))
+    jittered, plain = first[0][0], next(iter(scaled(found, color_jitter=None).train_dataloader()))
+    assert not torch.equal(jittered, plain[0])
+    assert not [key for key in ("val", "test") if key in here.streams]  # evaluated as they are kept
+    assert isinstance(scaled(found, scale=None).train_dataloader(), Batches)

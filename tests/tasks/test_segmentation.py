@@ -111,8 +111,9 @@ def test_the_parts_of_a_batch_add_up(dice):
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
-def test_a_run_that_is_stopped_ends_with_the_same_bits(monkeypatch):
-    words = ("task.dice=0.5", "recipe.class_weights=balanced", "recipe.ema=0.9", "model.drop_path=0.2")
+@pytest.mark.parametrize("crop", [(), ("recipe.crop=0", "recipe.scale=[0.5,1]")])
+def test_a_run_that_is_stopped_ends_with_the_same_bits(monkeypatch, crop):
+    words = ("task.dice=0.5", "recipe.class_weights=balanced", "recipe.ema=0.9", "model.drop_path=0.2", *crop)
     whole = go(*words, "runtime.runs=whole")
     with monkeypatch.context() as patch:
         stop_at(patch, signal.SIGTERM, 2, Segmenter)  # of 2 an epoch
@@ -151,7 +152,8 @@ def test_weights_of_a_classifier_begin_the_encoder_and_may_be_frozen(capfd):
     [
         (("recipe.mixup=0.2",), "recipe.mixup=0.2: is for task=classification"),
         (("recipe.loss=bce",), "recipe.loss=bce: is for task=classification"),
-        (("recipe.scale=[0.5,1]", "recipe.crop=0"), "task=segmentation crops image and mask by recipe.crop"),
+        (("recipe.scale=[0.5,1]", "recipe.crop=0", "recipe.erasing=0.1"), "erasing=0.1: is for task=classification"),
+        (("recipe.scale=[0.5,1]", "recipe.color_jitter=0.4"), "recipe.color_jitter=0.4: needs images in colour"),
         (("study.analysis.metric=test_accuracy",), "metric=test_accuracy: task=segmentation has test_pixel_accuracy"),
         (("task=classification", "task.dice=0.5"), "task.dice=0.5: belongs to task=segmentation"),
         (("task=classification", "study.analysis.metric=test_mean_iou"), "task=classification has test_macro"),
