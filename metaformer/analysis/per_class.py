@@ -41,32 +41,30 @@ def confusion(cells: Sequence[Cell]) -> Figure | None:
     """A panel for each cell: the share of the images of each class (row) that were taken for each (column)."""
     if not _classes(cells) or len({tuple(_classes([cell])) for cell in cells}) > 1:
         return None
-    columns = min(4, len(cells))
-    rows = -(-len(cells) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(WIDTH, 0.9 + 1.55 * rows), layout="constrained", squeeze=False
-    )
-    for axes in panels.flat[len(cells) :]:
-        axes.set_visible(False)
-    image: Any = None
     names = _classes(cells)
-    for place, (axes, cell) in enumerate(zip(panels.flat, cells, strict=False)):
+    classes, columns = len(names), min(4, len(cells))
+    rows = -(-len(cells) // columns)
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 1.55 * rows), layout="constrained")  # one: fifty take seconds
+    lefts, tops = 1.1 * classes * np.arange(columns), 1.25 * classes * np.arange(rows)
+    image: Any = None
+    for place, cell in enumerate(cells):
         counts = np.sum([run.confusion for run in cell.runs.values()], axis=0)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis", interpolation="none")  # a pixel a square
-        axes.set_title(cell.name, fontsize=7)
-        axes.grid(visible=False)
-        if len(names) <= MOST:
-            axes.set_yticks(np.arange(len(names)), names, fontsize=5)
-            axes.set_xticks(np.arange(len(names)), names, fontsize=5, rotation=90)
-        if place % columns:  # ticks at the outer panels alone: of fifty they take seconds
-            axes.set_yticks([])
-        if place + columns < len(cells):
-            axes.set_xticks([])
+        left, top = lefts[place % columns], tops[place // columns]
+        where = (left, left + classes, top + classes, top)
+        image = axes.imshow(shares, extent=where, vmin=0, vmax=1, cmap="cividis", interpolation="none")
+        axes.text(left + classes / 2, top - 0.03 * classes, cell.name, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(0, lefts[-1] + classes), ylim=(tops[-1] + classes, -0.15 * classes))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    middles = np.arange(classes) + 0.5 if classes <= MOST else np.array([])
+    last = lefts[: len(cells) - columns * (rows - 1)]  # in the last row
+    axes.set_xticks(np.add.outer(last, middles).ravel(), names[: len(middles)] * len(last), fontsize=5, rotation=90)
+    axes.set_yticks(np.add.outer(tops, middles).ravel(), names[: len(middles)] * rows, fontsize=5)
     figure.supylabel("class", fontsize=8)
     figure.supxlabel("taken for", fontsize=8)
     what = "pixels" if cells[0].first.config.task.segments else "images"
-    figure.colorbar(image, ax=panels, shrink=0.5, label=f"share of the test {what} of a class, all seeds")
+    figure.colorbar(image, ax=axes, shrink=0.5, label=f"share of the test {what} of a class, all seeds")
     return figure
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import on_disk, runs_of, study
 from rich.console import Console
@@ -67,11 +68,12 @@ def test_a_table_in_latex():
 
 @pytest.mark.parametrize("cells", [2, 3])
 def test_a_confusion_matrix_has_its_first_class_on_top(cells):
-    """The panels share their axis: turned once for each, an even number of them stood on its head."""
     named = dict.fromkeys(("pooling", "identity", "attention")[:cells], BASE)
-    figure = confusion(judge(study(), runs_of(**named)).cells)
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_ylim() for axes in panels] == [(1.5, -0.5)] * cells
+    axes = confusion(judge(study(), runs_of(**named)).cells).axes[0]
+    assert axes.yaxis_inverted()
+    extents = [image.get_extent() for image in axes.images]
+    assert extents == pytest.approx(np.array([(2.2 * i, 2.2 * i + 2, 2, 0) for i in range(cells)]))
+    assert [(t.get_text(), t.get_position()[1]) for t in axes.get_yticklabels()] == [("cat", 0.5), ("dog", 1.5)]
 
 
 def test_files_of_a_study(tmp_path, finished):
