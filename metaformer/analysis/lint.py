@@ -18,6 +18,7 @@ RECORDED: dict[str, Callable[[Result], object]] = {
     "runtime.accumulate": lambda run: run.accumulate,
     "runtime.tf32": lambda run: run.config.runtime.tf32,
     "runtime.compile": lambda run: run.config.runtime.compile if run.compiled is None else run.compiled,
+    "runtime.graph": lambda run: run.config.runtime.graph and run.compiled,
     "trained epochs": lambda run: _of(run.epochs, run.config.recipe.epochs_on(run.images)),
     "trained images": lambda run: None if run.config.data.train else run.images,
     "Python": lambda run: run.python,

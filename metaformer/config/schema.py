@@ -185,6 +185,7 @@ class Runtime:
     checkpoint_blocks: bool = False  # compute the insides of blocks again in the backward pass instead of keeping them
     accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit, on one device
     compile: bool = False  # torch.compile: minutes to begin with, on a CPU; what cannot be compiled is trained as it is
+    graph: bool = False  # compiled code is replayed as CUDA graphs (torch's reduce-overhead): few launches, more memory
     tf32: bool = False  # products and convolutions on a GPU with 10 bits of mantissa
     threads: int | None = number(None, at_least=1, at_most=1024)  # per run; None shares the cores between the runs
     workers: int | None = number(

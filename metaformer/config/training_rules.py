@@ -158,6 +158,12 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
         )
     if recipe.mixes and share % 2:
         raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
+    if runtime.graph and not runtime.compile:
+        raise ConfigError("runtime.graph=true: belongs to runtime.compile=true")
+    if runtime.graph and runtime.accelerator in ("cpu", "mps"):
+        raise ConfigError(
+            f"runtime.graph=true: is for a GPU of CUDA; here is runtime.accelerator={runtime.accelerator}"
+        )
     if runtime.strategy == "fsdp":
         _check_fsdp(runtime, recipe)
     if recipe.precision == "fp16" and runtime.accelerator == "cpu":

@@ -11,7 +11,7 @@ _cell: list[str | None] = []  # of the networks whose code this process has
 
 
 @contextmanager
-def compiling(net: nn.Module, wanted: bool, cell: str | None = None) -> Iterator[None]:
+def compiling(net: nn.Module, wanted: bool, cell: str | None = None, *, graph: bool = False) -> Iterator[None]:
     """Within, a network is compiled where that is wanted; afterwards it is as it was.
 
     What this process has compiled for another cell is forgotten: all runs share the code of one forward, of which torch
@@ -19,6 +19,7 @@ def compiling(net: nn.Module, wanted: bool, cell: str | None = None) -> Iterator
 
     Args:
         cell: tells which networks are alike but for their weights; None: this one is like no other.
+        graph: forward and backward are CUDA graphs, as torch's inductor makes them.
     """
     if not wanted:
         yield
@@ -26,7 +27,7 @@ def compiling(net: nn.Module, wanted: bool, cell: str | None = None) -> Iterator
     if cell is None or _cell != [cell]:
         torch.compiler.reset()
     _cell[:] = [cell]
-    net.compile()
+    net.compile(mode="reduce-overhead" if graph else None)
     try:
         yield
     finally:

@@ -90,6 +90,7 @@ def _solve(content: str) -> Match:
     place = {key: node for key, node in json.loads(content).items() if key not in ("recipe", "runtime", "cost")}
     place |= {key: getattr(config.runtime, key) for key in ("accelerator", "threads", "compile", "tf32")}
     place |= {"device": trains_on(config.runtime.accelerator), "batch": config.batch_at_once}
+    place |= {"graph": True} if config.runtime.graph else {}  # older files do not have it
     place |= {"precision": config.recipe.precision, "code": hashes_of_code(config.mixer)}
     key = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config.runtime.runs) / "budget.json"

@@ -68,7 +68,7 @@ def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[f
     net = build(config.model, config.mixer, config.seed, shape=image, classes=classes, task=config.task)
     images = torch.randn(batch, *image, device="cuda" if gpu else "cpu")
     set_tf32(config.runtime.tf32)
-    with compiling(net, compiled):
+    with compiling(net, compiled, graph=config.runtime.graph):
         return speed_of(net, images, bf16=config.recipe.precision == "bf16")
 
 

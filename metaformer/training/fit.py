@@ -193,7 +193,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         kept["accumulate"] = trainer.accumulate_grad_batches = saved.accumulate if saved else parts
         torch.set_num_threads(kept["threads"])
         check_split(net, config, kept["accumulate"])
-        with compiling(net, compiled, planned.cell_id):
+        with compiling(net, compiled, planned.cell_id, graph=config.runtime.graph):
             tested = _train_and_test(trainer, module, data, saved)
         weights = weights_of(net)
         if not main:

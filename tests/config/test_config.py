@@ -60,6 +60,11 @@ def error_of(*overrides: str) -> str:
         (["+typo=1"], "typo: no such key; there are mixer, model, data, "),
         (["data.size=3"], "data.size=3: data=fashion_small does not read it"),
         (["data.root=."], "data.root=.: data=fashion_small does not read it"),
+        (["runtime.graph=true"], "runtime.graph=true: belongs to runtime.compile=true"),
+        (
+            ["runtime.graph=true", "runtime.compile=true", "runtime.accelerator=mps"],
+            "runtime.graph=true: is for a GPU of CUDA; here is runtime.accelerator=mps",
+        ),
         (["logger.mode=offline"], "logger.mode=offline: belongs to logger=wandb"),
         (["logger.every=10"], "logger.every=10: belongs to logger=wandb"),
         (["logger=wandb", "logger.every=-1"], "logger.every=-1: expected at least 0"),

@@ -42,6 +42,7 @@ def gpu():
         (["recipe.precision=bf16"], 0.2),
         (["recipe.precision=fp16"], 0.2),
         (["runtime.compile=true"], 0.02),
+        (["runtime.compile=true", "runtime.graph=true"], 0.02),
         (["runtime.compile=true", "runtime.tf32=true", "recipe.precision=bf16"], 0.2),
     ],
 )

@@ -122,6 +122,14 @@ def test_each_cell_of_a_process_is_compiled_anew(monkeypatch):
     assert calls == [*first, "compile", "pooling", "reset", "compile", "attention", *alone, *alone, *first]
 
 
+@pytest.mark.parametrize(("graph", "mode"), [(False, None), (True, "reduce-overhead")])
+def test_a_graph_is_a_mode_of_the_compiler(monkeypatch, graph, mode):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options["mode"]) or call)
+    with compiling(torch.nn.Linear(1, 1), True, graph=graph):
+        assert asked == [mode]
+
+
 def test_a_gpu_that_is_too_small_says_how_much_a_run_takes(monkeypatch):
     forgotten, gib = [], 2**30
     assert taken(compose()) == ""
