@@ -162,7 +162,7 @@ def _is_value(word: Override) -> bool:
 
 
 def _interpolated(composed: DictConfig) -> bool:
-    return "${" in OmegaConf.to_yaml(without_hydra(composed), resolve=False)
+    return "${" in str(OmegaConf.to_container(without_hydra(composed), resolve=False))
 
 
 def _check_point(config: Config) -> None:
