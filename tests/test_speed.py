@@ -35,6 +35,7 @@ def ran(script: str, out: Path, *words: str) -> list[dict[str, str]]:
     ("script", "words", "variants"),
     [
         ("step.py", ["--only", "quickstart", "--roofline", "1"], {"timm, fp32", "metaformer, fp32"}),
+        ("allocator.py", ["--only", "quickstart"], {"given back", "kept"}),
         ("overhead.py", ["--steps", "3", "--batch", "16"], {"bare loop", "Trainer of the bench"}),
         ("data.py", ["--images", "128", "--photographs", "4", "--only", "28", "500"], {"Pillow, as here"}),
         pytest.param(

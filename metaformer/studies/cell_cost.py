@@ -20,6 +20,7 @@ from metaformer.models.cost import throughput as speed_of
 from metaformer.models.precision import set_tf32
 from metaformer.system import files
 from metaformer.system.errors import ConfigError
+from metaformer.system.machine import keep_memory
 
 
 def _on_meta(config: Config) -> tuple[torch.nn.Module, tuple[int, int, int]]:
@@ -68,6 +69,7 @@ def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[f
     net = build(config.model, config.mixer, config.seed, shape=image, classes=classes, task=config.task)
     images = torch.randn(batch, *image, device="cuda" if gpu else "cpu")
     set_tf32(config.runtime.tf32)
+    keep_memory()  # as a run has it
     with compiling(net, compiled, graph=config.runtime.graph):
         return speed_of(net, images, bf16=config.recipe.precision == "bf16")
 

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from metaformer.config.schema import Config, Recipe, Runtime
 from metaformer.models.precision import set_tf32
 from metaformer.system.errors import ConfigError
-from metaformer.system.machine import cores, processor
+from metaformer.system.machine import cores, keep_memory, processor
 from metaformer.training.sharding import strategy_of
 
 LIMITS: dict[str, dict[str, Any]] = {  # of the Trainer, by debug mode
@@ -55,6 +55,7 @@ def make_trainer(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
     set_tf32(runtime.tf32)
+    keep_memory()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # here it is an error
     warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
     together = runtime.processes
