@@ -80,6 +80,14 @@ def refusal(capsys, monkeypatch):
     return call
 
 
+LONG = ("test_readme.py", "test_speed.py", "test_tutorial.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes goes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 

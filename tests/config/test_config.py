@@ -231,9 +231,11 @@ def test_a_folder_of_sweeps_in_a_local_file_is_tried():
 
 
 def test_a_null_in_a_file_is_told_with_key_and_file():
+    Path("experiments").mkdir()
+    Path("experiments/mine.yaml").write_text("# @package _global_\nrecipe: { lr: null }")
     with pytest.raises(ConfigCompositionException) as refused:
-        compose("+experiments/trained/mixer=pooling")
-    assert explain(refused.value) == "recipe.lr=null: expected a float (in experiments/trained/mixer/pooling.yaml)"
+        compose("experiments=mine")
+    assert explain(refused.value) == "recipe.lr=null: expected a float (in experiments/mine.yaml)"
 
 
 def test_golden_run_ids():
