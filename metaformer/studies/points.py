@@ -156,9 +156,14 @@ class Cells:
 
 
 def _is_value(word: Override) -> bool:
-    """Whether a word sets a key below a node of the schema, and chooses no file."""
+    """Whether a word sets the seed or a key below a node of the schema, and chooses no file."""
     key = str(word.key_or_group)
-    return "." in key and "/" not in key and key.partition(".")[0] in Config.__dataclass_fields__ and not word.package
+    return (
+        ("." in key or key == "seed")
+        and "/" not in key
+        and key.partition(".")[0] in Config.__dataclass_fields__
+        and not word.package
+    )
 
 
 def _interpolated(composed: DictConfig) -> bool:
