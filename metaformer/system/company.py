@@ -35,17 +35,23 @@ def company() -> Iterator[Company]:
         yield found
         return
     try:
-        os.utime(own)
-        began, busy, used = own.stat().st_mtime_ns, _busy(), _used()
+        began, busy, used = _touch(own), _busy(), _used()
         start = time.monotonic()
         there = _at_work(folder, own, None)
         yield found
         found.runs = len(there | _at_work(folder, own, began))
         if busy is not None and (now := _busy()) is not None:
             found.cores = round(max(0.0, now - busy - (_used() - used)) / (time.monotonic() - start), 3)
-        os.utime(own)
+        _touch(own)
     finally:
         locks.free(lock)
+
+
+def _touch(path: Path) -> int:
+    """Give the file the time of now, which is returned: the kernel's own mark is as coarse as its ticks."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+    return path.stat().st_mtime_ns  # as the file system keeps it
 
 
 def _at_work(folder: Path, own: Path, since: int | None) -> set[str]:

@@ -54,6 +54,16 @@ def test_another_run_is_seen_whenever_it_overlaps(when):
     assert later.runs == 0
 
 
+def test_one_that_ended_just_before_is_none_of_the_company():
+    gone = locks.own_folder("training") / "1.lock"  # held by nobody
+    gone.touch()
+    for _ in range(50):  # most of them within one tick of the kernel's clock
+        module._touch(gone)
+        with company() as found:
+            pass
+        assert found.runs == 0
+
+
 def test_what_other_processes_take_is_told_in_cores(monkeypatch):
     busy = iter([100.0, 100.0 + 2 * 0.1])
     monkeypatch.setattr(module, "_busy", lambda: next(busy))
