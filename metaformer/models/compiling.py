@@ -7,7 +7,12 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from metaformer.system.errors import ConfigError
+
 _cell: list[str | None] = []  # of the networks whose code this process has
+# torch's mode "reduce-overhead", which goes on without graphs where it cannot have them; with the second it is an error
+GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
+SKIPPED = "skipping cudagraphs due to "
 
 
 @contextmanager
@@ -19,7 +24,7 @@ def compiling(net: nn.Module, wanted: bool, cell: str | None = None, *, graph: b
 
     Args:
         cell: tells which networks are alike but for their weights; None: this one is like no other.
-        graph: forward and backward are CUDA graphs, as torch's inductor makes them.
+        graph: forward and backward are CUDA graphs of torch's inductor, or an error: see `refuse_without_graph`.
     """
     if not wanted:
         yield
@@ -27,7 +32,7 @@ def compiling(net: nn.Module, wanted: bool, cell: str | None = None, *, graph: b
     if cell is None or _cell != [cell]:
         torch.compiler.reset()
     _cell[:] = [cell]
-    net.compile(mode="reduce-overhead" if graph else None)
+    net.compile(options=GRAPHS if graph else None)
     try:
         yield
     finally:
@@ -39,5 +44,21 @@ def why_not_compiled(error: BaseException) -> str | None:
     if not isinstance(error, TorchDynamoException):
         return None
     cause = getattr(error, "inner_exception", error)  # what the compiler raised, without who called it
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(cause).__name__}: {(_lines(cause) or [''])[0]}"[:200]
+
+
+def refuse_without_graph(error: BaseException) -> None:
+    """A ConfigError where torch could not make the CUDA graphs that it was asked for, with the line that it names."""
+    cause = getattr(error, "inner_exception", error)
+    if SKIPPED not in str(cause):
+        return
+    first, *rest = _lines(cause)
+    reason = first.split(SKIPPED)[-1].split(". Found from")[0]
+    raise ConfigError(
+        f"runtime.graph=true: torch makes no CUDA graph of this network ({': '.join([reason, *rest[-1:]])[:200]}); "
+        "without it the network is compiled"
+    ) from error
+
+
+def _lines(cause: BaseException) -> list[str]:
+    return [line.strip() for line in str(cause).splitlines() if line.strip()]

@@ -14,7 +14,7 @@ from rich.table import Table
 from metaformer.config.schema import Config
 from metaformer.data.registry import shape
 from metaformer.models.build import build, on_meta
-from metaformer.models.compiling import compiling
+from metaformer.models.compiling import compiling, refuse_without_graph, why_not_compiled
 from metaformer.models.cost import Cost, count, training_memory
 from metaformer.models.cost import throughput as speed_of
 from metaformer.models.precision import set_tf32
@@ -58,6 +58,11 @@ def step_seconds(config: Config) -> float:
         return 1 / throughput(config, config.batch_at_once, compiled=config.runtime.compile)[1]
     except torch.OutOfMemoryError:
         return math.inf
+    except RuntimeError as error:
+        refuse_without_graph(error)
+        if why_not_compiled(error) is None:
+            raise
+        return 1 / throughput(config, config.batch_at_once)[1]  # such a network is trained as it is
 
 
 def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[float, float]:

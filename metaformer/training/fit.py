@@ -22,7 +22,7 @@ from metaformer.data.images import Images, check_masks, load
 from metaformer.data.module import ImageData
 from metaformer.data.splits import Split
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
-from metaformer.models.compiling import compiling, why_not_compiled
+from metaformer.models.compiling import compiling, refuse_without_graph, why_not_compiled
 from metaformer.models.cost import Cost, count
 from metaformer.models.frozen import freeze
 from metaformer.models.initial import Initialized, in_words, initialize
@@ -143,6 +143,7 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
         try:
             return _fit(planned, prepared, jobs=jobs, show=show, parts=parts, compiled=compiled)
         except RuntimeError as error:
+            refuse_without_graph(error)
             if again and (reason := why_not_compiled(error)):
                 print(f"runtime.compile=true: this network cannot be compiled ({reason}); training it as it is",
                       file=sys.stderr)  # fmt: skip

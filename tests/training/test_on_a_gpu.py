@@ -1,5 +1,6 @@
 """What is set for a GPU, told by a device that is not there."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from conftest import compose
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.cudagraph_utils import format_default_skip_message, log_cudagraph_skip_and_bump_counter
 from trained import equal, go
 
 from metaformer.analysis.lint import RECORDED
@@ -18,6 +20,7 @@ from metaformer.data.images import load
 from metaformer.data.module import ImageData
 from metaformer.models.build import check_split
 from metaformer.models.compiling import compiling
+from metaformer.studies.cell_cost import step_seconds
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive, seed_globals
 from metaformer.tasks.divergence import first_not_finite
@@ -122,12 +125,38 @@ def test_each_cell_of_a_process_is_compiled_anew(monkeypatch):
     assert calls == [*first, "compile", "pooling", "reset", "compile", "attention", *alone, *alone, *first]
 
 
-@pytest.mark.parametrize(("graph", "mode"), [(False, None), (True, "reduce-overhead")])
-def test_a_graph_is_a_mode_of_the_compiler(monkeypatch, graph, mode):
+def test_a_graph_is_a_mode_of_the_compiler_that_says_where_there_is_none(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options["mode"]) or call)
-    with compiling(torch.nn.Linear(1, 1), True, graph=graph):
-        assert asked == [mode]
+    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options["options"]) or call)
+    for graph in (False, True):
+        with compiling(torch.nn.Linear(1, 1), True, graph=graph):
+            pass
+    reduced = torch._inductor.list_mode_options("reduce-overhead")
+    assert asked == [None, reduced | {"triton.cudagraph_or_error": True}]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("mutated inputs (1 instances). Found from : \n   File 'mine.py', line 3, in forward\n    self.seen.add_(1)\n",
+         "mutated inputs (1 instances): self.seen.add_(1)"),
+        ("cpu device (primals_1)", "cpu device (primals_1)"),
+    ],
+)  # fmt: skip
+def test_a_network_of_which_there_is_no_graph_is_an_error(monkeypatch, told, expected):
+    def broken(call, **_):
+        def run(*args):
+            try:
+                with torch._inductor.config.patch("triton.cudagraph_or_error", True):
+                    log_cudagraph_skip_and_bump_counter(format_default_skip_message(told))
+            except RuntimeError as error:
+                raise BackendCompilerFailed(broken, error, None) from error
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ConfigError, match=re.escape(f"no CUDA graph of this network ({expected}); without it")):
+        go("recipe.epochs=1", "runtime.compile=true", "runtime.graph=true")
 
 
 def test_a_gpu_that_is_too_small_says_how_much_a_run_takes(monkeypatch):
@@ -162,6 +191,7 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, capf
     assert (outcome.result.compiled, outcome.result.config.runtime.compile) == (False, True)
     assert RECORDED["runtime.compile"](outcome.result) is False
     assert equal(plain.folder, outcome.folder)
+    assert 0 < step_seconds(outcome.result.config) < 1  # measured as it is trained
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
