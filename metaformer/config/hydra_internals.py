@@ -6,7 +6,7 @@ state, which belongs to whoever set it up first.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,12 @@ def points_of(loader: ConfigLoader, words: Sequence[str]) -> list[list[str]]:
 def make_launcher(context: HydraContext, task: TaskFunction, cfg: DictConfig) -> Launcher:
     """The launcher that a configuration names, about to run `task`."""
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+
+
+def begin_workers_with(launcher: Launcher, function: Callable[..., None], *arguments: Any) -> None:
+    """Each worker of joblib's launcher calls this first; other launchers have no workers."""
+    if type(launcher).__name__ == "JoblibLauncher":
+        vars(launcher)["joblib"] |= {"initializer": function, "initargs": arguments}
 
 
 def register_plugin(plugin: type[Plugin]) -> None:

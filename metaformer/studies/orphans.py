@@ -7,30 +7,33 @@ import threading
 import time
 
 EVERY = 0.5  # seconds between two looks at the parent
-_watched: list[int] = []  # the launcher's process
+_launcher: list[int] = []  # of this process, if it is a worker
 
 
-def end_with_launcher() -> None:
-    """Watch the launcher from a worker of joblib; in any other process, as in a job of SLURM, do nothing.
+def end_with_launcher(launcher: int) -> None:
+    """What a worker of joblib does first: nobody would give it a run, or stop the one it has, once its parent is gone.
 
     Linux can signal a child when its parent dies, but means the thread that started it, and joblib starts workers from
     several.
     """
-    if type(multiprocessing.current_process()).__name__ != "LokyProcess":
-        return
+    _launcher[:] = [launcher]
     leave_if_orphaned()
-    if not _watched:
-        _watched.append(os.getppid())
-        threading.Thread(target=_watch, daemon=True).start()
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """The same at the first run of a worker that another sweeper started, as that of a search; elsewhere nothing."""
+    if not _launcher and type(multiprocessing.current_process()).__name__ == "LokyProcess":
+        end_with_launcher(os.getppid())
 
 
 def leave_if_orphaned() -> None:
     """End this process where its launcher is gone: there may be more runs in its queue."""
-    if _watched and os.getppid() != _watched[0]:
+    if _launcher and os.getppid() != _launcher[0]:
         os._exit(128 + signal.SIGTERM)
 
 
 def _watch() -> None:
-    while os.getppid() == _watched[0]:
+    while os.getppid() == _launcher[0]:
         time.sleep(EVERY)
     os.kill(os.getpid(), signal.SIGTERM)  # a run that trains saves and stops, and what waits for one ends at once

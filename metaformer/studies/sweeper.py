@@ -20,12 +20,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from metaformer.config.compose import key_of
-from metaformer.config.hydra_internals import make_launcher, register_plugin
+from metaformer.config.hydra_internals import begin_workers_with, make_launcher, register_plugin
 from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
+from metaformer.studies.orphans import end_with_launcher
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
@@ -52,6 +53,7 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.launcher = make_launcher(hydra_context, job, config)
+        begin_workers_with(self.launcher, end_with_launcher, os.getpid())
 
     def sweep(self, arguments: list[str]) -> None:
         listed = points(self.hydra_context.config_loader, self.config, arguments)

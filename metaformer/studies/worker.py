@@ -28,7 +28,7 @@ from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
 from metaformer.runs.wandb_place import tell_absent
-from metaformer.studies.orphans import end_with_launcher, leave_if_orphaned
+from metaformer.studies.orphans import end_with_parent, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
 from metaformer.system.company import Company, company
@@ -66,7 +66,7 @@ def job(cfg: DictConfig) -> Outcome:
         if logger.wandb and done and (words := tell_absent([planned.folder], logger)):
             print(words, file=sys.stderr)
         return outcome
-    end_with_launcher()
+    end_with_parent()
     choices = choices_of(hydra)
     outcome = Outcome(f"{choices['mixer']}-{choices['model']}", "refused")
     try:

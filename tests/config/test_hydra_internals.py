@@ -1,11 +1,16 @@
 """What is used of Hydra's private interfaces: these tests fail loudly when Hydra changes."""
 
+import os
+
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from joblib import Parallel, delayed
 
 from metaformer.config.compose import loader
-from metaformer.config.hydra_internals import load, points_of, size_of
+from metaformer.config.hydra_internals import begin_workers_with, load, points_of, size_of
 
 
 def test_composition_leaves_hydras_global_state_alone():
@@ -46,3 +51,11 @@ def test_a_point_is_composed_over_the_study():
     study = load(loader(), ["experiments=quickstart"], multirun=True)
     point = loader().load_sweep_config(study, ["experiments=quickstart", "mixer=identity", "seed=2"])
     assert (point.study.name, point.seed, point.mixer._target_) == ("quickstart", 2, "metaformer.mixers.Identity")
+
+
+def test_workers_of_joblib_begin_with_a_function_of_ours():
+    """Hydra's launcher hands what it has to joblib.Parallel, which hands the rest to its workers."""
+    launcher = JoblibLauncher(n_jobs=2)
+    begin_workers_with(launcher, os.putenv, "WORKER_OF", "me")
+    assert Parallel(**launcher.joblib)(delayed(os.system)("test $WORKER_OF = me") for _ in range(2)) == [0, 0]
+    begin_workers_with(BasicLauncher(), os.putenv)

@@ -337,6 +337,35 @@ def test_workers_end_with_their_launcher_after_a_checkpoint(cli, tmp_path, numbe
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("moment", [0.0, 1.0, 3.0])
+def test_workers_that_have_no_run_yet_end_with_their_launcher(tmp_path, moment):
+    """They import for seconds, and then wait for a run that nobody will give them."""
+    process = start("-m", "mixer=identity,pooling", "data=digits", "hydra.launcher.n_jobs=2", "runtime.threads=1")
+    wait_for(lambda: len(workers(process.pid)) == 2, process)
+    time.sleep(moment)
+    there = workers(process.pid)
+    process.kill()
+    process.wait(timeout=30)
+    end = time.time() + 20
+    while any(Path(f"/proc/{pid}/stat").exists() for pid in there):
+        assert time.time() < end, "a worker lives on"
+        time.sleep(0.2)
+
+
+def workers(launcher: int) -> list[int]:
+    """The processes of loky that have such a parent."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == launcher and b"popen_loky" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+@pytest.mark.processes
 def test_two_launches_of_one_run_train_it_once(tmp_path):
     command = ["data=digits", "recipe.epochs=15", "runtime.threads=1"]
     both = [start(*command) for _ in range(2)]
