@@ -16,6 +16,7 @@ _HOME = {
     "MetaFormer": "metaformer.models.metaformer",
     "MetaFormerBlock": "metaformer.models.block",
     "Classifier": "metaformer.tasks.classification",
+    "ImageData": "metaformer.data.module",
     "load": "metaformer.training.restored",
     "initialize": "metaformer.models.initial",
 }

@@ -1,9 +1,9 @@
 """Does a mixer keep the contract, and what does it do? A table of pass, fail and note, with a reason for each.
 
-    python -m metaformer.check my_mixer.Shift [dim=64] [resolution=14x14] [option=value ...]
+    python -m metaformer.check mixer=my_mixer.Shift [dim=64] [resolution=14x14] [option=value ...]
 
-A mixer of conf/mixer is also known by its name, like pooling. It leaves with 1 where a check failed. In tests of your
-own: `from metaformer.check import assert_mixer`, then `assert_mixer(Shift, step=2)`.
+A mixer of conf/mixer is known by its name, like mixer=pooling, and `mixer=` may be left out. It leaves with 1 where a
+check failed. In tests of your own: `from metaformer.check import assert_mixer`, then `assert_mixer(Shift, step=2)`.
 """
 
 import re
@@ -16,7 +16,7 @@ from metaformer.cli import answer, words
 from metaformer.config.compose import mixer_named
 from metaformer.system.errors import ConfigError
 
-USAGE = "my_mixer.Shift [dim=64] [resolution=14x14] [option=value ...]"
+USAGE = "mixer=my_mixer.Shift [dim=64] [resolution=14x14] [option=value ...]"
 
 
 def assert_mixer(mixer: type, *, dim: int = 64, resolution: tuple[int, int] = (14, 14), **options: Any) -> None:
@@ -28,11 +28,11 @@ def assert_mixer(mixer: type, *, dim: int = 64, resolution: tuple[int, int] = (1
 
 def command(arguments: Sequence[str]) -> None:
     """Check the mixer that the command line names, show the table, leave with 1 where a check failed."""
-    given = words(_of_today(arguments), own=("dim", "resolution"), plain="a mixer")
-    if len(given.plain) != 1:
-        wrong = f"{given.plain[1]}: expected option=value" if given.plain else f"no mixer: expected {USAGE}"
-        raise ConfigError(wrong)
-    mixer = given.plain[0]
+    given = words(_of_today(arguments), own=("mixer", "dim", "resolution"), plain="a mixer")
+    mixers = [*(word for key, word in given.own.items() if key == "mixer"), *given.plain]
+    if len(mixers) != 1:
+        raise ConfigError(f"{mixers[1]}: expected option=value" if mixers else f"no mixer: expected {USAGE}")
+    mixer = mixers[0]
     dim, resolution = given.own.get("dim", "64"), given.own.get("resolution", "14x14")
     if not re.fullmatch(r"0*[1-9]\d{0,5}", dim):
         raise ConfigError(f"dim={dim}: expected a number of channels")

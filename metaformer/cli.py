@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metaformer.config.compose import check_local_files
-from metaformer.config.explain import USER_ERRORS, explain
+from metaformer.config.explain import USER_ERRORS, choice_called, explain, keys_of, whole_key
 from metaformer.system.errors import ConfigError, nearest
 
 RUN_ERRORS = (FloatingPointError, MemoryError)  # a run that diverges or does not fit; its failed.json has the traceback
@@ -46,12 +46,13 @@ def words(
             found.own[key] = value
         elif not equals and not key.startswith("~"):
             if not plain or key.startswith("-"):
-                hint = nearest(word, [f"{k}=" for k in own])
+                hint = choice_called(word) or nearest(word, [f"{k}=" for k in own])
                 raise ConfigError(f"{word}: expected key=value{f' or {plain}' if plain else ''}{hint}")
             found.plain.append(word)
         elif groups is not None and group not in groups:
             known = [*own, *groups]
-            raise ConfigError(f"{group}: not of this command{nearest(group, known)}; expected {', '.join(known)}")
+            hint = whole_key(key, keys_of(groups)) or nearest(group, known)
+            raise ConfigError(f"{group}: not of this command{hint}; expected {', '.join(known)}")
         else:
             found.overrides.append(word)
     return found

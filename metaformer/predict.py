@@ -8,7 +8,8 @@ The table has a row for each image: `file`, `class`, and in `p_CLASS` the probab
 size of the image, with the numbers that the masks of the run have, as classes.csv beside them says.
 
 All images in FOLDER and below are taken, in the order of their paths and whatever the folders are called; one image may
-stand in its place. Images are brought to the size and the channels of the run; 32 bits need data.range=[low,high].
+stand in its place. Images are brought to the size and the channels of the run, but colours are refused where its own
+images had none; 32 bits need data.range=[low,high].
 Without a FOLDER the test images of the run are taken, in the order of predictions.npz.
 """
 

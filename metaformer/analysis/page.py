@@ -47,10 +47,13 @@ def template(name: str) -> "Template":
 PART = "This is a part of a study, or a sweep that is none: nobody fixed beforehand how it is judged."
 
 
-def summarise(study: Study, runs: Sequence[Run], console: Console, folder: Path, *, whole: bool) -> None:
+def summarise(
+    study: Study, runs: Sequence[Run], console: Console, folder: Path, *, whole: bool, command: str = ""
+) -> None:
     """Print what a study found, and leave its files in `folder`; experiments/NAME is where it is published.
 
     Args:
+        command: that made the runs, where no launch of a study has kept it.
         whole: the study as its file defines it, not a part of it or a sweep of no name.
     """
     if all(run.problem for run in runs):
@@ -67,7 +70,7 @@ def summarise(study: Study, runs: Sequence[Run], console: Console, folder: Path,
         console.print(line, style="dim", markup=False, highlight=False)
     for line in left_out([run for run in runs if study.name or not run.problem.startswith("failed")]):
         console.print(line, style="yellow", markup=False, highlight=False)
-    page = write_files(study, verdicts, runs, console, folder, whole=whole)
+    page = write_files(study, verdicts, runs, console, folder, whole=whole, command=command)
     console.print(f"written: {page}", markup=False, soft_wrap=True)
     if study.name and whole and folder != study_folder(study.name):
         words = f"python -m metaformer.report experiments={study.name} publish=true"
@@ -87,8 +90,21 @@ def effective(study: Study, runs: Sequence[Run]) -> Study:
     return replace(study, analysis=replace(study.analysis, factor=next(iter(runs[0].levels))))
 
 
+def _compared(study: Study, runs: Sequence[Run]) -> str:
+    """A heading where nobody asked a question: what is compared."""
+    levels = dict.fromkeys(run.levels.get(study.analysis.factor, "") for run in runs)
+    return f"{first_up(study.analysis.factor)}: {', '.join(filter(None, levels)) or study.name}"
+
+
 def write_files(
-    study: Study, verdicts: Verdicts, runs: Sequence[Run], console: Console, folder: Path, *, whole: bool
+    study: Study,
+    verdicts: Verdicts,
+    runs: Sequence[Run],
+    console: Console,
+    folder: Path,
+    *,
+    whole: bool,
+    command: str = "",
 ) -> Path:
     """results.csv, tables/, figures/ and report.html in a folder, and runs.npz where it is published; the page."""
     name = study.name or folder.name
@@ -107,8 +123,8 @@ def write_files(
     told, caution = history(study, launched, runs, judged_by(launched)) if whole else (PART, True)
     cautions = failures(verdicts)
     content = template("report.html").render(
-        title=name,
-        question=study.question,
+        title=study.name or "a sweep",
+        question=study.question or _compared(study, runs),
         metric=first_up(metric_of(study.analysis.metric).words),
         counts=f"{rows} of {len(runs)} runs",
         written=files.now()[:10],
@@ -126,7 +142,7 @@ def write_files(
         captions=captions(study, verdicts),
         tables={**tables, "provenance": provenance_table(runs), "runs": run_table(runs)},
         probes=_probes(folder) or _probes(study_folder(name)) if whole else [],
-        command=(launched.command if launched else "") or f"python -m metaformer.train experiments={name}",
+        command=(launched.command if launched else "") or command or f"python -m metaformer.train experiments={name}",
     )
     page = folder / "report.html"
     files.write(page, content)

@@ -13,6 +13,8 @@ from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import Run
 
+ORDER = DIFFERENT, EQUIVALENT, BOTH, INCONCLUSIVE, NONE  # in which verdicts are told
+
 
 def headline(verdicts: Verdicts, study: Study) -> list[str]:
     """The answer: the paper's claim, the verdicts, a sentence for each setting, and the shares of the variance."""
@@ -20,11 +22,11 @@ def headline(verdicts: Verdicts, study: Study) -> list[str]:
     sentences = [_claim(verdicts, study)] if verdicts.claims else []
     for setting in dict.fromkeys(c.setting for c in verdicts.confirmatory):
         family = [c for c in verdicts.confirmatory if c.setting == setting]
-        said = [
-            f"{verdict}: " + ", ".join(_level(c, metric.digits - 1) for c in family if c.verdict == verdict)
-            for verdict in (DIFFERENT, EQUIVALENT, BOTH, INCONCLUSIVE, NONE)
-            if any(c.verdict == verdict for c in family)
-        ]
+        levels: dict[str, list[str]] = {}
+        for pair in sorted(family, key=lambda c: ORDER.index(c.verdict)):
+            why = f" ({pair.notes[0]})" if pair.verdict == NONE else ""
+            levels.setdefault(f"{pair.verdict}{why}", []).append(_level(pair, metric.digits - 1))
+        said = [f"{verdict}: {', '.join(told)}" for verdict, told in levels.items()]
         place = f"{setting}, against" if setting else "Against"
         n = min((c.crossed.seeds for c in family if c.crossed.seeds), default=0)
         sentences.append(f"{place} {study.reference} ({metric.unit}, n = {n}): {'; '.join(said)}.")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from metaformer.config.compose import names_in
 from metaformer.config.kinds import hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves
@@ -15,6 +17,31 @@ from metaformer.system.errors import ConfigError, by_closeness, install, nearest
 
 USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 EXTRAS = {"optuna": "optuna", "submitit_slurm": "slurm"}  # what a choice of Hydra's plugins needs
+CALLED_ELSEWHERE = {  # what timm, Lightning and others call a key
+    **dict.fromkeys(("learning_rate", "base_lr"), "recipe.lr"),
+    **dict.fromkeys(("max_epochs", "num_epochs"), "recipe.epochs"),
+    **dict.fromkeys(("max_steps", "num_steps"), "recipe.steps"),
+    **dict.fromkeys(("batch_size", "train_batch_size"), "recipe.batch"),
+    **dict.fromkeys(("opt", "optim"), "recipe.optimizer"),
+    **{key: f"recipe.optimizer_options.{key}" for key in ("momentum", "betas", "eps", "layer_decay")},
+    **dict.fromkeys(("wd", "decay"), "recipe.weight_decay"),
+    **dict.fromkeys(("sched", "scheduler", "lr_scheduler"), "recipe.schedule"),
+    **dict.fromkeys(("aa", "randaugment"), "recipe.auto_augment"),
+    **dict.fromkeys(("reprob", "random_erasing"), "recipe.erasing"),
+    **dict.fromkeys(("smoothing",), "recipe.label_smoothing"),
+    **dict.fromkeys(("model_ema", "ema_decay"), "recipe.ema"),
+    **dict.fromkeys(("gradient_clip_val", "clip_norm", "max_grad_norm"), "recipe.clip_grad"),
+    **dict.fromkeys(("amp", "dtype"), "recipe.precision"),
+    **dict.fromkeys(("drop_path_rate",), "model.drop_path"),
+    **dict.fromkeys(("img_size", "image_size", "input_size", "resolution"), "data.size"),
+    **dict.fromkeys(("data_dir", "data_path", "dataset_path"), "data.root"),
+    **dict.fromkeys(("num_classes",), "data.classes"),
+    **dict.fromkeys(("in_chans", "in_channels"), "data.channels"),
+    **dict.fromkeys(("num_workers",), "runtime.workers"),
+    **dict.fromkeys(("num_threads",), "runtime.threads"),
+    **dict.fromkeys(("gpus", "num_gpus"), "runtime.devices"),
+    **dict.fromkeys(("output_dir", "out_dir", "save_dir", "log_dir"), "runtime.runs"),
+}
 
 
 def explain(error: Exception) -> str:
@@ -50,7 +77,7 @@ def _chain(error: Exception) -> list[Exception]:
 def _not_readable(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals:
-        return f"{word}: expected key=value"
+        return f"{word}: expected key=value{choice_called(word)}"
     if value.startswith(("[", "{", "'", '"')):
         return f"{word}: cannot be read; expected brackets and quotes in pairs"
     return f"{word}: cannot be read; quote a value with special characters, twice: '{key}=\"{value}\"'"
@@ -64,15 +91,40 @@ def _no_such_choice(file: str, options: list[str]) -> str:
 
 
 def _no_such_key(key: str, causes: list[Exception]) -> str:
-    known, node = [path for path, _, _ in leaves(Config())], key.partition(".")[0]
+    parents = [parent for c in causes if (parent := getattr(c, "parent_node", None))]
+    of_mixer = [f"mixer.{name}" for parent in parents for name in parent.get("mixer") or () if "mixer" in parent]
+    known, node = [*(path for path, _, _ in leaves(Config())), *of_mixer], key.partition(".")[0]
     if "." in key and node not in Config.__dataclass_fields__ and (hint := nearest(key, known)):
         return f"{key}: no such key{hint}"
-    if places := [f"'{path}'" for path in known if path.rpartition(".")[2] == key]:
-        return f"{key}: no such key; did you mean {' or '.join(places)}?"
-    siblings = _siblings(key) or [str(k) for c in causes for k in getattr(c, "parent_node", None) or ()]
+    if hint := whole_key(key, known):
+        return f"{key}: no such key{hint}"
+    siblings = _siblings(key) or [str(k) for parent in parents for k in parent]
     siblings = [sibling for sibling in dict.fromkeys(siblings) if sibling != "_target_"]
     hint = nearest(key.rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
     return f"{key}: no such key{hint}"
+
+
+def whole_key(key: str, known: Collection[str]) -> str:
+    """`; did you mean 'recipe.lr'?` for a key that says too little of one, or has the name of another library."""
+    other = CALLED_ELSEWHERE.get(key.rpartition(".")[2])
+    same = [path for path in known if path.rpartition(".")[2] == key or _letters(path) == _letters(key)]
+    places = [f"'{path}'" for path in same or ([other] if other else [])]
+    return f"; did you mean {' or '.join(places)}?" if places else ""
+
+
+def keys_of(nodes: Collection[str]) -> list[str]:
+    """The keys of some nodes of the configuration."""
+    return [path for path, _, _ in leaves(Config()) if path.partition(".")[0] in nodes]
+
+
+def _letters(key: str) -> str:
+    return re.sub(r"[._-]", "", key)
+
+
+def choice_called(word: str) -> str:
+    """`; did you mean 'mixer=pooling'?` for the choice of a group that has that name, or nothing."""
+    group = next((group for group in GROUPS if word in names_in(group)), None)
+    return f"; did you mean '{group}={word}'?" if group else ""
 
 
 def _wrong_type(cause: Exception) -> str:

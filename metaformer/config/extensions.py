@@ -33,6 +33,7 @@ ELSEWHERE = {  # flags that the bench sets, and the key that sets them
     "max_steps": "recipe.steps, whose last epoch is validated too",
     "check_val_every_n_epoch": "recipe.validate_steps, which counts steps",
     "val_check_interval": "recipe.validate_steps, at the end of an epoch",
+    "profiler": "debug=profile",
 }
 WHOLE = "a validation is at the end of an epoch, on all validation images"
 FIXED = {  # flags that have one value here, and why
@@ -48,14 +49,7 @@ FIXED = {  # flags that have one value here, and why
     "model_registry": "it belongs to checkpoints of Lightning's own, and a run has others",
 }
 # Flags that change no result: what is printed, logged and checked. Whatever else there is, or will be, counts.
-HARMLESS = (
-    "log_every_n_steps",
-    "enable_model_summary",
-    "enable_autolog_hparams",
-    "profiler",
-    "detect_anomaly",
-    "inference_mode",
-)
+HARMLESS = ("log_every_n_steps", "enable_model_summary", "enable_autolog_hparams", "detect_anomaly", "inference_mode")
 # Callbacks that look on and say what they see. Any other may stop the training or change weights, so that it is part of
 # the identity with all its options, and with the code that it names.
 LOGGING = ("LearningRateMonitor", "ThroughputMonitor", "DeviceStatsMonitor")  # to Lightning's loggers only

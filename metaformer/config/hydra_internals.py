@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
@@ -70,6 +70,11 @@ def points_of(loader: ConfigLoader, words: Sequence[str]) -> list[list[str]]:
 def make_launcher(context: HydraContext, task: TaskFunction, cfg: DictConfig) -> Launcher:
     """The launcher that a configuration names, about to run `task`."""
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+
+
+def flags() -> list[str]:
+    """What Hydra's own command line knows beside overrides, like --cfg."""
+    return [*get_args_parser()._option_string_actions]
 
 
 def begin_workers_with(launcher: Launcher, function: Callable[..., None], *arguments: Any) -> None:

@@ -21,10 +21,10 @@ GROUPS = "model", "mixer", "data", "task", "recipe", "runtime", "callbacks", "lo
 class BlockOptions:
     """What the papers vary in a MetaFormer block beside the mixer. An option of the block is a field here."""
 
-    mlp_ratio: float = number(4.0, above=0, at_most=1000)
-    norm: str = choice("group", "layer", "batch", "none")
-    norm_eps: float = number(1e-5, above=0)
-    act: str = choice("gelu", "relu", "silu", "star_relu")
+    mlp_ratio: float = number(4.0, above=0, at_most=1000)  # hidden channels of the MLP for each channel of the block
+    norm: str = choice("group", "layer", "batch", "none")  # group: over channels and space (the paper); layer: channels
+    norm_eps: float = number(1e-5, above=0)  # added to the variance
+    act: str = choice("gelu", "relu", "silu", "star_relu")  # in the channel MLP
     bias: bool = True  # in the channel MLP and the norms
     layer_scale: float | None = 1e-5  # initial scale of the branches; None for none
     residual: bool = True  # the skip paths
@@ -46,7 +46,7 @@ class Architecture(BlockOptions):
     # norm_pool: norm on the map, mean over space, linear (the official v1); pool_norm: mean, layer norm, linear (v2,
     # and timm's v1); mlp: the same with two layers
     head: str = choice("norm_pool", "pool_norm", "mlp")
-    head_dropout: float | None = rate()
+    head_dropout: float | None = rate()  # before the last linear layer
     init: str = choice("official", "timm")  # of the patch embeddings: PyTorch's default, or truncated normal (0.02)
 
 
@@ -54,8 +54,8 @@ class Architecture(BlockOptions):
 class Model(Architecture):
     """The `model` node. A published model (`source` zoo or timm, and its `name`) takes `mixer=builtin` only."""
 
-    source: str = choice("metaformer", "zoo", "timm")
-    name: str | None = None
+    source: str = choice("metaformer", "zoo", "timm")  # this package, a published model (zoo), or timm
+    name: str | None = None  # of a published model or of one of timm
     crop_pct: float | None = number(None, "a share of the short side, up to 1", above=0, at_most=1)  # None: 0.9, or own
 
 
@@ -63,7 +63,7 @@ class Model(Architecture):
 class Data:
     """The `data` node. Which of the keys a data set reads is said in `metaformer.data.registry`."""
 
-    name: str = "fashion_small"
+    name: str = "fashion_small"  # of an entry in the registry; chosen by data=NAME
     root: str | None = None  # a folder or file of this machine: its contents count and its place does not
     dataset: str | None = None  # hub, timm: which one
     train: int | None = number(None, at_least=1)  # images kept for training, as many of each class; None keeps all
@@ -77,8 +77,8 @@ class Data:
     range: list[float] | None = None  # what is black and what is white in images of 32 bits or floating point
     overlap: str = choice("refuse", "allow")  # an image that is in two splits
     image_column: str | None = None  # table, hub: None: the first of image, path, file, ...
-    label_column: str | None = None
-    split_column: str | None = None
+    label_column: str | None = None  # None: the first of label, class, target, ...
+    split_column: str | None = None  # None: split, where there is one
     mask_column: str | None = None  # of the masks, for task=segmentation
     ignore: int | None = number(255, at_least=0, at_most=255)  # the number of pixels of a mask that have no class
     _target_: str | None = None  # custom: the function that returns the data set
@@ -89,9 +89,9 @@ class Data:
 class Distill:
     """A teacher of timm with weights from a file (DeiT, arXiv:2012.12877, Eq. 2 and 3)."""
 
-    teacher: str | None = None
-    weights: str | None = None
-    mode: str = choice("hard", "soft")
+    teacher: str | None = None  # a model of timm; None: no distillation
+    weights: str | None = None  # the file of its weights
+    mode: str = choice("hard", "soft")  # from its decisions, or from its probabilities
     alpha: float = share(0.5)  # weight of the teacher's loss
     tau: float = number(1.0, above=0)  # temperature, soft only
 
@@ -100,7 +100,7 @@ class Distill:
 class Recipe:
     """How every mixer of a study is trained."""
 
-    epochs: int = number(5, at_least=1, at_most=100_000)
+    epochs: int = number(5, at_least=1, at_most=100_000)  # of training, warm-up included
     # Optimizer steps in all, in place of epochs: those of the recipe, for its warm-up and cool-down, share them equally
     steps: int | None = number(None, at_least=1)
     # Steps between two validations, each at the end of an epoch, the last one included; None: every epoch
@@ -109,18 +109,18 @@ class Recipe:
     optimizer: str = "adamw"  # any of timm's
     # betas, momentum, eps, layer_decay, ...: as timm's create_optimizer_v2 takes them
     optimizer_options: dict[str, Any] = field(default_factory=dict)
-    lr: float = number(2e-3, at_least=0)
-    weight_decay: float = number(0.05, at_least=0)
-    warmup_epochs: float = number(1.0, at_least=0)
-    warmup_lr: float = number(1e-6, at_least=0)
-    min_lr: float = number(1e-5, at_least=0)
+    lr: float = number(2e-3, at_least=0)  # learning rate after the warm-up
+    weight_decay: float = number(0.05, at_least=0)  # of weights, not of norms and biases
+    warmup_epochs: float = number(1.0, at_least=0)  # in which the rate rises to lr
+    warmup_lr: float = number(1e-6, at_least=0)  # where it rises from
+    min_lr: float = number(1e-5, at_least=0)  # where the cosine ends
     loss: str = choice("ce", "bce")  # cross-entropy, or timm's binary cross-entropy of each class
-    label_smoothing: float = share(0.1)
+    label_smoothing: float = share(0.1)  # of a label that all classes share
     crop: int = number(2, at_least=0)  # random crop after padding by so many pixels
     flip: bool = True  # random horizontal flip
     precision: str = choice("fp32", "bf16", "fp16")  # the halves beside weights in fp32; fp16 on a GPU only
     lr_base_size: int | None = number(None, at_least=1)  # lr is for so many images a step and grows with recipe.batch
-    schedule: str = choice("cosine", "constant")
+    schedule: str = choice("cosine", "constant")  # of the rate, after the warm-up
     lr_interval: str = choice("step", "epoch")  # how often the rate changes
     cooldown_epochs: int = number(0, at_least=0, at_most=100_000)  # at min_lr, after `epochs`
     clip_grad: float | None = number(None, "a norm above 0, or null", above=0)  # largest norm of the gradient
@@ -178,9 +178,9 @@ class Reference:
 class Runtime:
     """Where and how fast it runs: no key here changes a result beyond rounding."""
 
-    accelerator: str = choice("auto", "cpu", "gpu", "mps")
+    accelerator: str = choice("auto", "cpu", "gpu", "mps")  # auto: a GPU where there is one
     devices: int = number(1, at_least=1, at_most=1024)  # of each node, one process for each
-    nodes: int = number(1, at_least=1, at_most=65_536)
+    nodes: int = number(1, at_least=1, at_most=65_536)  # machines of one run
     strategy: str = choice("auto", "ddp", "fsdp")  # auto: ddp where there are several; fsdp: weights in parts
     checkpoint_blocks: bool = False  # compute the insides of blocks again in the backward pass instead of keeping them
     accumulate: Any = 1  # parts that the batch of a device is split into; auto: as few as fit, on one device
@@ -198,7 +198,7 @@ class Runtime:
     most_runs: int = number(10_000, at_least=1)  # of a sweep: one with more is refused, as it is rarely meant
     force: bool = False  # train again what is finished
     packed: bool = False  # a run that experiments/NAME/runs.npz holds counts as finished, with no folder here
-    progress: bool = True
+    progress: bool = True  # a bar, or of a sweep a display
 
     @property
     def processes(self) -> int:
@@ -215,10 +215,10 @@ class Runtime:
 class Logger:
     """metrics.csv is always written; wandb mirrors it, and Lightning's loggers get each step too."""
 
-    wandb: bool = False
-    mode: str = choice("online", "offline")
-    project: str = "metaformer"
-    entity: str | None = None
+    wandb: bool = False  # whether wandb mirrors the run
+    mode: str = choice("online", "offline")  # offline: in a folder, for dashboard sync=true
+    project: str = "metaformer"  # of wandb
+    entity: str | None = None  # of wandb: a user or a team; None: the default there
     every: int = number(50, at_least=0)  # every which step is told: loss, rate, gradient, speed; 0: none
     weights: bool = False  # the weights.pt of a run as an artifact
     weights_limit: float = number(500.0, above=0)  # MB; larger ones are refused, before training
@@ -227,7 +227,7 @@ class Logger:
 
 @dataclass
 class Debug:
-    mode: str = choice("none", "fast", "overfit", "batch", "profile")
+    mode: str = choice("none", "fast", "overfit", "batch", "profile")  # a short look at a run, which is not kept
 
 
 @dataclass
@@ -256,7 +256,7 @@ class Config:
     reference: Reference = field(default_factory=Reference)
     budget: Budget = field(default_factory=Budget)
     cost: Cost = field(default_factory=Cost)
-    seed: int = number(0, at_least=0, at_most=2**63 - 1)
+    seed: int = number(0, at_least=0, at_most=2**63 - 1)  # of weights, of the order of images, and of all that is drawn
 
     @property
     def batch_at_once(self) -> int:

@@ -13,10 +13,10 @@ BUDGET_KEYS = {"width": "dims", "mlp_ratio": "mlp_ratio", "depth": "depths"}  # 
 class Analysis:
     """How a study will be judged, fixed before its first run; a report says when, and whether it changed."""
 
-    metric: str = choice(*metrics_of("test"), *metrics_of("val"))
+    metric: str = choice(*metrics_of("test"), *metrics_of("val"))  # by which cells are compared
     factor: str = "mixer"  # what is compared, everything else equal: the last word of a key of the grid
     margin: float = number(1.0, "a number above 0", above=0, below=100)  # smaller differences count as none
-    alpha: float = number(0.05, "a small probability, like 0.05", above=0, below=0.5)
+    alpha: float = number(0.05, "a small probability, like 0.05", above=0, below=0.5)  # of a wrong verdict among all
     correction: str = choice("holm", "holm_study", "none")  # over the comparisons of a setting, or of the study
     variance: str = choice("auto", "moderated", "own")  # moderated: the cells' variances together; auto: to 5 seeds
     failed: str = choice("refuse", "chance")  # a run that failed: no verdict, or the accuracy of a guess
@@ -32,8 +32,8 @@ class Analysis:
 
 @dataclass
 class Study:
-    name: str | None = None
-    question: str = ""
+    name: str | None = None  # of its folder; None: no study
+    question: str = ""  # in a sentence, for the report
     reference: str = "pooling"  # the level of the factor that all others are compared with
     analysis: Analysis = field(default_factory=Analysis)
 

@@ -13,7 +13,7 @@ MOST_CLASSES = 254  # of pixels
 class Task:
     """The `task` node. The keys beside `name` are those of segmentation."""
 
-    name: str = choice("classification", "segmentation")
+    name: str = choice("classification", "segmentation")  # of images, or of each pixel
     # Semantic FPN (arXiv:1901.02446); all-MLP of SegFormer (arXiv:2105.15203); U-Net (arXiv:1505.04597)
     decoder: str = choice("fpn", "mlp", "unet")
     width: int = number(64, at_least=1, at_most=65_536)  # channels of the decoder

@@ -86,9 +86,13 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[A
             yield f"{path}{field.name}", field, value
 
 
-def check_fields(config: Config, *keys: str) -> None:
-    """The choices and bounds that stand with the fields, with all or with some."""
-    for key, field, value in leaves(config):
+def check_fields(node: Any, *keys: str, path: str = "") -> None:
+    """The choices and bounds that stand with the fields, with all or with some.
+
+    Args:
+        path: where the node stands, as of `structure`.
+    """
+    for key, field, value in leaves(node, path):
         if keys and key not in keys:
             continue
         if not fits(value, field.type):

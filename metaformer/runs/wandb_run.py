@@ -126,7 +126,7 @@ def check_size(logger: Logger, size: float, what: str) -> None:
     """Refuse weights that are asked for as an artifact and too large for one. `size` in bytes."""
     if logger.weights and size > 1e6 * logger.weights_limit:
         raise ConfigError(
-            f"logger.weights=true: {what} has {size / 1e6:.1f} MB of weights, more than "
+            f"logger.weights=true: {what} has {size / 1e6:.3g} MB of weights, more than "
             f"logger.weights_limit={logger.weights_limit:g}; raise it, or leave the weights here"
         )
 

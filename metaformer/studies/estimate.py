@@ -17,6 +17,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.machine import gpus, places
 
 MOST = 100  # different models whose multiply-accumulates are counted; it takes 20 ms and more for each
+SHORTEST = 30.0  # seconds of a run below which they are its start and its end rather than its training
 ASK = "throughput=IMAGES_PER_S tells what they cost"
 
 
@@ -126,7 +127,9 @@ def _readable(folder: Path) -> list[Result]:
             result = read_result(path.parent)
         except ConfigError:
             continue
-        if result is not None and all((result.macs, result.images, result.epochs, result.seconds)):
+        if result is None or result.seconds < SHORTEST:
+            continue
+        if all((result.macs, result.images, result.epochs)):
             found.append(result)
     return found
 

@@ -30,7 +30,7 @@ from metaformer.studies.orphans import end_with_launcher
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
-from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
+from metaformer.studies.worker import Outcome, found, job, refuse, take_place, unheard, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
 from metaformer.system.machine import how_to_share, memory_of_workers
@@ -88,7 +88,10 @@ class StudySweeper(Sweeper):
         from metaformer.analysis.page import summarise  # half of the time that --help would take
 
         place = report_folder(Path(runtime.runs), study.name, changed)
-        summarise(study, runs, console, place, whole=whole)
+        command = " ".join(["python -m metaformer.train -m", *self.config.hydra.overrides.task])
+        summarise(study, runs, console, place, whole=whole, command=command)
+        if words := unheard(listed[0].config.logger, len(listed) - len(pending)):
+            print(words, file=sys.stderr)
         if listed[0].config.logger.wandb:
             _tell_absent(listed, study.name if whole else None, console)
         if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from metaformer.config.compose import choices_of, config_of
 from metaformer.config.identity import FILES, differences
 from metaformer.config.metrics import in_words, metric_of, selecting
-from metaformer.config.schema import Config
+from metaformer.config.schema import Config, Logger
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
@@ -63,6 +63,8 @@ def job(cfg: DictConfig) -> Outcome:
             take_place(planned.config)
         outcome, logger = run(planned), planned.config.logger
         done = outcome.status in ("finished", "found") and planned.config.debug.mode == "none"
+        if outcome.status == "found" and (words := unheard(logger, 1)):
+            print(words, file=sys.stderr)
         if logger.wandb and done and (words := tell_absent([planned.folder], logger)):
             print(words, file=sys.stderr)
         return outcome
@@ -85,6 +87,14 @@ def job(cfg: DictConfig) -> Outcome:
             status = "refused" if isinstance(error, ConfigError) else "held"
             return replace(outcome, status=status, reason=str(error))
         return replace(outcome, reason=reason_of(error))
+
+
+def unheard(logger: Logger, finished: int) -> str:
+    """Which of Lightning's loggers heard nothing of runs that were there already; they are told while a run trains."""
+    if not logger.lightning or not finished:
+        return ""
+    told = f"{finished} run{'s' * (finished > 1)} finished before: metrics.csv has the curve"
+    return f"note: {', '.join(logger.lightning)}: nothing of {told}; runtime.force=true trains again"
 
 
 def _planned(cfg: DictConfig) -> Planned:

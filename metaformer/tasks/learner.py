@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaformer.config.schema import Recipe
-from metaformer.config.validate import plain, structure
+from metaformer.config.validate import check_fields, plain, structure
 from metaformer.data.batches import Batch
 from metaformer.data.lightning_progress import done_batches
 from metaformer.models.build import described, rebuilt
@@ -46,6 +46,7 @@ class Learner(L.LightningModule):
     ) -> None:
         super().__init__()
         recipe = structure(Recipe, recipe, "recipe.") if isinstance(recipe, Mapping) else recipe or Recipe()
+        check_fields(recipe, path="recipe.")
         net = net if isinstance(net, nn.Module) else _network(net)
         weights = None if class_weights is None else torch.as_tensor(class_weights)
         said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
+from PIL import ImageChops
 from PIL.Image import Image
 from torch import Tensor
 
@@ -176,7 +177,15 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
     root = Path(str(config.data.root)).expanduser()
     inside = [path.relative_to(root if root.is_dir() else root.parent) for path in map(Path, files.names)]
     names = [path.as_posix().encode(errors="replace").decode() for path in inside]  # not all of them can be written
-    return Pictures(names, lambda place: decode(files.read(place), files.names[place], seen.data), seen, batch)
+    grey = trained.shape[0] == 1 and trained.config.data.channels is None  # as they were, not as somebody wanted them
+
+    def read(place: int) -> Image:
+        image = decode(files.read(place), files.names[place], replace(seen.data, channels=3) if grey else seen.data)
+        if grey and any(ImageChops.difference(image.getchannel(0), image.getchannel(i)).getbbox() for i in (1, 2)):
+            raise ConfigError(f"{files.names[place]}: has colours; this run was trained on grey images")
+        return image
+
+    return Pictures(names, read, seen, batch)
 
 
 def _tested(config: Config, trained: Trained, batch: int) -> Pictures:

@@ -74,6 +74,8 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> Trained
     if path.is_dir():
         finished(path)
         path = path / "weights.pt"
+    if not path.exists() and len(path.parts) > 1:  # a single word may be the name of a published model
+        raise ConfigError(f"{path}: no such file or folder")
     saved = kept(path) if path.exists() else None
     if saved is None:
         return weights.load(source, name, **options)

@@ -16,6 +16,7 @@ from metaformer.analysis.per_class import confusion
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
+from metaformer.config.study_nodes import Study
 from metaformer.runs import launch
 from metaformer.runs.launch import Entry, Launch, Stage
 from metaformer.runs.report_folder import report_folder
@@ -202,6 +203,16 @@ def test_a_sweep_of_anything_has_a_table():
     runs = runs_of(pooling=BASE)
     runs = [replace(r, cell=f"lr={r.seed}", levels={"lr": f"0.{r.seed + 1}"}, seed=0) for r in runs]
     assert "lr=2" in summarised(runs, whole=False)
+
+
+def test_the_page_of_a_sweep_says_what_is_compared_and_with_what_it_was_made(tmp_path):
+    runs = runs_of(pooling=BASE[:1], identity=[0.6])
+    console = Console(record=True, width=140)
+    page.summarise(Study(), runs, console, tmp_path / "r", whole=False, command="python -m x mixer=pooling,identity")
+    assert "no verdict (1 seed: it takes 3): identity -10.0" in console.export_text()
+    found = (tmp_path / "r/report.html").read_text()
+    for words in ("<h1>Mixer: pooling, identity</h1>", "a sweep &middot;", "<code>python -m x mixer=pooling,identity<"):
+        assert words in found
 
 
 def test_a_best_rate_at_the_edge_is_flagged(tmp_path):

@@ -452,5 +452,6 @@ def test_a_bad_request_gets_one_line(words, message, refusal, monkeypatch):
 
 
 def test_a_mixer_has_to_be_named(refusal):
-    assert "no mixer: expected my_mixer.Shift [dim=64]" in refusal(check)
+    assert "no mixer: expected mixer=my_mixer.Shift [dim=64]" in refusal(check)
+    assert "Shift: expected option=value" in refusal(check, "mixer=pooling", "Shift")
     assert "mixer=poling: no such choice; expected one of pooling" in refusal(check, "poling")

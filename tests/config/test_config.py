@@ -13,9 +13,10 @@ from hydra.errors import ConfigCompositionException
 
 from metaformer.config import named_code
 from metaformer.config.compose import check_local_files
-from metaformer.config.explain import explain
+from metaformer.config.explain import CALLED_ELSEWHERE, explain
 from metaformer.config.identity import cell_id, content_of, run_id
 from metaformer.config.schema import Config, Model, Recipe, Runtime
+from metaformer.config.validate import leaves
 from metaformer.data.registry import check, fingerprint
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
@@ -44,6 +45,13 @@ def error_of(*overrides: str) -> str:
     return line
 
 
+def test_the_names_of_other_libraries_lead_to_keys_that_exist():
+    known = {path for path, _, _ in leaves(Config())}
+    for key in CALLED_ELSEWHERE.values():
+        assert key in known or key.startswith("recipe.optimizer_options."), key
+    assert not CALLED_ELSEWHERE.keys() & {path.rpartition(".")[2] for path in known}
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -54,6 +62,12 @@ def error_of(*overrides: str) -> str:
         (["mixerr=pooling"], "mixerr: no such key; did you mean 'mixer'?"),
         (["lr=1e-3"], "lr: no such key; did you mean 'recipe.lr'?"),
         (["epochs=3"], "epochs: no such key; did you mean 'recipe.epochs'?"),
+        (["recipe.learning_rate=1"], "recipe.learning_rate: no such key; did you mean 'recipe.lr'?"),
+        (["batch_size=64"], "batch_size: no such key; did you mean 'recipe.batch'?"),
+        (["momentum=0.8"], "momentum: no such key; did you mean 'recipe.optimizer_options.momentum'?"),
+        (["pool_size=5"], "pool_size: no such key; did you mean 'mixer.pool_size'?"),
+        (["dataroot=x"], "dataroot: no such key; did you mean 'data.root'?"),
+        (["quickstart"], "quickstart: expected key=value; did you mean 'experiments=quickstart'?"),
         (["recpe.lr=3"], "recpe.lr: no such key; did you mean 'recipe.lr'?"),
         (["recipe.lrr=1"], "recipe.lrr: no such key; did you mean 'lr'?"),
         (["mixer.pool_sise=5"], "mixer.pool_sise: no such key; did you mean 'pool_size'?"),

@@ -144,6 +144,8 @@ def test_what_it_will_cost_by_the_speed_of_other_studies(said, tmp_path):
     seconds = sum(200 * macs[point.entry.mixer] / macs["pooling"] for point in points)
     expected = f"about {seconds / 3600:.2f} core-hours to do (from MACs, at the speed of 1 finished run on cpu)"
     assert expected in said("experiments=mine")
+    write_result(path, result_of(77, 0.5, "deadbeef", **told | {"seconds": 3.0}))  # what begins and ends a run
+    assert "6 to do: throughput=IMAGES_PER_S tells what they cost" in said("experiments=mine")
 
 
 def test_a_thousand_runs_are_composed_once_for_each_choice_of_files(monkeypatch):

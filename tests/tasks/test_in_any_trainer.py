@@ -112,6 +112,16 @@ def test_a_network_of_which_nothing_says_how_it_is_made():
     assert described(nowhere) is None
 
 
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [({"lr": "fast"}, "recipe.lr=fast: expected a float"), ({"warmup_epochs": -1}, "recipe.warmup_epochs=-1: expected"),
+     ({"schedule": "cosin"}, "recipe.schedule=cosin: expected one of cosine")],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_is_refused_at_once(recipe, line):
+    with pytest.raises(ConfigError, match=f"^{line}"):
+        Classifier(net(1, 10), recipe, classes=10)
+
+
 def test_image_data_refuses_a_trainer_that_keeps_its_batches():
     """They would be the same in every epoch."""
     config = compose("data=digits")

@@ -127,7 +127,6 @@ def test_a_logger_that_fails_is_told_once_and_training_goes_on(mine, capsys):
             ["logger.lightning.a._target_=my_things.Refuses"],
             "logger.lightning.a: my_things.Refuses cannot be built (ValueError: no key of the server)",
         ),
-        (["trainer.profiler=simpel"], "trainer.profiler=simpel: When passing string value"),
         (["trainer.max_time=soon"], "trainer.max_time=soon: "),
     ],
 )  # fmt: skip
@@ -154,6 +153,10 @@ def test_every_callback_of_the_package_can_be_built_beside_the_others():
     names = [name for name in names_in("callbacks") if name != "none"]
     brought = brought_callbacks(compose("logger=steps", f"callbacks=[{','.join(names)}]"))
     assert len(brought) == len(names) == 5
+    found = trained("logger=steps", f"callbacks=[{','.join(names)}]", "trainer.log_every_n_steps=1")
+    assert found.status == "finished"
+    log = rows_of(found.folder / "steps/version_0/metrics.csv")
+    assert any(name.startswith("DeviceStatsMonitor.on_train_batch_start/cpu_percent") for name in log[0])
 
 
 def test_a_run_that_a_callback_stopped_is_not_trained_on_when_it_goes_on(mine, monkeypatch):

@@ -104,14 +104,18 @@ def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypat
     Path("photos/a").mkdir(parents=True)
     Image.new("L", (8, 8)).save("photos/a.png")
     Path("photos/b.png").write_text("no image")
+    Path("coloured").mkdir()
+    Image.new("RGB", (8, 8), "red").save("coloured/c.png")
     Path("empty").mkdir()
     before = sorted(Path().rglob("*"))
     lines = {
         ("data.root=photos",): "photos/b.png: cannot be read as an image (it is no image)",
+        ("data.root=coloured",): "coloured/c.png: has colours; this run was trained on grey images",
         ("data.root=empty",): "data.root=empty: no images in it; expected a folder of images",
         ("data.root=nowhere",): "data.root=nowhere: no such file or folder; expected a folder of images",
         ("data.size=9",): "data.size: the images are seen as the run saw its own; did you mean 'data.range'?",
         ("data=cifar10",): "data: the images are seen as the run saw its own; did you mean 'data.root'?",
+        ("dataroot=x",): "dataroot: not of this command; did you mean 'data.root'?; expected run, out, data, runtime",
         ("out=x.txt",): "out=x.txt: expected a file that ends in .csv or .parquet",
         ("out=no/x.csv",): "out=no/x.csv: no is no folder",
         ("mixer=attention",): "mixer: not of this command; expected run, out, data, runtime",

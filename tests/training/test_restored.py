@@ -68,6 +68,8 @@ def test_what_is_no_run():
         metaformer.load(run.parent / "nobody-tiny")
     with pytest.raises(ConfigError, match="is a run, which knows its model; name belongs to a published one"):
         metaformer.load(run, "poolformer_s12")
-    with pytest.raises(ConfigError, match="no such file, nor a published model"):
+    with pytest.raises(ConfigError, match=r"^runs/nowhere: no such file or folder$"):
         metaformer.load("runs/nowhere")
+    with pytest.raises(ConfigError, match="no such file, nor a published model"):
+        metaformer.load("poolformer_s13")
     assert restored.kept(run / "result.json") is None

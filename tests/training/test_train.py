@@ -53,6 +53,7 @@ def test_help_and_errors_answer_at_once(cli, tmp_path):
     for arguments, code, text in (
         (["--help"], 0, "mixer: afno, attention"),
         (["recipe.lrr=1"], 2, "did you mean 'lr'"),
+        (["--mixer=pooling"], 2, "error: --mixer=pooling: no such flag; expected key=value; did you mean 'mixer=pool"),
     ):
         started = time.perf_counter()
         done = cli("train", *arguments)
