@@ -9,7 +9,6 @@
 
 import os
 import sys
-from collections.abc import Iterable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,11 +17,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from metaformer.cli import RUN_ERRORS, explain_or_raise
-from metaformer.config.compose import check_local_files, check_words, conf_dir, register
+from metaformer.config.compose import check_flags, check_local_files, check_words, conf_dir, register
 from metaformer.config.explain import USER_ERRORS
-from metaformer.config.hydra_internals import flags
 from metaformer.studies import sweeper, worker
-from metaformer.system.errors import ConfigError, nearest
 from metaformer.system.machine import rank
 
 FAILED: list[Exception] = []
@@ -47,15 +44,6 @@ def app(cfg: DictConfig) -> float | None:
     return None
 
 
-def check_flags(words: Iterable[str]) -> None:
-    """Refuse a flag that Hydra does not know, which would print how it is used in eight lines."""
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in flags():
-            hint = f"; did you mean '{word.lstrip('-')}'?" if equals else nearest(name, flags())
-            raise ConfigError(f"{word}: no such flag; expected key=value{hint}")
-
-
 def main() -> None:
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # the real exception arrives here, whether it is shown whole or not
@@ -72,7 +60,7 @@ def main() -> None:
             print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[:1] != '-'], RUN_NODES)}")
             return
         if rank() == 0:  # Lightning adds words of its own for the others that train a run with this process
-            check_flags(word for word in sys.argv[1:] if word[:1] == "-")
+            check_flags([word for word in sys.argv[1:] if word[:1] == "-"])
             check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])
         app()
         if FAILED:

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metaformer.config.hydra_internals import load, loader_of, parsed
+from metaformer.config.hydra_internals import flags, load, loader_of, parsed
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves, structure, validate
-from metaformer.system.errors import ConfigError, by_closeness
+from metaformer.system.errors import ConfigError, by_closeness, nearest
 from metaformer.system.files import try_folder
 from metaformer.system.machine import places
 
@@ -66,6 +66,16 @@ FREE = ("mixer.", "data.options.", "study.analysis.contrasts.", "hydra.sweeper.p
 def key_of(word: str) -> str:
     """The key that a word sets, adds or deletes."""
     return word.lstrip("+~").partition("=")[0]
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Refuse a flag that Hydra does not know, which would print how it is used in eight lines."""
+    known = flags()
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in known:
+            hint = f"; did you mean '{word.lstrip('-')}'?" if equals else nearest(name, known)
+            raise ConfigError(f"{word}: no such flag; expected key=value{hint}")
 
 
 def check_words(words: Sequence[str]) -> None:

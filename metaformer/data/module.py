@@ -103,6 +103,12 @@ class ImageData(L.LightningDataModule):
                 self.streams[name] = Stream(dataset, workers)
 
     def setup(self, stage: str) -> None:
+        # Not where a loader is asked for: an error there leaves torch's DataLoader as Lightning changes it meanwhile
+        if stage == "fit" and self.trainer and not asks_every_epoch(self.trainer):
+            raise ConfigError(
+                "Trainer(reload_dataloaders_every_n_epochs=1): expected with ImageData, which makes the batches of one "
+                "epoch; the same ones would be trained on in every epoch"
+            )
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if "test" not in self.streams and self.here is self.data:
             self.here = self.data.on(device)
@@ -134,11 +140,6 @@ class ImageData(L.LightningDataModule):
         return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
     def train_dataloader(self) -> "Batches | Stream":
-        if self.trainer and not asks_every_epoch(self.trainer):
-            raise ConfigError(
-                "Trainer(reload_dataloaders_every_n_epochs=1): expected with ImageData, which makes the batches of one "
-                "epoch; the same ones would be trained on in every epoch"
-            )
         epoch = self.trainer.current_epoch if self.trainer else 0
         batch, share, images = self.recipe.batch, self.share, len(self.data.train)
         steps = self.recipe.steps_of(epoch, images)

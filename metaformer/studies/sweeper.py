@@ -25,12 +25,12 @@ from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
-from metaformer.runs.wandb_place import tell_absent
+from metaformer.runs.wandb_place import tell_absent, unheard
 from metaformer.studies.orphans import end_with_launcher
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
-from metaformer.studies.worker import Outcome, found, job, refuse, take_place, unheard, warn_of_bf16
+from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
 from metaformer.system.machine import how_to_share, memory_of_workers

@@ -22,12 +22,12 @@ from omegaconf import DictConfig
 from metaformer.config.compose import choices_of, config_of
 from metaformer.config.identity import FILES, differences
 from metaformer.config.metrics import in_words, metric_of, selecting
-from metaformer.config.schema import Config, Logger
+from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
-from metaformer.runs.wandb_place import tell_absent
+from metaformer.runs.wandb_place import tell_absent, unheard
 from metaformer.studies.orphans import end_with_parent, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
@@ -87,14 +87,6 @@ def job(cfg: DictConfig) -> Outcome:
             status = "refused" if isinstance(error, ConfigError) else "held"
             return replace(outcome, status=status, reason=str(error))
         return replace(outcome, reason=reason_of(error))
-
-
-def unheard(logger: Logger, finished: int) -> str:
-    """Which of Lightning's loggers heard nothing of runs that were there already; they are told while a run trains."""
-    if not logger.lightning or not finished:
-        return ""
-    told = f"{finished} run{'s' * (finished > 1)} finished before: metrics.csv has the curve"
-    return f"note: {', '.join(logger.lightning)}: nothing of {told}; runtime.force=true trains again"
 
 
 def _planned(cfg: DictConfig) -> Planned:
