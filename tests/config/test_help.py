@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from metaformer.config.help import help_on
+from metaformer.config.help import _comment, help_on
 from metaformer.config.schema import Config
 from metaformer.config.validate import leaves
 
@@ -46,3 +46,7 @@ def test_a_verb_tells_what_matters_to_it(verb, shown, hidden, monkeypatch, capsy
     told = capsys.readouterr().out
     assert f"\n{shown}=" in told
     assert f"\n{hidden}=" not in told
+
+
+def test_every_key_has_a_description():
+    assert [path for path, _, _ in leaves(Config()) if not _comment(path)] == []
