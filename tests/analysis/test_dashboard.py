@@ -140,7 +140,7 @@ def test_weights_and_pictures_are_added_once(server, launched):
     limited = replace(LOGGER, weights=True, weights_limit=1.0)
     with pytest.raises(ConfigError, match=r"logger\.weights=true: .*/weights\.pt: no such file"):
         wandb_study.sync([launched[2].folder], None, limited)
-    with pytest.raises(ConfigError, match=r"has 2\.0 MB of weights, more than logger\.weights_limit=1; raise it"):
+    with pytest.raises(ConfigError, match=r"has 2 MB of weights, more than logger\.weights_limit=1; raise it"):
         wandb_study.sync(folders, None, limited)
     assert server.started == []
     drawn = {"probe/mixing": [(np.zeros((2, 2)), "words")]}
