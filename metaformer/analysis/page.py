@@ -92,8 +92,8 @@ def effective(study: Study, runs: Sequence[Run]) -> Study:
 
 def _compared(study: Study, runs: Sequence[Run]) -> str:
     """A heading where nobody asked a question: what is compared."""
-    levels = dict.fromkeys(run.levels.get(study.analysis.factor, "") for run in runs)
-    return f"{first_up(study.analysis.factor)}: {', '.join(filter(None, levels)) or study.name}"
+    factor = study.analysis.factor
+    return f"{first_up(factor)}: {', '.join(dict.fromkeys(run.levels[factor] for run in runs))}"
 
 
 def write_files(

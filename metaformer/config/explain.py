@@ -10,6 +10,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from metaformer.config.compose import names_in
+from metaformer.config.extensions import ELSEWHERE as TRAINER_FLAGS
 from metaformer.config.kinds import hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves
@@ -17,30 +18,33 @@ from metaformer.system.errors import ConfigError, by_closeness, install, nearest
 
 USER_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 EXTRAS = {"optuna": "optuna", "submitit_slurm": "slurm"}  # what a choice of Hydra's plugins needs
-CALLED_ELSEWHERE = {  # what timm, Lightning and others call a key
-    **dict.fromkeys(("learning_rate", "base_lr"), "recipe.lr"),
-    **dict.fromkeys(("max_epochs", "num_epochs"), "recipe.epochs"),
-    **dict.fromkeys(("max_steps", "num_steps"), "recipe.steps"),
-    **dict.fromkeys(("batch_size", "train_batch_size"), "recipe.batch"),
-    **dict.fromkeys(("opt", "optim"), "recipe.optimizer"),
-    **{key: f"recipe.optimizer_options.{key}" for key in ("momentum", "betas", "eps", "layer_decay")},
-    **dict.fromkeys(("wd", "decay"), "recipe.weight_decay"),
-    **dict.fromkeys(("sched", "scheduler", "lr_scheduler"), "recipe.schedule"),
-    **dict.fromkeys(("aa", "randaugment"), "recipe.auto_augment"),
-    **dict.fromkeys(("reprob", "random_erasing"), "recipe.erasing"),
-    **dict.fromkeys(("smoothing",), "recipe.label_smoothing"),
-    **dict.fromkeys(("model_ema", "ema_decay"), "recipe.ema"),
-    **dict.fromkeys(("gradient_clip_val", "clip_norm", "max_grad_norm"), "recipe.clip_grad"),
-    **dict.fromkeys(("amp", "dtype"), "recipe.precision"),
-    **dict.fromkeys(("drop_path_rate",), "model.drop_path"),
-    **dict.fromkeys(("img_size", "image_size", "input_size", "resolution"), "data.size"),
-    **dict.fromkeys(("data_dir", "data_path", "dataset_path"), "data.root"),
-    **dict.fromkeys(("num_classes",), "data.classes"),
-    **dict.fromkeys(("in_chans", "in_channels"), "data.channels"),
-    **dict.fromkeys(("num_workers",), "runtime.workers"),
-    **dict.fromkeys(("num_threads",), "runtime.threads"),
-    **dict.fromkeys(("gpus", "num_gpus"), "runtime.devices"),
-    **dict.fromkeys(("output_dir", "out_dir", "save_dir", "log_dir"), "runtime.runs"),
+CALLED_ELSEWHERE = {  # what timm and others call a key; flags of Lightning's Trainer are in extensions.py
+    "recipe.lr": ("learning_rate", "base_lr"),
+    "recipe.epochs": ("num_epochs",),
+    "recipe.steps": ("num_steps",),
+    "recipe.batch": ("batch_size", "train_batch_size"),
+    "recipe.optimizer": ("opt", "optim"),
+    "recipe.weight_decay": ("wd", "decay"),
+    "recipe.schedule": ("sched", "scheduler", "lr_scheduler"),
+    "recipe.auto_augment": ("aa", "randaugment"),
+    "recipe.erasing": ("reprob", "random_erasing"),
+    "recipe.label_smoothing": ("smoothing",),
+    "recipe.ema": ("model_ema", "ema_decay"),
+    "recipe.clip_grad": ("clip_norm", "max_grad_norm"),
+    "recipe.precision": ("amp", "dtype"),
+    "recipe.optimizer_options.momentum": ("momentum",),
+    "recipe.optimizer_options.betas": ("betas",),
+    "recipe.optimizer_options.eps": ("eps",),
+    "recipe.optimizer_options.layer_decay": ("layer_decay",),
+    "model.drop_path": ("drop_path_rate",),
+    "data.size": ("img_size", "image_size", "input_size", "resolution"),
+    "data.root": ("data_dir", "data_path", "dataset_path"),
+    "data.classes": ("num_classes",),
+    "data.channels": ("in_chans", "in_channels"),
+    "runtime.workers": ("num_workers",),
+    "runtime.threads": ("num_threads",),
+    "runtime.devices": ("gpus", "num_gpus"),
+    "runtime.runs": ("output_dir", "out_dir", "save_dir", "log_dir"),
 }
 
 
@@ -92,7 +96,7 @@ def _no_such_choice(file: str, options: list[str]) -> str:
 
 def _no_such_key(key: str, causes: list[Exception]) -> str:
     parents = [parent for c in causes if (parent := getattr(c, "parent_node", None))]
-    of_mixer = [f"mixer.{name}" for parent in parents for name in parent.get("mixer") or () if "mixer" in parent]
+    of_mixer = [f"mixer.{name}" for parent in parents if "mixer" in parent for name in parent.mixer or ()]
     known, node = [*(path for path, _, _ in leaves(Config())), *of_mixer], key.partition(".")[0]
     if "." in key and node not in Config.__dataclass_fields__ and (hint := nearest(key, known)):
         return f"{key}: no such key{hint}"
@@ -106,10 +110,12 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
 
 def whole_key(key: str, known: Collection[str]) -> str:
     """`; did you mean 'recipe.lr'?` for a key that says too little of one, or has the name of another library."""
-    other = CALLED_ELSEWHERE.get(key.rpartition(".")[2])
-    same = [path for path in known if path.rpartition(".")[2] == key or _letters(path) == _letters(key)]
-    places = [f"'{path}'" for path in same or ([other] if other else [])]
-    return f"; did you mean {' or '.join(places)}?" if places else ""
+    last = key.rpartition(".")[2]
+    places = [path for path in known if path.rpartition(".")[2] == key or _letters(path) == _letters(key)]
+    places = places or [path for path, names in CALLED_ELSEWHERE.items() if last in names]
+    if not places and last in TRAINER_FLAGS:
+        places = [TRAINER_FLAGS[last].partition(",")[0]]
+    return f"; did you mean {' or '.join(map(repr, places))}?" if places else ""
 
 
 def keys_of(nodes: Collection[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metaformer.config.metrics import metrics_of
-from metaformer.config.schema import Config
+from metaformer.config.schema import Config, Logger
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
 ELSEWHERE = {  # flags that the bench sets, and the key that sets them
@@ -75,6 +75,14 @@ def counted(config: Config) -> dict[str, Any]:
 def _is(node: Mapping[str, Any], names: Collection[str]) -> bool:
     """Whether a node is one of these callbacks of Lightning's."""
     return str(node["_target_"]) in [THEIRS + name for name in names]
+
+
+def unheard(logger: Logger, finished: int) -> str:
+    """Which of Lightning's loggers heard nothing of runs that were there already; they are told while a run trains."""
+    if not logger.lightning or not finished:
+        return ""
+    told = f"{finished} run{'s' * (finished > 1)} finished before: metrics.csv has the curve"
+    return f"note: {', '.join(logger.lightning)}: nothing of {told}; runtime.force=true trains again"
 
 
 def check_extensions(config: Config) -> None:

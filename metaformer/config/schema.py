@@ -78,7 +78,7 @@ class Data:
     overlap: str = choice("refuse", "allow")  # an image that is in two splits
     image_column: str | None = None  # table, hub: None: the first of image, path, file, ...
     label_column: str | None = None  # None: the first of label, class, target, ...
-    split_column: str | None = None  # None: split, where there is one
+    split_column: str | None = None  # None: the first of split, subset, ..., if any
     mask_column: str | None = None  # of the masks, for task=segmentation
     ignore: int | None = number(255, at_least=0, at_most=255)  # the number of pixels of a mask that have no class
     _target_: str | None = None  # custom: the function that returns the data set

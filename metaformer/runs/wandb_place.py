@@ -89,14 +89,6 @@ def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:
     return [folder for folder in folders if waiting(folder)]
 
 
-def unheard(logger: Logger, finished: int) -> str:
-    """Which of Lightning's loggers heard nothing of runs that were there already; they are told while a run trains."""
-    if not logger.lightning or not finished:
-        return ""
-    told = f"{finished} run{'s' * (finished > 1)} finished before: metrics.csv has the curve"
-    return f"note: {', '.join(logger.lightning)}: nothing of {told}; runtime.force=true trains again"
-
-
 def tell_absent(folders: Sequence[Path], logger: Logger, study: str | None = None) -> str:
     """Which of some finished runs are not on wandb, and the command that uploads them; nothing where all are."""
     missing = absent(folders, logger)

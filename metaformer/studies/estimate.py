@@ -127,9 +127,7 @@ def _readable(folder: Path) -> list[Result]:
             result = read_result(path.parent)
         except ConfigError:
             continue
-        if result is None or result.seconds < SHORTEST:
-            continue
-        if all((result.macs, result.images, result.epochs)):
+        if result is not None and result.seconds >= SHORTEST and all((result.macs, result.images, result.epochs)):
             found.append(result)
     return found
 

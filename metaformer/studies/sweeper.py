@@ -20,12 +20,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from metaformer.config.compose import key_of
+from metaformer.config.extensions import unheard
 from metaformer.config.hydra_internals import begin_workers_with, make_launcher, register_plugin
 from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
-from metaformer.runs.wandb_place import tell_absent, unheard
+from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.orphans import end_with_launcher
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow

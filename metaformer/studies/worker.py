@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metaformer.config.compose import choices_of, config_of
+from metaformer.config.extensions import unheard
 from metaformer.config.identity import FILES, differences
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.schema import Config
@@ -27,7 +28,7 @@ from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
-from metaformer.runs.wandb_place import tell_absent, unheard
+from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.orphans import end_with_parent, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
 from metaformer.system import machine
@@ -69,8 +70,7 @@ def job(cfg: DictConfig) -> Outcome:
             print(words, file=sys.stderr)
         return outcome
     end_with_parent()
-    choices = choices_of(hydra)
-    outcome = Outcome(f"{choices['mixer']}-{choices['model']}", "refused")
+    outcome = Outcome("{mixer}-{model}".format_map(choices_of(hydra)), "refused")
     try:
         with output_to(Path(os.devnull)):  # the sweep has told what there is to tell of the images
             planned = _planned(cfg)

@@ -178,9 +178,10 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
     inside = [path.relative_to(root if root.is_dir() else root.parent) for path in map(Path, files.names)]
     names = [path.as_posix().encode(errors="replace").decode() for path in inside]  # not all of them can be written
     grey = trained.shape[0] == 1 and trained.config.data.channels is None  # as they were, not as somebody wanted them
+    decoded = replace(seen.data, channels=3) if grey else seen.data
 
     def read(place: int) -> Image:
-        image = decode(files.read(place), files.names[place], replace(seen.data, channels=3) if grey else seen.data)
+        image = decode(files.read(place), files.names[place], decoded)
         if grey and any(ImageChops.difference(image.getchannel(0), image.getchannel(i)).getbbox() for i in (1, 2)):
             raise ConfigError(f"{files.names[place]}: has colours; this run was trained on grey images")
         return image

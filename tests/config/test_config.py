@@ -47,9 +47,11 @@ def error_of(*overrides: str) -> str:
 
 def test_the_names_of_other_libraries_lead_to_keys_that_exist():
     known = {path for path, _, _ in leaves(Config())}
-    for key in CALLED_ELSEWHERE.values():
+    for key in CALLED_ELSEWHERE:
         assert key in known or key.startswith("recipe.optimizer_options."), key
-    assert not CALLED_ELSEWHERE.keys() & {path.rpartition(".")[2] for path in known}
+    names = [name for called in CALLED_ELSEWHERE.values() for name in called]
+    assert len(names) == len({*names})
+    assert not {*names} & {path.rpartition(".")[2] for path in known}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,9 @@ def test_the_names_of_other_libraries_lead_to_keys_that_exist():
         (["epochs=3"], "epochs: no such key; did you mean 'recipe.epochs'?"),
         (["recipe.learning_rate=1"], "recipe.learning_rate: no such key; did you mean 'recipe.lr'?"),
         (["batch_size=64"], "batch_size: no such key; did you mean 'recipe.batch'?"),
+        (["max_epochs=3"], "max_epochs: no such key; did you mean 'recipe.epochs'?"),
+        (["recipe.max_steps=3"], "recipe.max_steps: no such key; did you mean 'recipe.steps'?"),
+        (["gradient_clip_val=1"], "gradient_clip_val: no such key; did you mean 'recipe.clip_grad'?"),
         (["momentum=0.8"], "momentum: no such key; did you mean 'recipe.optimizer_options.momentum'?"),
         (["pool_size=5"], "pool_size: no such key; did you mean 'mixer.pool_size'?"),
         (["dataroot=x"], "dataroot: no such key; did you mean 'data.root'?"),
