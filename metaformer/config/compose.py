@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metaformer.config.hydra_internals import flags, load, loader_of, parsed
+from metaformer.config.kinds import has_keys, hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves, structure, validate
 from metaformer.system.errors import ConfigError, by_closeness, nearest
@@ -89,6 +90,7 @@ def check_words(words: Sequence[str]) -> None:
             raise ConfigError(f"{word}: expected key=value")
         if key in ELSEWHERE:
             raise ConfigError(f"{word}: {ELSEWHERE[key]}")
+        _check_below(key)
         if override.is_delete() and not key.startswith(FREE):
             raise ConfigError(f"{word}: it cannot be deleted; expected {key}=VALUE, or nothing for the default")
         if key == "hydra.sweep.dir":
@@ -105,6 +107,14 @@ def check_words(words: Sequence[str]) -> None:
             ):
                 known = ", ".join(names_in(key)) or "the files of its folder"
                 raise ConfigError(f"{word}: expected the name of a choice, one of {known}")
+
+
+def _check_below(key: str) -> None:
+    """Refuse a key below another that has none, but for an item of a list that is there, like `model.dims.0`."""
+    parent, _, last = key.rpartition(".")
+    hint = hint_of(parent) if parent else None
+    if not (hint is None or has_keys(hint) or (get_origin(hint) is list and last.isdigit())):
+        raise ConfigError(f"{key}: there are no keys below {parent}; expected {parent}=VALUE, {in_words(hint)}")
 
 
 def _check_folder(word: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigIndexError, MissingMandatoryValue, OmegaConfBaseException
 
 from metaformer.config.compose import names_in
 from metaformer.config.extensions import ELSEWHERE as TRAINER_FLAGS
@@ -64,6 +64,8 @@ def explain(error: Exception) -> str:
     for cause in causes:
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key}: has to be given, there is no default"
+        if isinstance(cause, ConfigIndexError):
+            return f"{cause.full_key}: the list is shorter than that; its first item is 0"
         if line := _wrong_type(cause):
             file = re.match(r"In '([^']+)'", str(error))
             return f"{line} (in {file[1]}.yaml)" if file else line

@@ -15,6 +15,11 @@ def is_union(hint: Any) -> bool:
     return isinstance(hint, UnionType) or get_origin(hint) is Union
 
 
+def has_keys(hint: Any) -> bool:
+    """Whether it is a node, or may be one."""
+    return hint is Any or get_origin(hint) is dict or hasattr(hint, "__dataclass_fields__")
+
+
 def in_words(hint: Any) -> str:
     """`int | None` -> `an integer or null`."""
     kinds, inside = get_args(hint), get_origin(hint)

@@ -17,7 +17,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.machine import gpus, places
 
 MOST = 100  # different models whose multiply-accumulates are counted; it takes 20 ms and more for each
-SHORTEST = 30.0  # seconds of a run below which they are its start and its end rather than its training
+SHORTEST = 5.0  # seconds of a run below which they are its start and its end rather than its training
 ASK = "throughput=IMAGES_PER_S tells what they cost"
 
 

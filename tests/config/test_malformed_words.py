@@ -111,6 +111,11 @@ def test_words_of_every_verb(verb, capsys, monkeypatch):
     ("words", "expected"),
     [
         (["~recipe"], "~recipe: it cannot be deleted; expected recipe=VALUE"),
+        (["model.dims.foo=1"], "model.dims.foo: there are no keys below model.dims; expected model.dims=VALUE, a list"),
+        (["+recipe.scale.x=3"], "recipe.scale.x: there are no keys below recipe.scale"),
+        (["recipe.scale.0=3"], "recipe.scale.0: there are no keys below recipe.scale"),
+        (["recipe.lr.x=3"], "recipe.lr.x: there are no keys below recipe.lr; expected recipe.lr=VALUE, a float"),
+        (["model.dims.7=3"], "model.dims[7]: the list is shorter than that"),
         (["~recipe.lr"], "~recipe.lr: it cannot be deleted"),
         (["recipe=null"], "recipe=null: expected the name of a choice, one of caformer"),
         (["mixer=${seed}"], "mixer=${seed}: expected the name of a choice"),
