@@ -49,7 +49,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Write NAME.png, NAME.pdf and NAME.svg; return the SVG."""
     matplotlib.rcParams["svg.hashsalt"] = name  # ids that differ from one figure to the next
     figure.draw_without_rendering()  # lays it out, once for all three, which takes as long as to draw it
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" would leave one that has every file drawn twice
     for kind, how in (("png", {"dpi": 130}), ("pdf", {"metadata": {"CreationDate": None}})):
         with replacing(folder / f"{name}.{kind}") as part:
             figure.savefig(part, **how)

@@ -128,7 +128,7 @@ def _check_folder(word: str, value: Any) -> None:
 
 
 def config_of(composed: DictConfig) -> Config:
-    """The validated configuration that Hydra composed."""
+    """The validated configuration that Hydra composed, with or without its own node."""
     plain: Any = OmegaConf.to_container(without_hydra(composed), resolve=True, throw_on_missing=True)
     config = structure(Config, plain)
     validate(config)
@@ -137,6 +137,8 @@ def config_of(composed: DictConfig) -> Config:
 
 def without_hydra(composed: DictConfig) -> DictConfig:
     """What Hydra composed, but for its own node."""
+    if "hydra" not in composed:
+        return composed
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metaformer.config.compose import Choices, check_words, choices_of, config_of, key_of, loader, without_hydra
+from metaformer.config.compose import Choices, check_words, choices_of, config_of, key_of, loader
 from metaformer.config.hydra_internals import load, parsed, points_of, size_of, with_values
 from metaformer.config.identity import content_of
 from metaformer.config.schema import GROUPS, Config, Data
@@ -115,7 +115,7 @@ class Cells:
     def __init__(self, config_loader: ConfigLoader, cfg: DictConfig, identify: Identify) -> None:
         self.loader, self.cfg, self.identify = config_loader, cfg, identify
         self.folders = folders_by_id(Path(cfg.runtime.runs))
-        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the words that choose files
+        self.composed: dict[tuple[str, ...], tuple[DictConfig, Choices]] = {}  # by the words that choose files
         self.known: dict[tuple[str, ...], tuple[Planned, Match | None, dict[str, Any]]] = {}  # by words but the seed
         self.images: dict[str, str | None] = {}
 
@@ -130,24 +130,32 @@ class Cells:
             _check_point(config)
             content = {**content, "seed": config.seed}
             return planned(config, run.choices, run.fingerprint, self.folders, content), match
-        composed = self.compose(point)
+        composed, choices = self.compose(point)
         config = config_of(composed)
         _check_point(config)
-        run, match = resolve(config, choices_of(composed.hydra), self.folders, self._identified)
+        run, match = resolve(config, choices, self.folders, self._identified)
         if not _interpolated(composed):  # what is may depend on the seed
             self.known[cell] = run, match, content_of(run.config, run.fingerprint)
         return run, match
 
-    def compose(self, point: Sequence[str]) -> DictConfig:
-        """What Hydra composes of a point, but for the words in Hydra's own node."""
+    def compose(self, point: Sequence[str]) -> tuple[DictConfig, Choices]:
+        """What Hydra composes of a point, but for its own node, and what is chosen in the groups."""
         words = parsed(self.loader, point)
         values = [word for word in words if _is_value(word)]
         files = tuple(str(word.input_line) for word in words if word not in values)
         if any(isinstance(word.value(), dict) for word in words if word not in values):
-            return self.loader.load_sweep_config(self.cfg, list(point))  # a node for a group: its place counts
+            return self._whole(point)  # a node for a group: its place counts
         if files not in self.composed:
-            self.composed[files] = self.loader.load_sweep_config(self.cfg, list(files))
-        return with_values(self.composed[files], values)
+            self.composed[files] = self._whole(files)
+        composed, choices = self.composed[files]
+        return with_values(composed, values), choices
+
+    def _whole(self, words: Sequence[str]) -> tuple[DictConfig, Choices]:
+        composed = self.loader.load_sweep_config(self.cfg, list(words))
+        choices = choices_of(composed.hydra)
+        with open_dict(composed):  # a masked copy would no longer refuse keys that are not there
+            del composed["hydra"]
+        return composed, choices
 
     def _identified(self, data: Data) -> str | None:
         if (key := repr(data)) not in self.images:
@@ -167,7 +175,7 @@ def _is_value(word: Override) -> bool:
 
 
 def _interpolated(composed: DictConfig) -> bool:
-    return "${" in str(OmegaConf.to_container(without_hydra(composed), resolve=False))
+    return "${" in str(OmegaConf.to_container(composed, resolve=False))
 
 
 def _check_point(config: Config) -> None:
