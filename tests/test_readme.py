@@ -93,6 +93,7 @@ def test_the_custom_mixer_has_at_most_12_lines():
     assert len(mixer.strip().splitlines()) <= 12
 
 
+TABLES = ["accuracy", "verdicts", "added", "variance", "ranks", "fairness", "exploratory", "rates", "recall"]
 STUDIES = [path.parent.parent for path in sorted((repository() / "experiments").glob("*/tables/accuracy.md"))]
 
 
@@ -108,6 +109,8 @@ def test_what_a_study_says_is_what_it_found(folder):
     launched = json.loads((folder / "launch.json").read_text())
     assert hashlib.sha256((folder / "results.csv").read_bytes()).hexdigest() == launched["results_sha256"]
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(launched["runs"])
+    tables = {path.name for path in (folder / "tables").iterdir()}
+    assert tables <= {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")}  # no report writes others
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (folder / target).exists(), target
 

@@ -23,6 +23,7 @@ Parts = tuple[float, float, float]
 CALM: Parts = (0.8, 7.8, 7.9)  # SD from seeds, images and what is left; 7.8 / sqrt(300) = 0.45
 WILD: Parts = (2.3, 4.7, 7.9)
 MARGIN, ALPHA = 2.0, 0.05
+SIZES = ((8, 1, 1), (1, 4, 1), (8, 4, 1), (8, 4, 2))  # of architectures, mixers and seeds: what each part has
 
 
 def cell(random: np.random.Generator, n: int, scale: float = 1.0, parts: Parts = CALM) -> np.ndarray:
@@ -125,6 +126,21 @@ def shares(studies: int) -> None:
             print(f"| {n} | {name} | {100 * b:+.1f} | {h:.1%} |")
 
 
+def which(studies: int) -> None:
+    """The rule of trained_architectures: eight architectures and four mixers, all drawn at random, two seeds."""
+    print("\n| true share: architecture | mixer | interaction | seed | `architecture` | `mixer` | `undecided` |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for truth in ((20, 60), (60, 20), (5, 80), (80, 5), (40, 40)):
+        random, said = np.random.default_rng(truth[0]), [0, 0, 0]
+        parts = (*truth, 10, 90 - sum(truth))
+        for _ in range(studies // 4):
+            drawn = (random.normal(0, part**0.5, size) for part, size in zip(parts, SIZES, strict=True))
+            (low, high), (lower, higher) = (c.levels for c in variance_shares(sum(drawn), ["a", "m"])[:2])
+            said[0 if low > higher else 1 if lower > high else 2] += 1
+        rates = " | ".join(f"{n / sum(said):.0%}" for n in said)
+        print(f"| {' | '.join(f'{part}%' for part in parts)} | {rates} |")
+
+
 def _effect(random: np.random.Generator, *size: int) -> np.ndarray:
     x = random.normal(size=size)
     for axis, levels in enumerate(size):
@@ -135,5 +151,5 @@ def _effect(random: np.random.Generator, *size: int) -> np.ndarray:
 if __name__ == "__main__":
     given = dict(word.split("=") for word in sys.argv[1:])
     number = int(given.get("studies", 4000))
-    for simulation in (coverage, families, looks, power, shares):
+    for simulation in (coverage, families, looks, power, shares, which):
         simulation(number)

@@ -61,8 +61,9 @@ def methods(verdicts: Verdicts, study: Study) -> str:
         )
     if a.variance == "moderated" or (a.variance == "auto" and seeds <= MODERATED):
         words.append(
-            "Variances between seeds were moderated over the comparisons by empirical Bayes (Smyth 2004), and never "
-            "made smaller than the sample's own."
+            "Variances between seeds were moderated by empirical Bayes (Smyth 2004), and never made smaller than the "
+            "sample's own: over the comparisons with the reference for their verdicts, over all pairs for the claim "
+            "and the ranks; those of contrasts are their own."
         )
     words.append(
         f"Equivalence within ±{a.margin:g} {metric.unit} was tested by two one-sided tests (Schuirmann 1987), "

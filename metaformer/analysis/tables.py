@@ -36,7 +36,8 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
     name, selected = study.analysis.metric, selecting(study.analysis.metric)
     metric, tested = metric_of(name), f"test_{name.partition('_')[2]}"
     compared = {c.cell.name: c for c in verdicts.confirmatory}
-    header = ["cell", "n", "val", "test", f"minus {study.reference}", "verdict", "params", "MACs", "s/run"]
+    header = ["cell", "n", "val", "test", f"minus {study.reference}", "verdict", "params", "MACs"]
+    header += ["s/run"] if verdicts.alone else []
     lines = []
     apart = {cell.name for cell in verdicts.baselines}
     for cell in [*verdicts.cells, *verdicts.baselines]:
@@ -48,12 +49,15 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
         tests = cell.tested() if name == tested else cell.mean(tested)
         means = [plus_minus(mean, digits=metric.digits) for mean in (cell.mean(selected), tests)]
         verdict = _short(c) if c else "baseline" if cell.name in apart else ""
-        costs = [f"{cell.first.params:,}", macs, f"{cell.seconds:.0f}"]
+        costs = [f"{cell.first.params:,}", macs, *([f"{cell.seconds:.0f}"] if verdicts.alone else [])]
         lines.append([cell.name, str(len(cell.values)), *means, difference, verdict, *costs])
     unit = "%" if metric.unit == "points" else metric.unit
-    caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% interval; differences paired by seed"
+    caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% interval"
+    if any(c.crossed.images for c in compared.values()):
+        caption += ", for other seeds and other images, but for val, which is for other seeds alone"
+    caption += "; differences paired by seed"
     caption += ", of validation images" if name == selected else ""
-    caption += "; s/run: measured alone" if verdicts.alone else "; s/run: beside other work, no cost"
+    caption += "; s/run: measured alone" if verdicts.alone else ""
     return Table(header, lines, caption)
 
 
@@ -181,27 +185,17 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
             _short(c) if matched(c, key, analysis) else f"not matched ({_percent(c.ratio(key))})"
             for key in ("params", "macs")
         ]
-        lines.append(
-            [c.name, _difference(c, metric_of(analysis.metric).digits), _short(c), *views, _percent(c.ratio("seconds"))]
-        )
-    alone = verdicts.alone
+        time = [_percent(c.ratio("seconds"))] if verdicts.alone else []
+        lines.append([c.name, _difference(c, metric_of(analysis.metric).digits), _short(c), *views, *time])
     changed = set(BUDGET_KEYS.values()) & {key.removeprefix("model.") for key in analysis.tuned}
     shape = "same shape" if analysis.factor == "mixer" and not changed else "as they are"
-    header = [
-        "comparison",
-        "difference",
-        shape,
-        "same parameters",
-        "same MACs",
-        "time" if alone else "time, side by side",
-    ]
-    how = "that of training, on a machine that did nothing else."
-    if not alone:
-        how = (
-            "that of training while other work shared the machine, or may have, and no cost: "
-            "`python -m metaformer.cost throughput=true` measures one model alone."
-        )
-    caption = f"Same: within {tolerance(analysis):.0%}. The time is {how}"
+    header = ["comparison", "difference", shape, "same parameters", "same MACs", *(["time"] if verdicts.alone else [])]
+    caption = f"Same: within {tolerance(analysis):.0%}. " + (
+        "The time is that of training, on a machine that did nothing else."
+        if verdicts.alone
+        else "Times of training are no cost where other work shared the machine, or may have, and are not here: "
+        "`python -m metaformer.cost ... cost.throughput=true` measures one model alone."
+    )
     return Table(header, lines, caption, (shape, "same parameters", "same MACs"))
 
 

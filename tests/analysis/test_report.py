@@ -18,7 +18,7 @@ from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
 from metaformer.config.study_nodes import Study
 from metaformer.runs import launch
-from metaformer.runs.launch import Entry, Launch, Stage
+from metaformer.runs.launch import Entry, Launch, Run, Stage
 from metaformer.runs.report_folder import report_folder
 
 BASE = [0.70, 0.74, 0.72]
@@ -55,7 +55,7 @@ def test_accuracy_table():
     lines = tables.accuracy_table(verdicts, study()).lines
     assert lines[0][:6] == ["pooling", "3", "75.00 ± 12.42", "75.00 ± 12.42", "", ""]
     assert lines[1][4:6] == ["-3.00 ± 10.83 (n = 3)", "no verdict"]  # one has more seeds than the other
-    assert lines[1][6:] == ["1,000", "2.00M", "10"]
+    assert lines[1][6:] == ["1,000", "2.00M"]
 
 
 def test_a_table_in_latex():
@@ -279,15 +279,28 @@ def test_two_hundred_runs_take_five_seconds_and_no_torch(tmp_path):
     assert float(done.stdout.split()[-1]) < 10  # 4-5 s on a quiet machine
 
 
-def test_time_is_called_a_cost_only_where_every_run_was_alone():
-    def told(cores: float) -> str:
+def test_time_is_told_only_where_every_run_was_alone():
+    def told(cores: float) -> tuple[bool, bool]:
         runs = runs_of(pooling=[0.7, 0.8, 0.75], identity=[0.7, 0.72, 0.74])
         first = replace(runs[0], result=replace(runs[0].result, other_runs=0, other_cores=cores))
         others = [replace(run, result=replace(run.result, other_runs=0, other_cores=0.0)) for run in runs[1:]]
         made = tables.all_tables(study(), judge(study(), [first, *others]))
-        return f"{made['accuracy'].caption} {made['fairness'].caption} {made['fairness'].header[-1]}"
+        accuracy, fairness = made["accuracy"], made["fairness"]
+        assert all(len(line) == len(table.header) for table in (accuracy, fairness) for line in table.lines)
+        assert ("s/run: measured alone" in accuracy.caption) != ("Times of training are no cost" in fairness.caption)
+        return accuracy.header[-1] == "s/run", fairness.header[-1] == "time"
 
-    assert "s/run: measured alone" in told(0.1)
-    assert told(0.1).endswith("did nothing else. time")
-    assert "no cost" in told(0.9)
-    assert told(0.9).endswith("time, side by side")
+    assert told(0.1) == (True, True)
+    assert told(0.9) == (False, False)
+
+
+def test_a_table_says_of_what_its_intervals_are(tmp_path):
+    runs = runs_of(pooling=[0.7, 0.8, 0.75], identity=[0.7, 0.72, 0.74])
+
+    def caption(runs: list[Run]) -> str:
+        return tables.all_tables(study(), judge(study(), runs))["accuracy"].caption
+
+    assert "other images" not in caption(runs)
+    on_disk(runs, tmp_path)
+    kept = [replace(run, folder=tmp_path / run.result.name) for run in runs]
+    assert "for other seeds and other images, but for val, which is for other seeds alone" in caption(kept)
