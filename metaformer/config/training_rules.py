@@ -160,6 +160,11 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
         raise ConfigError(f"recipe.batch={recipe.batch}: Mixup needs an even number of images a part, not {share}")
     if runtime.graph and not runtime.compile:
         raise ConfigError("runtime.graph=true: belongs to runtime.compile=true")
+    if runtime.graph and runtime.accumulate != 1:
+        raise ConfigError(
+            f"runtime.accumulate={runtime.accumulate}: with runtime.graph=true the gradients of a part lie where those "
+            "of the next one are written; expected 1"
+        )
     if runtime.graph and runtime.accelerator in ("cpu", "mps"):
         raise ConfigError(
             f"runtime.graph=true: is for a GPU of CUDA; here is runtime.accelerator={runtime.accelerator}"

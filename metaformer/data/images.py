@@ -82,12 +82,12 @@ class Images:
             return self
         there = copy.copy(self)
         there.mean, there.std = self.mean.to(device), self.std.to(device)
-        stores = {id(part.pixels): part.pixels for part in parts}  # splits may share one
-        if sum(pixels.nbytes for pixels in stores.values()) <= torch.cuda.mem_get_info(device)[0] // 4:
-            moved = {key: pixels.to(device) for key, pixels in stores.items()}
+        # splits may share one
+        stores = {id(store): store for part in parts for store in (part.pixels, part.masks) if store is not None}
+        if sum(store.nbytes for store in stores.values()) <= torch.cuda.mem_get_info(device)[0] // 4:
+            moved = {key: store.to(device) for key, store in stores.items()}
             there.train, there.val, there.test = (
-                part.on(device, moved[id(part.pixels)]) if isinstance(part, Split) else part
-                for part in self.splits().values()
+                part.on(device, moved) if isinstance(part, Split) else part for part in self.splits().values()
             )
         return there
 

@@ -1,6 +1,6 @@
 """The images of one split, held as one uint8 tensor or read one at a time, and parts that are taken out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,10 +67,11 @@ class Split:
         """The labels of some rows [B], or their masks [B, H, W]."""
         return self.labels[rows] if self.masks is None else self.masks[self.places(rows)]
 
-    def on(self, device: torch.device, pixels: Tensor) -> "Split":
-        """The same on a device, where its `pixels` are already."""
-        rows, masks = (None if part is None else part.to(device) for part in (self.rows, self.masks))
-        return Split(pixels, self.labels.to(device), rows, masks)
+    def on(self, device: torch.device, moved: Mapping[int, Tensor]) -> "Split":
+        """The same on a device, where its pixels and masks are already, by the id of what they are here."""
+        rows = None if self.rows is None else self.rows.to(device)
+        masks = None if self.masks is None else moved[id(self.masks)]
+        return Split(moved[id(self.pixels)], self.labels.to(device), rows, masks)
 
     def windows(self, rows: Tensor, corners: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
         """Windows of the size of an image [B, H, W, C] uint8, black where they lie beside it, and their targets.

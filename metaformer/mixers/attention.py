@@ -1,6 +1,7 @@
 """Mixers by attention."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,10 @@ class WindowAttention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention with the kernel elu(x) + 1 for the softmax (arXiv:2006.16236, Eq. 5 and 7): linear in tokens."""
+    """Attention with the kernel elu(x) + 1 for the softmax (arXiv:2006.16236, Eq. 5 and 7): linear in tokens.
+
+    Its sums run in fp32 at least.
+    """
 
     def __init__(self, dim: int, head_dim: int = 32) -> None:
         super().__init__()
@@ -78,11 +82,13 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(to_tokens(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim] each
-        q, k = F.elu(q) + 1, F.elu(k) + 1
-        total = q @ k.sum(2).unsqueeze(-1) + 1e-6  # as the official code: both kernels can be zero
-        mixed = q @ (k.transpose(-2, -1) @ v) / total
-        return to_map(self.proj(mixed.transpose(1, 2).flatten(2)), like=x)
+        full = torch.promote_types(qkv.dtype, torch.float32)  # sums over 56x56 tokens are beyond fp16
+        with nullcontext() if qkv.dtype == full else torch.autocast(x.device.type, enabled=False):
+            q, k, v = qkv.to(full).permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim] each
+            q, k = F.elu(q) + 1, F.elu(k) + 1
+            total = q @ k.sum(2).unsqueeze(-1) + 1e-6  # as the official code: both kernels can be zero
+            mixed = q @ (k.transpose(-2, -1) @ v) / total
+        return to_map(self.proj(mixed.to(qkv.dtype).transpose(1, 2).flatten(2)), like=x)
 
 
 class SpatialReductionAttention(nn.Module):

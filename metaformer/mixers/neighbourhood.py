@@ -12,6 +12,7 @@ from metaformer.mixers.attention import Attention
 from metaformer.mixers.layout import odd, to_map, to_tokens
 
 FEW = 256  # tokens: up to here one product of all pairs under a mask is faster than one for each row
+KERNELS = 64  # of flex_attention, one for each shape of a map and batch; after eight torch would keep all N x N scores
 
 
 class NeighbourhoodAttention(Attention):
@@ -97,8 +98,11 @@ def _flexible(q: Tensor) -> bool:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    attend = _compiled() if q.is_cuda else flex_attention
-    return attend(*_tokens(q, k, v), block_mask=_block_mask(*q.shape[2:4], window, q.device))
+    attend, mask = (_compiled() if q.is_cuda else flex_attention), _block_mask(*q.shape[2:4], window, q.device)
+    if torch.compiler.is_compiling():  # it is a part of what is compiled
+        return attend(*_tokens(q, k, v), block_mask=mask)
+    with torch._dynamo.config.patch(recompile_limit=KERNELS):
+        return attend(*_tokens(q, k, v), block_mask=mask)
 
 
 @cache

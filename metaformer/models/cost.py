@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from metaformer.models.precision import autocast, deterministic
+
 aten = torch.ops.aten
 Image = tuple[int, int, int]  # channels, height, width
 
@@ -209,16 +211,18 @@ def kept(net: nn.Module, x: Tensor) -> int:
     return sum(storages.values())
 
 
-def throughput(net: nn.Module, images: torch.Tensor, *, bf16: bool = False) -> tuple[float, float]:
-    """Images per second: forward, and a training step with AdamW; the best of 5 after a warm-up.
+def throughput(net: nn.Module, images: torch.Tensor, precision: str = "fp32") -> tuple[float, float]:
+    """Images per second: forward, and a training step with AdamW, as runs have them; the best of 5 after a warm-up.
 
     Args:
         images: [B, C, H, W], on the device where it is measured.
+        precision: of the recipe.
     """
     device = images.device
     net = net.to(device).to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(p for p in net.parameters() if p.requires_grad)
+    fused = True if device.type == "cuda" else None
+    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), fused=fused)
 
     def forward() -> None:
         with torch.no_grad():
@@ -230,7 +234,7 @@ def throughput(net: nn.Module, images: torch.Tensor, *, bf16: bool = False) -> t
         loss.backward()
         optimizer.step()
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with deterministic(), autocast(device, precision):
         return len(images) / best(forward, device), len(images) / best(step, device)
 
 

@@ -1,10 +1,39 @@
-"""With how many bits a GPU multiplies numbers in fp32."""
+"""How a network computes: with how many bits, and the same ones each time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """As Lightning has it for `recipe.precision`."""
+    return torch.autocast(device.type, HALVES.get(precision), enabled=precision in HALVES)
+
 
 def set_tf32(wanted: bool) -> None:
-    """Products and convolutions alike: cuDNN has a switch of its own, which is on, and mixers would differ in it."""
+    """Products and convolutions of a GPU alike: cuDNN has a switch of its own, which is on, and mixers would differ."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if wanted else "highest")
         torch.backends.cudnn.allow_tf32 = wanted
+
+
+def keep_unwritten() -> None:
+    """In deterministic mode torch would fill each new tensor with NaN before an op writes it: a kernel for each."""
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within, torch computes as in a run, whose Trainer is deterministic: some ops of a GPU take longer."""
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(True)
+    keep_unwritten()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

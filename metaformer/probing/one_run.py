@@ -13,6 +13,7 @@ from metaformer.config.schema import Runtime
 from metaformer.data.splits import balanced
 from metaformer.mixers import Identity, Pooling
 from metaformer.models.metaformer import MetaFormer
+from metaformer.models.precision import set_tf32
 from metaformer.probing import measures
 from metaformer.probing.kept import CKA_IMAGES, Probed
 from metaformer.runs.finished import Finished
@@ -35,6 +36,7 @@ def measure(run: Finished, jobs: int) -> Probed:
     if len(images.val) < 4:
         raise ConfigError(f"{run.folder}: its {len(images.val)} validation images are too few; expected 4 at least")
     device = _device(config.runtime)
+    set_tf32(config.runtime.tf32)
     net = net.to(device).requires_grad_(False)
 
     def batches(val: Any) -> Iterator[tuple[Tensor, Tensor]]:

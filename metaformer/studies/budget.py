@@ -24,7 +24,7 @@ from metaformer.config.validate import plain, structure
 from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
-from metaformer.system.machine import trains_on
+from metaformer.system.machine import lacks_place, take, trains_on
 
 FAR = 0.1  # a cell that misses its target by more is not matched by anybody's standard
 UNITS = {"params": "parameters", "macs": "MACs", "time": "seconds for an image"}
@@ -96,12 +96,28 @@ def _solve(content: str) -> Match:
     path = Path(config.runtime.runs) / "budget.json"
     if key in (known := _measured(path)):
         return Match(**known[key])
-    match = solve(config, _cost)
+    match = _timed(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.held(path.with_name(".budget.lock")):  # another command may have measured it meanwhile
         known = {key: vars(match), **_measured(path)}
         write(path, json.dumps(known, indent=1))
     return Match(**known[key])
+
+
+def _timed(config: Config) -> Match:
+    """The solution by times; on a GPU by a process that has a place there, and gives its memory back when it ends."""
+    if not lacks_place(config.runtime.accelerator):
+        return solve(config, _cost)
+    from joblib.externals.loky import ProcessPoolExecutor  # as the runs of a sweep have it
+
+    with ProcessPoolExecutor(1) as pool:
+        found: Match = pool.submit(_in_place, config).result()
+    return found
+
+
+def _in_place(config: Config) -> Match:
+    take(config.runtime.accelerator, config.runtime.per_gpu)
+    return solve(config, _cost)
 
 
 def _measured(path: Path) -> dict[str, Any]:

@@ -68,15 +68,25 @@ def step_seconds(config: Config) -> float:
 def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[float, float]:
     """Images per second of this machine: forward, and a training step."""
     image, classes = shape(config.data)
-    gpu = torch.cuda.is_available() and config.runtime.accelerator != "cpu"
+    device = _measured_on(config.runtime.accelerator)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     net = build(config.model, config.mixer, config.seed, shape=image, classes=classes, task=config.task)
-    images = torch.randn(batch, *image, device="cuda" if gpu else "cpu")
+    images = torch.randn(batch, *image, device=device)
     set_tf32(config.runtime.tf32)
     keep_memory()  # as a run has it
     with compiling(net, compiled, graph=config.runtime.graph):
-        return speed_of(net, images, bf16=config.recipe.precision == "bf16")
+        return speed_of(net, images, config.recipe.precision)
+
+
+def _measured_on(accelerator: str) -> torch.device:
+    """Where runs would be, as far as times are measured there."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.mps.is_available()):
+        return torch.device("cpu")
+    raise ConfigError(f"runtime.accelerator={accelerator}: times are measured on a GPU of CUDA or a processor; "
+                      "expected runtime.accelerator=cpu, or a machine with such a GPU")  # fmt: skip
 
 
 Row = Mapping[str, Any]

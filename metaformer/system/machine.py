@@ -144,6 +144,11 @@ def how_to_share(accelerator: str, per_gpu: int) -> str | None:
     )
 
 
+def lacks_place(accelerator: str) -> bool:
+    """Whether this process would compute on a GPU on which it has no place."""
+    return accelerator not in ("cpu", "mps") and bool(gpus()) and not _held
+
+
 def take(accelerator: str, per_gpu: int) -> str | None:
     """Wait for a place on a GPU, make it the only one that this process sees, and return it; None where none is used.
 

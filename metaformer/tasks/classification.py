@@ -88,7 +88,8 @@ class Classifier(Learner):
         return summed / len(labels)
 
     def keep(self, batch: Batch) -> tuple[Tensor, ...]:
-        return self.net(batch[0]).float(), batch[1]
+        # A copy: what a CUDA graph puts out lies where its next batch will
+        return self.net(batch[0]).to(torch.float32, copy=True), batch[1]
 
     def scored(self, *parts: Tensor) -> Scores:
         logits, labels = parts

@@ -42,10 +42,10 @@ def try_optimizer(net: nn.Module, recipe: Recipe) -> None:
 
 def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer:
     """timm's optimizer with its parameter groups: no decay on biases, norms and scales."""
-    # Fused on a GPU, where torch has it; timm hands the rest of the options on. Lightning refuses to clip gradients in
-    # bf16 with it, as fused optimizers unscale them by themselves, though there is no scale in bf16.
-    clipped = recipe.clip_grad is not None and recipe.precision != "fp32"
-    fuses = on_gpu and not clipped and recipe.optimizer in ("adam", "adamw")
+    # Fused on a GPU, where torch has it; timm hands the rest of the options on. A fused one unscales the gradients of
+    # fp16 by itself, after all who look at them, and for that Lightning refuses to clip, in bf16 too.
+    unscales = recipe.precision == "fp16" or (recipe.precision == "bf16" and recipe.clip_grad is not None)
+    fuses = on_gpu and not unscales and recipe.optimizer in ("adam", "adamw")
     fused: dict[str, Any] = {"fused": True} if fuses else {}
     lr = recipe.lr * (recipe.batch / recipe.lr_base_size if recipe.lr_base_size else 1)
     options: dict[str, Any] = {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_stat_scores
+from torchmetrics.functional.classification import multiclass_stat_scores
 
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.images import Images
@@ -74,5 +74,6 @@ def scores_of(logits: Tensor, masks: Tensor) -> PixelScores:
         taken.flatten(1), labels.flatten(1), classes, average=None, multidim_average="samplewise", ignore_index=IGNORED
     )
     counts = stats[..., [0, 1, 3]].where(~filled[:, None, None], -1)
-    confused = multiclass_confusion_matrix(taken, labels, classes, ignore_index=IGNORED)
-    return PixelScores(counts, losses, confused, taken[:SHOWN].byte())
+    inside = labels != IGNORED  # torchmetrics' matrix would take classes^2 numbers for each pixel on a GPU
+    pairs = (labels * classes + taken)[inside].bincount(minlength=classes**2)
+    return PixelScores(counts, losses, pairs.view(classes, classes), taken[:SHOWN].byte())

@@ -12,7 +12,8 @@ from metaformer.config.schema import Recipe
 from metaformer.config.tasks import IGNORED
 from metaformer.data.batches import Batch
 from metaformer.tasks.learner import Learner
-from metaformer.tasks.pixels import PixelScores, scores_of
+from metaformer.tasks.pixels import SHOWN, PixelScores, scores_of
+from metaformer.tasks.scores import in_order
 
 
 class Segmenter(Learner):
@@ -54,10 +55,11 @@ class Segmenter(Learner):
         weights = self.class_weights
         assert weights is None or isinstance(weights, Tensor)
         smoothing = self.recipe.label_smoothing
-        summed = F.cross_entropy(
-            logits, masks, weights, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+        reduction = "none" if logits.is_cuda else "sum"  # its sum has no deterministic form on CUDA, and is refused
+        losses = F.cross_entropy(
+            logits, masks, weights, ignore_index=IGNORED, label_smoothing=smoothing, reduction=reduction
         )
-        loss = summed / masks.numel()
+        loss = losses.sum() / masks.numel()
         return (1 - self.dice) * loss + self.dice * dice_loss(logits, masks) if self.dice else loss
 
     def keep(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -74,7 +76,12 @@ class Segmenter(Learner):
         confused = self.trainer.strategy.reduce(self.confused, reduce_op="sum")
         assert isinstance(confused, Tensor)
         there = counts[:, 0, 0] >= 0
-        found = PixelScores(counts[there], losses[there], confused, self.shown[: int(there.sum())])
+        shown = self.shown
+        if self.trainer.world_size > 1:  # each has every second image, or third
+            gathered = self.all_gather(shown)
+            assert isinstance(gathered, Tensor)
+            shown = in_order(gathered)[:SHOWN]
+        found = PixelScores(counts[there], losses[there], confused, shown[: int(there.sum())])
         return replace(found, **{name: value.cpu() for name, value in vars(found).items()})
 
 

@@ -24,7 +24,7 @@ class Best(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         net: Any = module.net
-        self.validated = {name: value.detach().cpu().clone() for name, value in weights_of(net).items()}
+        self.validated = {name: value.clone() for name, value in weights_of(net).items()}
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         value = self.sign * float(trainer.callback_metrics[self.metric])

@@ -30,8 +30,8 @@ def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show:
         callbacks.append(Best(config.selected_by))
     if config.recipe.ema is not None:
         # made before the network moves to its device, and compared with it at each step
-        asked = config.runtime.accelerator
-        device = "mps" if asked == "mps" else "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+        there = (name for name in ("cuda", "mps") if getattr(torch, name).is_available())
+        device = "cpu" if config.runtime.accelerator == "cpu" else next(there, "cpu")
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema))
     if config.debug.mode == "none":
         callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))

@@ -17,8 +17,10 @@ from metaformer.data.images import Images
 from metaformer.data.module import ImageData
 from metaformer.data.splits import balanced
 from metaformer.models.cost import synchronise
+from metaformer.models.precision import autocast, deterministic
 from metaformer.system.files import replacing
 from metaformer.tasks.classification import Classifier
+from metaformer.tasks.optimization import make_optimizer
 from metaformer.training.trainer import device_name, make_trainer, threads, workers
 
 
@@ -70,10 +72,10 @@ def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> 
     torch.set_num_threads(threads(runtime, 1))
     device = make_trainer(runtime, recipe).strategy.root_device
     data = ImageData(images, recipe, config.seed, workers=workers(runtime, 1)).train_dataloader()
-    optimizer = torch.optim.AdamW(net.to(device).parameters(), lr=recipe.lr)
+    optimizer = make_optimizer(net.to(device), recipe, on_gpu=device.type == "cuda")
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with autocast(device, recipe.precision):
             ignore = IGNORED if images.masked else -100  # -100: torch's default, which no label is
             loss = nn.functional.cross_entropy(net(batch[0]), batch[1].long(), ignore_index=ignore)
         optimizer.zero_grad()
@@ -85,12 +87,14 @@ def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> 
     step(batch)
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with torch_profile(activities=activities) as profiler:
+    with deterministic(), torch_profile(activities=activities) as profiler:
         for _ in range(steps):
             step(batch)
         synchronise(device)
     cost = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
-    ops = sorted(profiler.key_averages(), key=cost, reverse=True)
+    # Not the kernels of a GPU, whose time the ops that start them have already
+    ops = [op for op in profiler.key_averages() if op.device_type.name == "CPU"]
+    ops.sort(key=cost, reverse=True)
     total = sum(cost(op) for op in ops)
     where = device_name(device) if on_gpu else f"{threads(runtime, 1)} threads"
     table = Table(title=f"A training step of {recipe.batch} images, {where}", title_justify="left")

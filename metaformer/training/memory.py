@@ -1,19 +1,23 @@
 """A device that is too small for a batch: how much a run took, and what to do."""
 
+import gc
 import sys
 
 import torch
 
 from metaformer.config.schema import Config
 
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # said in other errors
+
 
 def out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def forget_peak() -> None:
     """Give memory back that a run before in this process had, so that others on the GPU find it, and count anew."""
     if torch.cuda.is_initialized():
+        gc.collect()  # a Trainer and its parts hold each other, and the images on the GPU
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

@@ -50,10 +50,10 @@ def whole(value: Tensor) -> Tensor:
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
-    """The state_dict of a network, in parts or not, whole: all devices have to ask."""
+    """The state_dict of a network, in parts or not, whole and on the CPU: all devices have to ask."""
     weights: dict[str, Tensor] = net.state_dict()
     for name, value in weights.items():
-        weights[name] = whole(value)
+        weights[name] = whole(value).cpu()  # one by one: a device need not have room for all
     return weights
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from metaformer.config.schema import Config, Recipe, Runtime
-from metaformer.models.precision import set_tf32
+from metaformer.models.precision import keep_unwritten, set_tf32
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores, keep_memory, processor
 from metaformer.training.sharding import strategy_of
@@ -56,6 +56,7 @@ def make_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertising, no list of absent devices
     set_tf32(runtime.tf32)
     keep_memory()
+    keep_unwritten()
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # here it is an error
     warnings.filterwarnings("ignore", message=".*srun. command is available")  # on any machine of a cluster
     together = runtime.processes

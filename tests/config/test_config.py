@@ -84,6 +84,10 @@ def test_the_names_of_other_libraries_lead_to_keys_that_exist():
             ["runtime.graph=true", "runtime.compile=true", "runtime.accelerator=mps"],
             "runtime.graph=true: is for a GPU of CUDA; here is runtime.accelerator=mps",
         ),
+        (
+            ["runtime.graph=true", "runtime.compile=true", "runtime.accumulate=auto"],
+            "runtime.accumulate=auto: with runtime.graph=true the gradients of a part lie where those of the next one",
+        ),
         (["logger.mode=offline"], "logger.mode=offline: belongs to logger=wandb"),
         (["logger.every=10"], "logger.every=10: belongs to logger=wandb"),
         (["logger=wandb", "logger.every=-1"], "logger.every=-1: expected at least 0"),

@@ -237,6 +237,17 @@ def test_linear_attention_is_attention_with_another_kernel():
     torch.testing.assert_close(mixer(x), to_map(mixer.proj(torch.cat(heads, -1)), like=x))
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_linear_attention_of_many_tokens_in_half_precision(precision):
+    """Its sums over all tokens are beyond fp16, whose infinite divisor would give nothing at all."""
+    mixer, x = configured("linear_attention", 32, (56, 56)), torch.randn(1, 32, 56, 56)
+    nn.init.normal_(mixer.qkv.weight)
+    with torch.autocast("cpu", precision):
+        half = mixer(x)
+    assert half.dtype == precision
+    assert (half.float() - mixer(x)).norm() < 0.02 * mixer(x).norm()
+
+
 def test_spatial_reduction_without_reduction_is_attention():
     mixer = configured("spatial_reduction", 64, (4, 6), "mixer.reduction=1").double()
     plain = configured("attention", 64, (4, 6)).double()

@@ -69,6 +69,23 @@ def test_all_ways_agree_and_so_do_their_gradients(size, monkeypatch):
     torch.testing.assert_close(y, found[0][0], rtol=1e-10, atol=1e-10)
 
 
+def test_there_is_a_kernel_for_each_of_many_shapes(monkeypatch):
+    """After eight, torch would go on without kernels and keep the weights of all pairs."""
+    limits = []
+
+    def attend(q, k, v, block_mask):
+        limits.append(torch._dynamo.config.recompile_limit)
+        return v
+
+    monkeypatch.setattr(neighbourhood, "flex_attention", attend)
+    monkeypatch.setattr(neighbourhood, "_flexible", lambda q: True)
+    before = torch._dynamo.config.recompile_limit
+    mixer, x = made(3, (5, 6))
+    mixer(x)
+    assert limits == [neighbourhood.KERNELS]
+    assert torch._dynamo.config.recompile_limit == before
+
+
 @pytest.mark.parametrize(
     ("size", "window", "keys"), [((20, 17), 7, 49), ((14, 14), 3, 9), ((4, 9), 7, 28), ((4, 4), 7, 16)]
 )

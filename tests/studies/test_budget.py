@@ -1,6 +1,7 @@
 """Cells that are matched to a budget: the nearest there is, and ordinary cells."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from itertools import product
@@ -15,10 +16,11 @@ from metaformer import cost
 from metaformer.config.identity import content_of, run_id
 from metaformer.config.schema import Config
 from metaformer.mixers import Attention
-from metaformer.models.cost import kept
+from metaformer.models.cost import kept, throughput
 from metaformer.studies import budget, cell_cost
 from metaformer.studies.budget import matched
 from metaformer.studies.points import expand
+from metaformer.system import locks, machine
 from metaformer.system.errors import ConfigError
 
 
@@ -159,6 +161,42 @@ def test_times_are_measured_once(monkeypatch):
     budget._solve.cache_clear()
     with pytest.raises(ConfigError, match=r"runs/budget.json: cannot be read .*; remove it to measure the times again"):
         matched(config)
+
+
+def test_times_of_a_gpu_are_measured_by_a_process_with_a_place_on_it(monkeypatch, tmp_path):
+    """The process of a sweep has no place, and would keep the memory that it took there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of a machine that has no such GPU: there it is the processor
+    monkeypatch.setattr(locks, "own_folder", lambda name: tmp_path)
+    machine.gpus.cache_clear()
+    try:
+        words = ("mixer=pooling", "budget=time", "budget.target=pooling", "budget.tolerance=0.9", "data=digits")
+        config = compose(*words, "recipe.batch=8")
+        _, match = matched(config)
+        assert match.value == config.model.dims
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+        assert machine.lacks_place("auto")
+        assert not machine.lacks_place("cpu")
+    finally:
+        machine.gpus.cache_clear()
+
+
+@pytest.mark.parametrize("accelerator", ["mps", "gpu"])
+def test_no_time_is_measured_on_another_device(accelerator):
+    with pytest.raises(ConfigError, match=f"runtime.accelerator={accelerator}: times are measured on a GPU of CUDA or"):
+        cell_cost.step_seconds(compose(f"runtime.accelerator={accelerator}"))
+
+
+def test_a_step_is_measured_as_a_run_computes_it(monkeypatch):
+    seen = []
+
+    class Seen(torch.nn.Conv2d):
+        def forward(self, x):
+            seen.append((torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu")))
+            return super().forward(x)
+
+    throughput(Seen(1, 1, 1), torch.zeros(2, 1, 4, 4), "bf16")
+    assert set(seen) == {(True, True)}
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_time_is_that_of_a_step_as_the_runs_have_it(monkeypatch):

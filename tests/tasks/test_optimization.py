@@ -87,10 +87,16 @@ def test_decayed_and_undecayed_weights_of_s12():
 
 @pytest.mark.parametrize(
     ("words", "fused"),
-    [((), True), (("recipe.clip_grad=1",), True), (("recipe.clip_grad=1", "recipe.precision=bf16"), None)],
+    [
+        ((), True),
+        (("recipe.clip_grad=1",), True),
+        (("recipe.precision=bf16",), True),
+        (("recipe.clip_grad=1", "recipe.precision=bf16"), None),
+        (("recipe.precision=fp16",), None),
+    ],
 )
-def test_a_fused_optimizer_does_not_meet_clipping_in_bf16(monkeypatch, words, fused):
-    """Lightning raises at the first clip there."""
+def test_a_fused_optimizer_does_not_meet_who_needs_gradients_unscaled(monkeypatch, words, fused):
+    """Lightning raises at the first clip in a half precision; in fp16 the norm would be told 65,536 times too large."""
     given = {}
 
     def create(net, name, **options):

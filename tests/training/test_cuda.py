@@ -1,6 +1,7 @@
 """What a GPU has to do. Skipped where there is none; two GPUs for the last ones."""
 
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ from test_devices import compare
 from torch.optim.swa_utils import AveragedModel
 from trained import equal, go, steps_of, stop_at
 
+from metaformer.data import batches
 from metaformer.data.batches import Batches
 from metaformer.data.images import load
+from metaformer.mixers import NeighbourhoodAttention
 from metaformer.probing import selection
 from metaformer.runs.finished import finished
 from metaformer.studies import cell_cost
 from metaformer.tasks.classification import Classifier
+from metaformer.tasks.segmentation import Segmenter
 from metaformer.training.evaluation import evaluate
 
 pytestmark = pytest.mark.gpu
@@ -123,6 +127,51 @@ def test_gradients_are_clipped_before_a_fused_optimizer(monkeypatch, precision):
     assert bool(fused[0]) is (precision == "fp32")
 
 
+def test_a_graph_keeps_what_several_batches_say(monkeypatch):
+    """The next batch is written where the outputs of a graph are."""
+    monkeypatch.setattr(batches, "EVAL_BATCH", 100)
+    words = (*GPU, "runtime.compile=true")
+    metrics = [go(*words, *own).result.metrics for own in ((), ("runtime.graph=true", "runtime.runs=graph"))]
+    assert metrics[1]["val_loss"] == pytest.approx(metrics[0]["val_loss"], abs=1e-3)
+
+
+def test_the_norm_that_is_told_in_fp16_is_that_of_the_gradients(monkeypatch):
+    norms = []
+    monkeypatch.setattr(Classifier, "on_before_optimizer_step", lambda self, optimizer: norms.append(norm(self)))
+
+    def norm(module):
+        return float(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+
+    for precision in ("fp32", "fp16"):
+        go(*GPU, f"recipe.precision={precision}")
+    assert norms[-1] == pytest.approx(norms[len(norms) // 2 - 1], rel=0.2)
+
+
+MASKS = ("task=segmentation", "data=fashion_mosaics", "data.train=192", "model=tiny_pyramid")
+
+
+@pytest.mark.parametrize("words", [(), ("task.dice=0.3", "recipe.precision=bf16")])
+def test_segmentation_has_the_same_bits_also_after_a_stop(monkeypatch, words):
+    whole = go(*GPU, *MASKS, *words, "runtime.runs=whole").folder
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at=2, kind=Segmenter)  # of 3
+        with pytest.raises(SystemExit):
+            go(*GPU, *MASKS, *words)
+    assert equal(whole, go(*GPU, *MASKS, *words).folder)
+
+
+@pytest.mark.parametrize("size", [9, 14])
+def test_neighbourhood_attention_has_a_kernel_for_each_shape(size):
+    """More shapes than torch compiles by itself; equal to what a processor computes under a mask."""
+    mixer = NeighbourhoodAttention(32, kernel_size=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in range(1, 11):
+            x = torch.randn(n, 32, size, size)
+            expected = mixer.cpu()(x)
+            torch.testing.assert_close(mixer.cuda()(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_trains_in_deterministic_mode(mixer):
     """torch raises at an op that has no deterministic form on a GPU."""
@@ -176,6 +225,8 @@ def test_weights_in_parts_on_two_gpus(cli, tmp_path):
     for own in ((), ("runtime.devices=2", "runtime.strategy=fsdp", "runtime.runs=two")):
         done = cli("train", *words, *own)
         assert done.returncode == 0, done.stderr
+    saved = torch.load(next(tmp_path.glob("two/*/weights.pt")), weights_only=True)
+    assert {value.device.type for value in saved["state_dict"].values()} == {"cpu"}
     compare(tmp_path)
 
 

@@ -91,6 +91,9 @@ def test_masks_on_two_devices(cli, tmp_path):
     first, second = (np.load(the(tmp_path, runs) / "predictions.npz")["counts"] for runs in ("runs", "two"))
     pixels = [counts[..., 0] + counts[..., 2] for counts in (first, second)]
     assert (pixels[0] == pixels[1]).all()  # in the order of the images
+    shown = [np.load(the(tmp_path, runs) / "predictions.npz")["shown"] for runs in ("runs", "two")]
+    assert len(shown[0]) == len(shown[1]) == 5
+    assert (shown[0] == shown[1]).mean() > 0.9  # each with its own image, up to rounding
     assert np.array(two["confusion"]).sum() == 5 * 16 * 16
 
 

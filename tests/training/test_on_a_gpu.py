@@ -1,6 +1,7 @@
 """What is set for a GPU, told by a device that is not there."""
 
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from metaformer.models.compiling import compiling
 from metaformer.studies.cell_cost import step_seconds
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive, seed_globals
+from metaformer.tasks.build import build as learner
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import callbacks, trainer
 from metaformer.training.memory import forget_peak, more_parts, taken
@@ -173,8 +175,26 @@ def test_a_gpu_that_is_too_small_says_how_much_a_run_takes(monkeypatch):
         more_parts(compose(), 1)
     for name in ("empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda name=name: forgotten.append(name))
+    held = SimpleNamespace()  # like a Trainer and its parts, which hold the images of a run before
+    held.itself = held
+    weakref.finalize(held, forgotten.append, "held")
+    del held
     forget_peak()
-    assert forgotten == ["empty_cache", "reset_peak_memory_stats"]
+    assert forgotten == ["held", "empty_cache", "reset_peak_memory_stats"]
+
+
+def test_what_is_kept_of_a_batch_is_no_memory_of_the_network():
+    """Where a CUDA graph puts its outputs, the next batch overwrites them."""
+    config, images = compose("data=digits"), load(compose("data=digits").data)
+    module = learner(config, torch.nn.Flatten(), images, None)
+    batch = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    logits, _ = module.keep(batch)
+    assert logits.data_ptr() != batch[0].data_ptr()
+
+
+def test_new_tensors_are_not_filled_before_they_are_written():
+    go("recipe.epochs=1")
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, capfd):
