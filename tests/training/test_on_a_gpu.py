@@ -175,7 +175,7 @@ def test_a_gpu_that_is_too_small_says_how_much_a_run_takes(monkeypatch):
         more_parts(compose(), 1)
     for name in ("empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda name=name: forgotten.append(name))
-    held = SimpleNamespace()  # like a Trainer and its parts, which hold the images of a run before
+    held = type("Held", (), {})()  # like a Trainer and its parts, which hold the images of a run before
     held.itself = held
     weakref.finalize(held, forgotten.append, "held")
     del held
