@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import compose, repository
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from metaformer.config.compose import loader
@@ -21,7 +20,6 @@ from metaformer.studies.points import expand
 CONF = repository() / "conf"
 FILES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
 STUDIES = sorted(p.stem for p in (repository() / "experiments").glob("*.yaml"))
-UNTUNED = ("trained_length",)  # planned, with a rate that trained_tuning_resnet has to choose
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -53,11 +51,6 @@ def test_every_file_of_conf_composes_and_builds(file):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_composes_for_each_of_its_runs(name):
-    if name in UNTUNED:
-        # it cannot be trained before its rate is chosen
-        with pytest.raises(ConfigCompositionException, match="trained/mixer/resnet"):
-            expand([f"experiments={name}"])
-        return
     if name == "shaken_or_stirred":  # its user trains these weights first
         stages = OmegaConf.load(repository() / "experiments" / name / "stages" / "last_two.yaml")
         weights = Path(stages.recipe.initialize_from)
