@@ -12,7 +12,7 @@ from timm.models.volo import OutlookAttention as TimmOutlookAttention
 from timm.models.xcit import XCA
 from torch import Tensor, nn
 
-from metaformer.mixers.layout import heads_of, init_weights, odd, positive, to_map, to_tokens
+from metaformer.mixers.layout import full, heads_of, init_weights, odd, positive, to_map, to_tokens
 
 
 class Attention(nn.Module):
@@ -82,9 +82,9 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(to_tokens(x)).unflatten(-1, (3, self.heads, -1))
-        full = torch.promote_types(qkv.dtype, torch.float32)  # sums over 56x56 tokens are beyond fp16
-        with nullcontext() if qkv.dtype == full else torch.autocast(x.device.type, enabled=False):
-            q, k, v = qkv.to(full).permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim] each
+        kind = full(qkv.dtype)  # sums over 56x56 tokens are beyond fp16
+        with nullcontext() if qkv.dtype == kind else torch.autocast(x.device.type, enabled=False):
+            q, k, v = qkv.to(kind).permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim] each
             q, k = F.elu(q) + 1, F.elu(k) + 1
             total = q @ k.sum(2).unsqueeze(-1) + 1e-6  # as the official code: both kernels can be zero
             mixed = q @ (k.transpose(-2, -1) @ v) / total

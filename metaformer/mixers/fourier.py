@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.mixers.layout import check_resolution, positive
+from metaformer.mixers.layout import check_resolution, full, positive
 
 
 class Fourier(nn.Module):
@@ -20,8 +20,7 @@ class Fourier(nn.Module):
         self.axes = (1, 2, 3) if channels else (2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        full = x if x.dtype == torch.float64 else x.float()
-        mixed = torch.fft.fftn(full, dim=self.axes, norm="ortho").real.to(x.dtype)
+        mixed = torch.fft.fftn(x.to(full(x.dtype)), dim=self.axes, norm="ortho").real.to(x.dtype)
         return mixed.contiguous(memory_format=torch.channels_last)
 
 
@@ -38,9 +37,9 @@ class GlobalFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_resolution(self, x)
-        full, weight = (t if t.dtype == torch.float64 else t.float() for t in (x, self.weight))
+        whole, weight = (t.to(full(t.dtype)) for t in (x, self.weight))
         weight = weight.contiguous()  # a model in channels_last reorders every weight of four axes
-        frequencies = torch.fft.rfft2(full, norm="ortho") * torch.view_as_complex(weight)
+        frequencies = torch.fft.rfft2(whole, norm="ortho") * torch.view_as_complex(weight)
         mixed = torch.fft.irfft2(frequencies, s=self.resolution, norm="ortho").to(x.dtype)
         return mixed.contiguous(memory_format=torch.channels_last)
 
@@ -61,7 +60,7 @@ class AFNO(nn.Module):
         self.bias1, self.bias2 = (nn.Parameter(0.02 * torch.randn(blocks, size, 2)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        kind = full(x.dtype)
         parameters = (self.weight1, self.bias1, self.weight2, self.bias2)
         weight1, bias1, weight2, bias2 = (torch.view_as_complex(p.to(kind).contiguous()) for p in parameters)
         channels = torch.fft.rfft2(x.to(kind), norm="ortho").permute(0, 2, 3, 1).unflatten(-1, (self.blocks, -1))

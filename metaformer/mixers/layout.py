@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -14,6 +15,11 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(tokens: Tensor, like: Tensor) -> Tensor:
     """[B, H*W, C] -> [B, C, H, W] with the height and width of `like`."""
     return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def full(dtype: torch.dtype) -> torch.dtype:
+    """In which long sums and transforms of such numbers are computed: fp32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def init_weights(layer: nn.Linear | nn.Conv2d) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.mixers.layout import init_weights, odd, positive
+from metaformer.mixers.layout import full, init_weights, odd, positive
 
 
 class StateSpace(nn.Module):
@@ -79,7 +79,7 @@ class SelectiveScan(nn.Module):
         self, u: Tensor, delta: Tensor, bias: Tensor, log: Tensor, b: Tensor, c: Tensor, skip: Tensor
     ) -> Tensor:
         """u, delta [B, K, C, L], bias [K, C], log [K*C, N], b, c [B, K, N, L], skip [K*C] -> [B, K, C, L]."""
-        kind = torch.float64 if u.dtype == torch.float64 else torch.float32
+        kind = full(u.dtype)
         u, delta, bias, log, b, c, skip = (t.to(kind) for t in (u, delta, bias, log, b, c, skip))
         a = -log.exp()
         kernel = _kernel() if _fits(u) else None

@@ -1,4 +1,4 @@
-"""How a network computes: with how many bits, and the same ones each time."""
+"""How a network computes: where, with how many bits, and the same ones each time."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,12 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """As Lightning has it for `recipe.precision`."""
     return torch.autocast(device.type, HALVES.get(precision), enabled=precision in HALVES)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where Lightning trains with `runtime.accelerator`, as far as that is there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return torch.device(next((name for name, is_there in there.items() if is_there and accelerator != "cpu"), "cpu"))
 
 
 def set_tf32(wanted: bool) -> None:

@@ -13,7 +13,7 @@ from metaformer.config.schema import Runtime
 from metaformer.data.splits import balanced
 from metaformer.mixers import Identity, Pooling
 from metaformer.models.metaformer import MetaFormer
-from metaformer.models.precision import set_tf32
+from metaformer.models.precision import device_of, set_tf32
 from metaformer.probing import measures
 from metaformer.probing.kept import CKA_IMAGES, Probed
 from metaformer.runs.finished import Finished
@@ -62,7 +62,8 @@ def measure(run: Finished, jobs: int) -> Probed:
 
 
 def _device(runtime: Runtime) -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() and runtime.accelerator != "cpu" else "cpu")
+    device = device_of(runtime.accelerator)
+    return device if device.type == "cuda" else torch.device("cpu")  # there is no float64 on mps
 
 
 def _stages(net: MetaFormer, images: Tensor) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:

@@ -17,7 +17,7 @@ from metaformer.models.build import build, on_meta
 from metaformer.models.compiling import compiling, refuse_without_graph, why_not_compiled
 from metaformer.models.cost import Cost, count, training_memory
 from metaformer.models.cost import throughput as speed_of
-from metaformer.models.precision import set_tf32
+from metaformer.models.precision import device_of, set_tf32
 from metaformer.system import files
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import keep_memory
@@ -81,10 +81,9 @@ def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[f
 
 def _measured_on(accelerator: str) -> torch.device:
     """Where runs would be, as far as times are measured there."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.mps.is_available()):
-        return torch.device("cpu")
+    device = device_of(accelerator)
+    if device.type == "cuda" or (device.type == "cpu" and accelerator in ("cpu", "auto")):
+        return device
     raise ConfigError(f"runtime.accelerator={accelerator}: times are measured on a GPU of CUDA or a processor; "
                       "expected runtime.accelerator=cpu, or a machine with such a GPU")  # fmt: skip
 

@@ -14,7 +14,7 @@ from metaformer.runs.launch import Run
 from metaformer.runs.result import Result, read_result
 from metaformer.studies.points import Point
 from metaformer.system.errors import ConfigError
-from metaformer.system.machine import gpus, places
+from metaformer.system.machine import places, uses_gpu
 
 MOST = 100  # different models whose multiply-accumulates are counted; it takes 20 ms and more for each
 SHORTEST = 5.0  # seconds of a run below which they are its start and its end rather than its training
@@ -49,7 +49,7 @@ def _bytes(folder: Path) -> int:
 def _hours(seconds: float, source: str, todo: int, config: Config) -> str:
     runtime = config.runtime
     at_once = min(places(runtime.accelerator, runtime.per_gpu), todo)
-    gpu = runtime.accelerator != "cpu" and bool(gpus())
+    gpu = uses_gpu(runtime.accelerator)
     unit = runtime.processes if gpu else runtime.threads or 1
     return (
         f"about {seconds * unit / 3600:.2f} {'GPU' if gpu else 'core'}-hours to do ({source}), "

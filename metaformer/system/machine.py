@@ -112,9 +112,14 @@ def memory_of_workers() -> str:
     return f"the largest worker took {largest / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}"
 
 
+def uses_gpu(accelerator: str) -> bool:
+    """Whether a run would be on a GPU of CUDA, told without torch."""
+    return accelerator not in ("cpu", "mps") and bool(gpus())
+
+
 def trains_on(accelerator: str) -> str:
     """The name of the device that a run would be on, told without torch."""
-    if accelerator in ("cpu", "mps") or not gpus():
+    if not uses_gpu(accelerator):
         return processor()
     return _all_gpus().get(_uuid(gpus()[0]), gpus()[0])
 
@@ -126,14 +131,12 @@ def places(accelerator: str, per_gpu: int) -> int:
     """
     if accelerator == "mps":
         return per_gpu
-    if accelerator == "cpu" or not gpus():
-        return cores()
-    return len(gpus()) * per_gpu
+    return len(gpus()) * per_gpu if uses_gpu(accelerator) else cores()
 
 
 def how_to_share(accelerator: str, per_gpu: int) -> str | None:
     """What lets several runs compute on a GPU at the same time, for who is to run them; None where nothing is to do."""
-    if per_gpu == 1 or accelerator in ("cpu", "mps") or not gpus():
+    if per_gpu == 1 or not uses_gpu(accelerator):
         return None
     if (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists():
         return None
@@ -146,7 +149,7 @@ def how_to_share(accelerator: str, per_gpu: int) -> str | None:
 
 def lacks_place(accelerator: str) -> bool:
     """Whether this process would compute on a GPU on which it has no place."""
-    return accelerator not in ("cpu", "mps") and bool(gpus()) and not _held
+    return uses_gpu(accelerator) and not _held
 
 
 def take(accelerator: str, per_gpu: int) -> str | None:
@@ -154,7 +157,7 @@ def take(accelerator: str, per_gpu: int) -> str | None:
 
     It has an effect before CUDA starts.
     """
-    if accelerator in ("cpu", "mps") or not gpus():
+    if not uses_gpu(accelerator):
         return None
     if _held:
         return os.environ["CUDA_VISIBLE_DEVICES"]

@@ -177,13 +177,19 @@ class Learner(L.LightningModule):
 
     def _score(self, split: str) -> None:
         """The metrics of a split from what all devices kept, which read every n-th image each."""
-        parts = tuple(torch.cat(own) for own in zip(*self.kept, strict=True))
-        self.kept = []
-        if (devices := self.trainer.world_size) > 1:
-            parts = tuple(in_order(own) for own in self.all_gather(parts))
+        parts = [self.of_all(torch.cat(own)) for own in zip(*self.kept, strict=True)]
+        self.kept, several = [], self.trainer.world_size > 1
         self.scores = self.scored(*parts)
         for name, value in self.scores.measured().items():
-            self.log(f"{split}_{name}", value, prog_bar=name in ("accuracy", "mean_iou"), sync_dist=devices > 1)
+            self.log(f"{split}_{name}", value, prog_bar=name in ("accuracy", "mean_iou"), sync_dist=several)
+
+    def of_all(self, own: Tensor) -> Tensor:
+        """What all devices have of their images, in the order of these; all have to ask."""
+        if self.trainer.world_size == 1:
+            return own
+        found = self.all_gather(own)
+        assert isinstance(found, Tensor)
+        return in_order(found)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.net, self.recipe, on_gpu=self.device.type == "cuda")

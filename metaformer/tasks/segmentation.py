@@ -13,7 +13,6 @@ from metaformer.config.tasks import IGNORED
 from metaformer.data.batches import Batch
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.pixels import SHOWN, PixelScores, scores_of
-from metaformer.tasks.scores import in_order
 
 
 class Segmenter(Learner):
@@ -76,12 +75,8 @@ class Segmenter(Learner):
         confused = self.trainer.strategy.reduce(self.confused, reduce_op="sum")
         assert isinstance(confused, Tensor)
         there = counts[:, 0, 0] >= 0
-        shown = self.shown
-        if self.trainer.world_size > 1:  # each has every second image, or third
-            gathered = self.all_gather(shown)
-            assert isinstance(gathered, Tensor)
-            shown = in_order(gathered)[:SHOWN]
-        found = PixelScores(counts[there], losses[there], confused, shown[: int(there.sum())])
+        shown = self.of_all(self.shown)[: min(SHOWN, int(there.sum()))]
+        found = PixelScores(counts[there], losses[there], confused, shown)
         return replace(found, **{name: value.cpu() for name, value in vars(found).items()})
 
 

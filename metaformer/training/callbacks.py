@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 
 from metaformer.config.schema import Config
 from metaformer.data.batches import Batch
+from metaformer.models.precision import device_of
 from metaformer.training.best import Best
 from metaformer.training.brought import made
 from metaformer.training.display import Bar, ProgressFile
@@ -30,8 +30,7 @@ def callbacks_of(folder: Path, config: Config, kept: Mapping[str, int], *, show:
         callbacks.append(Best(config.selected_by))
     if config.recipe.ema is not None:
         # made before the network moves to its device, and compared with it at each step
-        there = (name for name in ("cuda", "mps") if getattr(torch, name).is_available())
-        device = "cpu" if config.runtime.accelerator == "cpu" else next(there, "cpu")
+        device = device_of(config.runtime.accelerator).type
         callbacks.append(EMAWeightAveraging(device=device, decay=config.recipe.ema))
     if config.debug.mode == "none":
         callbacks.append(Checkpoints(folder, config.runtime.checkpoint_minutes, kept))

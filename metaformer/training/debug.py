@@ -84,13 +84,14 @@ def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> 
 
     x, labels = next(iter(data))
     batch = x.to(device, memory_format=torch.channels_last), labels.to(device)
-    step(batch)
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with deterministic(), torch_profile(activities=activities) as profiler:
-        for _ in range(steps):
-            step(batch)
-        synchronise(device)
+    with deterministic():
+        step(batch)
+        with torch_profile(activities=activities) as profiler:
+            for _ in range(steps):
+                step(batch)
+            synchronise(device)
     cost = attrgetter("self_device_time_total" if on_gpu else "self_cpu_time_total")
     # Not the kernels of a GPU, whose time the ops that start them have already
     ops = [op for op in profiler.key_averages() if op.device_type.name == "CPU"]

@@ -20,7 +20,7 @@ from metaformer.models.cost import kept, throughput
 from metaformer.studies import budget, cell_cost
 from metaformer.studies.budget import matched
 from metaformer.studies.points import expand
-from metaformer.system import locks, machine
+from metaformer.system import machine
 from metaformer.system.errors import ConfigError
 
 
@@ -166,13 +166,15 @@ def test_times_are_measured_once(monkeypatch):
 def test_times_of_a_gpu_are_measured_by_a_process_with_a_place_on_it(monkeypatch, tmp_path):
     """The process of a sweep has no place, and would keep the memory that it took there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # of a machine that has no such GPU: there it is the processor
-    monkeypatch.setattr(locks, "own_folder", lambda name: tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(budget, "solve", None)  # of this process, not of the other
     machine.gpus.cache_clear()
     try:
         words = ("mixer=pooling", "budget=time", "budget.target=pooling", "budget.tolerance=0.9", "data=digits")
         config = compose(*words, "recipe.batch=8")
         _, match = matched(config)
         assert match.value == config.model.dims
+        assert [lock.name for lock in tmp_path.glob("metaformer-gpus-*/*.lock")] == ["7.0.lock"]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
         assert machine.lacks_place("auto")
         assert not machine.lacks_place("cpu")
