@@ -36,7 +36,11 @@ def ran(script: str, out: Path, *words: str) -> list[dict[str, str]]:
     [
         ("step.py", ["--only", "quickstart", "--roofline", "1"], {"timm, fp32", "metaformer, fp32"}),
         ("allocator.py", ["--only", "quickstart"], {"given back", "kept"}),
-        ("overhead.py", ["--steps", "3", "--batch", "16"], {"bare loop", "Trainer of the bench"}),
+        (
+            "overhead.py",
+            ["--steps", "3", "--batch", "16"],
+            {"bare loop", "Lightning and nothing else", "Trainer of the bench"},
+        ),
         ("data.py", ["--images", "128", "--photographs", "4", "--only", "28", "500"], {"Pillow, as here"}),
         pytest.param(
             "study.py",

@@ -1,14 +1,17 @@
 """What the Trainer, the callbacks and the metrics of the bench cost beside the same steps in a bare loop.
 
+Between them stands Lightning's own share: its Trainer with nothing but those steps.
+
     python experiments/speed/overhead.py
     python experiments/speed/overhead.py --rounds 1 --steps 8
 
 The run is the quickstart's, with one thread: its network, batches, optimizer and schedule. The bare loop has nothing
-else; it counts neither loss nor accuracy. Both end with the same weights, bit for bit, or this script fails.
+else; it counts neither loss nor accuracy. All end with the same weights, bit for bit, or this script fails.
 """
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,7 +20,8 @@ from rounds import CLOCKS, Row, heading, in_turns, keep, options
 from torch import Tensor, nn
 
 from metaformer.config.compose import compose
-from metaformer.config.schema import Config
+from metaformer.config.schema import Config, Recipe
+from metaformer.data.batches import Batch
 from metaformer.data.images import Images, load
 from metaformer.data.module import ImageData
 from metaformer.models.build import build, ready
@@ -44,8 +48,33 @@ class Watch(L.Callback):
         self.epoch = self.now() - self.started
 
 
+class Plain(L.LightningModule):
+    """The steps of the bare loop, and nothing else, as Lightning asks for them."""
+
+    def __init__(self, net: nn.Module, recipe: Recipe, steps: int) -> None:
+        super().__init__()
+        self.net, self.recipe, self.steps = net, recipe, steps
+
+    def training_step(self, batch: Batch) -> Tensor:
+        return loss_of(self.net, batch, self.recipe)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.net, self.recipe, on_gpu=False)
+        scheduler = make_scheduler(optimizer, self.recipe, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.global_step)
+
+
+def loss_of(net: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+    images = batch[0].contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+        return F.cross_entropy(net(images).float(), batch[1], label_smoothing=recipe.label_smoothing)
+
+
 class Quickstart:
-    """The run, without validation, in both ways."""
+    """The run, without validation, in three ways."""
 
     def __init__(self, words: list[str], clock: str) -> None:
         self.config: Config = compose(["model.mlp_ratio=1", "runtime.accelerator=cpu", *words])
@@ -75,6 +104,16 @@ class Quickstart:
         self.ended["trainer"] = net.state_dict()
         return watch
 
+    def lightning(self) -> Watch:
+        """The same epoch under a Trainer that has been told to do nothing else."""
+        torch.use_deterministic_algorithms(False)
+        net, data, watch = self.net().train(), self.data().train_dataloader(), Watch(self.clock)
+        off = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+        trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[watch], **off)
+        trainer.fit(Plain(net, self.config.recipe, len(data)), data)
+        self.ended["lightning"] = net.state_dict()
+        return watch
+
     def bare(self) -> float:
         """The same epoch in a loop; the seconds of its steps."""
         torch.use_deterministic_algorithms(False)
@@ -82,12 +121,9 @@ class Quickstart:
         optimizer = make_optimizer(net, recipe, on_gpu=False)
         batches = self.data().train_dataloader()
         scheduler = make_scheduler(optimizer, recipe, len(batches))
-        bf16 = recipe.precision == "bf16"
         started = CLOCKS[self.clock]()
-        for step, (images, labels) in enumerate(batches):
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(net(images).float(), labels, label_smoothing=recipe.label_smoothing)
+        for step, batch in enumerate(batches):
+            loss = loss_of(net, batch, recipe)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -110,13 +146,18 @@ def main() -> None:
         return 1e3 * seen[-1].steps / given.steps
 
     what = f"a step of the quickstart's pooling, batch {given.batch}"
-    figures = {"bare loop": lambda: 1e3 * run.bare() / given.steps, "Trainer of the bench": trainer}
+    figures = {
+        "bare loop": lambda: 1e3 * run.bare() / given.steps,
+        "Lightning and nothing else": lambda: 1e3 * run.lightning().steps / given.steps,
+        "Trainer of the bench": trainer,
+    }
     rows: list[Row] = in_turns(what, "ms", figures, given)
     ends = [1e3 * (watch.epoch - watch.steps) for watch in seen[1:]]
     print(f"and the end of an epoch, with curve and checkpoint: {min(ends):.0f} to {max(ends):.0f} ms")
-    unlike = [name for name, value in run.ended["bare"].items() if not torch.equal(value, run.ended["trainer"][name])]
+    bare = run.ended.pop("bare")
+    unlike = [way for way, ended in run.ended.items() if any(not torch.equal(bare[name], ended[name]) for name in bare)]
     if unlike:
-        raise SystemExit(f"the two did not train the same: {', '.join(unlike)}")
+        raise SystemExit(f"not the weights of the bare loop: {', '.join(unlike)}")
     keep(rows, __file__, given.out)
 
 
