@@ -33,7 +33,7 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    answer(__doc__, command, ("mixer", "model", "data", "recipe", "runtime", "budget", "cost"))
+    answer(__doc__, command, ("mixer", "model", "data", "task", "recipe", "runtime", "budget", "cost"))
 
 
 if __name__ == "__main__":

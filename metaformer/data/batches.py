@@ -171,9 +171,14 @@ class Stream:
     """Batches of images that are read and transformed one at a time, ahead of time and in worker processes."""
 
     def __init__(self, dataset: Transformed, workers: int) -> None:
+        self.dataset, self.workers = dataset, workers
+        self.end()
+
+    def end(self) -> None:
+        """End the worker processes, if there are any; new ones start with the next batch."""
         self.places = Places(None, [])
         self.loader = DataLoader(
-            dataset, batch_sampler=self.places, num_workers=workers, persistent_workers=workers > 0
+            self.dataset, batch_sampler=self.places, num_workers=self.workers, persistent_workers=self.workers > 0
         )
 
     def of(self, batches: Sequence[Tensor], epoch: int | None = None, done: Callable[[], int] = lambda: 0) -> "Stream":

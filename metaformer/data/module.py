@@ -116,6 +116,11 @@ class ImageData(L.LightningDataModule):
             # not where there is a GPU: that would start CUDA for runs on a CPU too
             stream.loader.pin_memory = device.type == "cuda"
 
+    def teardown(self, stage: str) -> None:
+        # Trainer and data hold each other: worker processes would be there until the garbage is collected
+        for stream in self.streams.values():
+            stream.end()
+
     @property
     def share(self) -> Share:
         trainer = self.trainer

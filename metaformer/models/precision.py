@@ -1,4 +1,4 @@
-"""How a network computes: where, with how many bits, and the same ones each time."""
+"""How a network computes: where, with how many bits, whether it fits there, and the same ones each time."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # said in other errors
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,6 +31,11 @@ def set_tf32(wanted: bool) -> None:
 def keep_unwritten() -> None:
     """In deterministic mode torch would fill each new tensor with NaN before an op writes it: a kernel for each."""
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or this machine, was too small."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def matched(config: Config) -> tuple[Config, Match | None]:
     target = config.study.reference if budget.target is None else budget.target
     # What the cost depends on, so that the seeds of a cell share the solution.
     whole = plain(config)
-    nodes = {key: whole[key] for key in ("model", "mixer", "data", "recipe", "runtime", "cost", "budget")}
+    nodes = {key: whole[key] for key in ("model", "mixer", "data", "task", "recipe", "runtime", "cost", "budget")}
     match = _solve(json.dumps({**nodes, "budget": {**nodes["budget"], "target": target}}, sort_keys=True))
     return replace(config, model=replace(config.model, **{match.key: match.value})), match
 
@@ -87,10 +87,10 @@ def _solve(content: str) -> Match:
     if config.budget.match != "time":
         return solve(config, _cost)
     # A second measurement would give other widths, and with them other runs: what was measured once is kept.
-    place = {key: node for key, node in json.loads(content).items() if key not in ("recipe", "runtime", "cost")}
+    place = {key: node for key, node in json.loads(content).items() if key not in ("task", "recipe", "runtime", "cost")}
     place |= {key: getattr(config.runtime, key) for key in ("accelerator", "threads", "compile", "tf32")}
     place |= {"device": trains_on(config.runtime.accelerator), "batch": config.batch_at_once}
-    place |= {"graph": True} if config.runtime.graph else {}  # older files do not have it
+    place |= {key: value for key, value in _rare(config).items() if value}  # older files do not have them
     place |= {"precision": config.recipe.precision, "code": hashes_of_code(config.mixer)}
     key = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config.runtime.runs) / "budget.json"
@@ -102,6 +102,15 @@ def _solve(content: str) -> Match:
         known = {key: vars(match), **_measured(path)}
         write(path, json.dumps(known, indent=1))
     return Match(**known[key])
+
+
+def _rare(config: Config) -> dict[str, Any]:
+    """What else the time of a step depends on, and most cells do not have."""
+    return {
+        **{key: getattr(config.runtime, key) for key in ("graph", "checkpoint_blocks")},
+        "freeze": config.recipe.freeze if config.recipe.freeze != "none" else None,
+        "task": plain(config)["task"] if config.task.segments else None,
+    }
 
 
 def _timed(config: Config) -> Match:

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from metaformer.config.schema import Config
 from metaformer.data.registry import shape
-from metaformer.models.build import build, on_meta
+from metaformer.models.build import build, checkpoint_blocks, on_meta
 from metaformer.models.compiling import compiling, refuse_without_graph, why_not_compiled
 from metaformer.models.cost import Cost, count, training_memory
 from metaformer.models.cost import throughput as speed_of
-from metaformer.models.precision import device_of, set_tf32
+from metaformer.models.frozen import freeze
+from metaformer.models.precision import device_of, out_of_memory, set_tf32
 from metaformer.system import files
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import keep_memory
@@ -26,7 +27,16 @@ from metaformer.system.machine import keep_memory
 def _on_meta(config: Config) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """The network of a cell without any memory, and the shape of its images."""
     image, classes = shape(config.data)
-    return on_meta(config.model, config.mixer, shape=image, classes=classes, task=config.task), image
+    net = on_meta(config.model, config.mixer, shape=image, classes=classes, task=config.task)
+    return _as_trained(net, config), image
+
+
+def _as_trained(net: torch.nn.Module, config: Config) -> torch.nn.Module:
+    """A network with what a run freezes, and with what it computes twice."""
+    freeze(net, config.recipe.freeze)
+    if config.runtime.checkpoint_blocks:
+        checkpoint_blocks(net)
+    return net
 
 
 def cost_of(config: Config) -> Cost:
@@ -36,7 +46,10 @@ def cost_of(config: Config) -> Cost:
 
 def macs(config: Config) -> int:
     """The multiply-accumulates of a cell; a ConfigError that names the op where one has no formula."""
-    cost = cost_of(config)
+    return _counted(cost_of(config))
+
+
+def _counted(cost: Cost) -> int:
     if cost.macs is None:
         raise ConfigError(f"mixer or model uses {', '.join(cost.uncounted)}: no formula for its multiply-accumulates")
     return cost.macs
@@ -47,18 +60,13 @@ def params(config: Config) -> int:
     return sum(p.numel() for p in _on_meta(config)[0].parameters())
 
 
-def memory(config: Config) -> int:
-    """Bytes that training a cell takes in fp32 on each device, for the images that it has at once."""
-    return training_memory(*_on_meta(config), config.batch_at_once)
-
-
 def step_seconds(config: Config) -> float:
     """Seconds of this machine for an image in a training step as the runs have it; infinity where it does not fit."""
     try:
         return 1 / throughput(config, config.batch_at_once, compiled=config.runtime.compile)[1]
-    except torch.OutOfMemoryError:
-        return math.inf
     except RuntimeError as error:
+        if out_of_memory(error):
+            return math.inf
         refuse_without_graph(error)
         if why_not_compiled(error) is None:
             raise
@@ -72,7 +80,7 @@ def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[f
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     net = build(config.model, config.mixer, config.seed, shape=image, classes=classes, task=config.task)
-    images = torch.randn(batch, *image, device=device)
+    net, images = _as_trained(net, config), torch.randn(batch, *image, device=device)
     set_tf32(config.runtime.tf32)
     keep_memory()  # as a run has it
     with compiling(net, compiled, graph=config.runtime.graph):
@@ -97,10 +105,12 @@ def rows_of(cell: str, config: Config, match: Row) -> list[Row]:
     Args:
         match: how it was matched to a budget, as columns.
     """
-    cost, paper = cost_of(config), config.reference
+    net, image = _on_meta(config)
+    cost, paper = count(net, image), config.reference
+    memory = training_memory(net, image, config.batch_at_once)  # of each device, in fp32
     row: dict[str, Any] = {"cell": cell, "module": "", "params": cost.params}
-    row |= {"frozen": cost.params - cost.trainable, "macs": macs(config), "activations": cost.activations}
-    row |= {"training_images_at_once": config.batch_at_once, "fp32_training_gib": memory(config) / 2**30}
+    row |= {"frozen": cost.params - cost.trainable, "macs": _counted(cost), "activations": cost.activations}
+    row |= {"training_images_at_once": config.batch_at_once, "fp32_training_gib": memory / 2**30}
     row |= {**match, "paper_params_m": paper.params, "paper_macs_g": paper.macs, "paper_top1": paper.top1}
     if config.cost.throughput:
         row |= dict(zip(("forward_images_s", "training_images_s"), throughput(config, config.cost.batch), strict=True))
@@ -121,7 +131,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the columns that have something in them."""
-    columns = [key for key in rows[0] if any(row.get(key) not in (None, "", 0) for row in rows)]
+    columns = [key for key in files.columns_of(rows) if any(row.get(key) not in (None, "", 0) for row in rows)]
     table = Table(box=SIMPLE_HEAD)
     for i, key in enumerate(columns):
         table.add_column(key.replace("_", " "), justify="right" if i else "left", overflow="fold")

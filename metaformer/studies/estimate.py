@@ -101,7 +101,7 @@ def _by_macs(todo: Sequence[Point], results: Sequence[Result]) -> tuple[float | 
         config = point.config
         images = _images(config, sizes, point.run.fingerprint)
         nodes = plain(config)
-        key = json.dumps([nodes[node] for node in ("model", "mixer", "data")], sort_keys=True)
+        key = json.dumps([nodes[node] for node in ("model", "mixer", "data", "task")], sort_keys=True)
         if key not in counted and len(counted) < MOST:
             counted[key] = _macs(config)
         if images is None or key not in counted:

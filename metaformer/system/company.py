@@ -7,9 +7,11 @@ at its end all that were at work in its time, also those that came and went.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from metaformer.system import locks
 
@@ -72,8 +74,12 @@ def _at_work(folder: Path, own: Path, since: int | None) -> set[str]:
 
 
 def _used() -> float:
-    """Seconds of processors that this process and its children that ended have had."""
-    return sum(os.times()[:4])
+    """Seconds of processors that this process has had, and all that it has started, like those that read images."""
+    spent = sum(os.times()[:4])  # of children those that ended
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            spent += sum(child.cpu_times()[:4])
+    return spent
 
 
 def _busy() -> float | None:

@@ -71,10 +71,15 @@ def flush(path: Path) -> None:
         os.close(file)
 
 
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of all rows, each where it comes first."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows that have the same keys, under a header."""
+    """Rows under a header; where a row lacks a column its cell is empty."""
     text = StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

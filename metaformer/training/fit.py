@@ -26,6 +26,7 @@ from metaformer.models.compiling import compiling, refuse_without_graph, why_not
 from metaformer.models.cost import Cost, count
 from metaformer.models.frozen import freeze
 from metaformer.models.initial import Initialized, in_words, initialize
+from metaformer.models.precision import out_of_memory
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
 from metaformer.runs.wandb_run import check_size, wandb_run
@@ -46,7 +47,7 @@ from metaformer.training.curve_file import CurveFile
 from metaformer.training.debug import one_batch
 from metaformer.training.examples import examples
 from metaformer.training.loggers import Steps, loggers_of
-from metaformer.training.memory import forget_peak, more_parts, out_of_memory
+from metaformer.training.memory import forget_peak, more_parts
 from metaformer.training.restored import unlike
 from metaformer.training.sharding import Sharded, weights_of
 from metaformer.training.step_values import StepValues

@@ -7,12 +7,6 @@ import torch
 
 from metaformer.config.schema import Config
 
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # said in other errors
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
-
 
 def forget_peak() -> None:
     """Give memory back that a run before in this process had, so that others on the GPU find it, and count anew."""

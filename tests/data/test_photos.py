@@ -1,6 +1,7 @@
 """Photographs, decoded once or at every access; augmentation that is a function of (seed, epoch, place)."""
 
 import io
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +184,7 @@ def test_a_run_on_photos_that_is_stopped_ends_with_the_same_bits(pets, monkeypat
     folder = go(*options, "runtime.workers=1").folder
     assert seen == list(range(8, 15))
     assert equal(folder, whole)
+    assert not multiprocessing.active_children()  # what read the images has ended with the run
 
 
 def test_photos_read_at_every_access_need_a_crop(cli, pets):

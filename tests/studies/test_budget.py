@@ -32,6 +32,11 @@ def id_of(config: Config) -> str:
     return run_id(content_of(config, None))
 
 
+def memory(*words: str) -> float:
+    """Bytes of training a cell of pooling."""
+    return cell_cost.rows_of("", compose("mixer=pooling", *words), {})[0]["fp32_training_gib"] * 2**30
+
+
 def test_without_a_budget_nothing_changes():
     config = compose("mixer=attention")
     assert matched(config) == (config, None)
@@ -99,6 +104,14 @@ def test_one_width_stays_one_width():
     found, match = matched(compose("mixer=sepconv", "model=iso_ti", "budget=macs"))
     assert len(set(found.model.dims)) == 1
     assert abs(match.error) < 0.01
+
+
+def test_a_decoder_is_in_the_budget():
+    words = ("task=segmentation", "data=fashion_mosaics", "model=tiny_pyramid", "mixer=attention")
+    found, match = matched(compose(*words, "budget=params", "budget.target=9e5"))
+    assert match.got == cell_cost.cost_of(found).params == pytest.approx(9e5, rel=0.03)
+    without = cell_cost.cost_of(replace(found, task=compose().task)).params
+    assert match.got > without
 
 
 def test_the_target_is_untouched_and_a_number_will_do():
@@ -275,6 +288,8 @@ def test_memory_is_that_of_weights_and_of_what_the_backward_pass_needs():
     assert kept(net, x) == 4 * 7 * (10 + 20)  # the input, and one activation that two layers share
     tokens, dim = 24**2, 64  # attention is fused: it keeps q, k and v, and no N x N weights
     assert kept(Attention(dim), torch.randn(1, dim, 24, 24)) < 4 * 8 * tokens * dim < 4 * tokens**2 * 2
-    small, large = (cell_cost.memory(compose("mixer=pooling", f"recipe.batch={batch}")) for batch in (10, 20))
+    small, large = (memory(f"recipe.batch={batch}") for batch in (10, 20))
     weights = 16 * cell_cost.cost_of(compose("mixer=pooling")).params
     assert small - weights == (large - weights) / 2 > 0
+    assert weights < memory("recipe.batch=20", "runtime.checkpoint_blocks=true") < large
+    assert memory("recipe.batch=20", "recipe.freeze=stem") < large

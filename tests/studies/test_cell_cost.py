@@ -59,6 +59,16 @@ def test_the_cost_command(cli, tmp_path):
     assert by_module[""]["macs"] == sum(stages) + by_module["stem"]["macs"] + by_module["head"]["macs"]
     assert by_module["head"]["params"] == 650
 
+    cells = ("budget.target=1e5", "budget.by=mlp_ratio,width", "budget.tolerance=0.02")
+    done = cli("cost", "-m", "budget=params", *cells, "recipe.freeze=stem", "cost.out=by.csv")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "by.csv").open() as file:
+        ratio, width = csv.DictReader(file)
+    assert (ratio["dims"], width["mlp_ratio"]) == ("", "")
+    assert float(ratio["mlp_ratio"]) > 0
+    assert width["dims"].startswith("[")
+    assert int(ratio["frozen"]) > 0
+
     (tmp_path / "sorting.py").write_text(SORTING)
     for arguments, message in {
         ("mixer=custom", "mixer._target_=sorting.Sorting"): "uses aten.sort: no formula",

@@ -73,6 +73,16 @@ def test_what_other_processes_take_is_told_in_cores(monkeypatch):
     assert found.cores == pytest.approx(2, rel=0.3)
 
 
+def test_what_a_run_has_started_is_its_own_work():
+    spin = "import time\nwhile time.process_time() < 1: pass\nprint(flush=True); input()"
+    before = module._used()
+    with subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        alive = module._used() - before
+        child.communicate(b"\n")
+    assert 0.9 < alive < module._used() - before + 0.1  # the kernel counts in ticks
+
+
 def test_where_nobody_can_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "STAT", tmp_path / "none")
     held = locks.take(locks.own_folder("training") / f"{os.getpid()}.lock")
