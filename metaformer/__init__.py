@@ -8,9 +8,10 @@ import sys
 from importlib import import_module
 from typing import Any
 
-_MIXERS = ("Identity", "Pooling", "MaxPooling", "Shift", "DepthwiseConv", "SepConv", "LargeKernelAttention",
-           "Attention", "WindowAttention", "LinearAttention", "SpatialReductionAttention", "Fourier", "GlobalFilter",
-           "AFNO", "SpatialMLP", "RandomMixing", "AsTokens")  # fmt: skip
+_MIXERS = ("Identity", "Pooling", "MaxPooling", "Shift", "DepthwiseConv", "SepConv", "LargeKernelAttention", "Conv",
+           "FocalModulation", "GatedConv", "Attention", "WindowAttention", "LinearAttention", "NeighbourhoodAttention",
+           "SpatialReductionAttention", "CrossCovarianceAttention", "OutlookAttention", "Fourier", "GlobalFilter",
+           "AFNO", "SpatialMLP", "SpatialGating", "RandomMixing", "StateSpace", "AsTokens")  # fmt: skip
 _HOME = {
     **dict.fromkeys(_MIXERS, "metaformer.mixers"),
     "MetaFormer": "metaformer.models.metaformer",

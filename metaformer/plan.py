@@ -58,7 +58,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         console.print("nothing is compared with a reference: there is no power to speak of")
         return
     if sd is not None:
-        spread, source = Scatter(sd, assumed_error(images) if unit == "points" else 0.0), "as stated"
+        spread, source = Scatter(sd, assumed_error(study, images)), "as stated"
     else:
         other = given.own.get("from")
         spread, source = scatter_of(other, folder) if other else scatter(study, runs, images)

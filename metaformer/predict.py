@@ -37,6 +37,9 @@ def command(arguments: Sequence[str]) -> None:
             hint = nearest(key, DATA) or f"; expected {' or '.join(DATA)}"
             raise ConfigError(f"{key}: the images are seen as the run saw its own{hint}")
     run = finished(Path(given.own["run"]), given.overrides)
+    if run.config.runtime.processes > 1:
+        devices = f"runtime.devices={run.config.runtime.devices}, runtime.nodes={run.config.runtime.nodes}"
+        raise ConfigError(f"{devices}: expected 1 of each, as images are predicted by one device")
     segments, folder = run.config.task.segments, "data.root" in keys
     out = _folder(given.own.get("out", "masks")) if segments else _table(given.own.get("out", "predictions.csv"))
     from metaformer.training.prediction import predict, segment, written

@@ -67,6 +67,7 @@ def test_names_are_imported_when_they_are_used():
     assert metaformer.Pooling.__module__ == "metaformer.mixers.pooling"
     assert set(dir(metaformer)) >= {"MetaFormer", "MetaFormerBlock", "Attention"}
     assert all(getattr(metaformer, name) for name in metaformer.__all__)
+    assert {*metaformer.__all__} >= {*metaformer.mixers.__all__} - {"to_map", "to_tokens"}
     with pytest.raises(AttributeError, match="no attribute 'Poling'"):
         _ = metaformer.Poling
 

@@ -7,7 +7,7 @@ from typing import Any
 from metaformer.analysis.cells import Cell
 from metaformer.config.schema import Data, Model, Recipe
 from metaformer.config.study_nodes import Study
-from metaformer.data.registry import shape
+from metaformer.data.registry import shape, size_of
 from metaformer.runs.result import Result
 from metaformer.system.errors import ConfigError
 
@@ -101,7 +101,7 @@ def _shape(data: Data) -> tuple[int, int, int] | None:
     try:
         return shape(data)[0]
     except ConfigError:
-        return (data.channels or 3, data.size, data.size) if isinstance(data.size, int) else None
+        return (data.channels or 3, *size_of(data.size)) if data.size is not None else None
 
 
 def _images(run: Result) -> str:

@@ -63,7 +63,7 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
 
 def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     """A line for each confirmatory comparison and contrast: verdict, difference, intervals, adjusted p values."""
-    tost = f"{1 - 2 * analysis.alpha:.0%} interval"
+    tost = f"{100 * (1 - 2 * analysis.alpha):.4g}% interval"
     header = ["comparison", "verdict", "difference", "95% interval", "decided by", "p different", "p equivalent", "n"]
     header += [tost, "these images, 95%", "notes"]
     places = metric_of(analysis.metric).digits
@@ -163,7 +163,7 @@ def rank_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     ]
     caption = (
         f"1 is the best by {in_words(analysis.metric)}. In brackets the ranks that the comparisons of all pairs leave "
-        f"open (Holm over all pairs of all settings): together they hold with {1 - analysis.alpha:.0%}. "
+        f"open (Holm over all pairs of all settings): together they hold with {100 * (1 - analysis.alpha):.4g}%. "
         "The mean has the means of these."
     )
     return Table(header, lines, caption)

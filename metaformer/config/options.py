@@ -42,7 +42,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of the arguments, or none where they name what cannot be resolved at run time."""
     try:
         return get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    except (NameError, TypeError):
+    except (NameError, AttributeError, TypeError):
         return {}
 
 

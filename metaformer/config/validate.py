@@ -169,6 +169,8 @@ def _changed(node: Any, default: Any) -> list[tuple[str, Any]]:
 
 def _check_model(model: Model) -> None:
     stages = len(model.depths)
+    if not stages:
+        raise ConfigError(f"model.depths={model.depths}: expected at least one stage")
     for key, values in {"dims": model.dims, "position": model.position, "res_scale": model.res_scale}.items():
         if values is not None and len(values) != stages:
             raise ConfigError(f"model.{key}={values}: expected {stages} values, one for each of model.depths")
@@ -177,7 +179,7 @@ def _check_model(model: Model) -> None:
             raise ConfigError(f"model.{key}={patch}: expected kernel, stride, padding")
     if model.downsample is None and len(set(model.dims)) > 1:
         raise ConfigError(f"model.dims={model.dims}: expected one width, since model.downsample is null")
-    if not model.mlp_ratio * min(model.dims, default=0) >= 1:
+    if not model.mlp_ratio * min(model.dims) >= 1:
         raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected at least one hidden channel in each stage")
 
 

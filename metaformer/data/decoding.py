@@ -25,6 +25,8 @@ SUFFIXES = (
     *((".avif",) if features.check("avif") else ()),
     *((".jp2", ".j2k") if features.check("jpg_2000") else ()),
 )
+# Of broken EXIF and of palettes. Here, since threads decode, and what changes filters for a while is not safe with them
+warnings.filterwarnings("ignore", module=r"PIL\.")
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST  # of images, of masks
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -50,10 +52,8 @@ def opened(content: bytes, name: str) -> Iterator[Image.Image]:
         ConfigError: it cannot be read, also while it is used; in one line, with its name.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of broken EXIF, and of palettes
-            with Image.open(io.BytesIO(content), formats=_formats()) as file:
-                yield file
+        with Image.open(io.BytesIO(content), formats=_formats()) as file:
+            yield file
     except ConfigError:
         raise
     except Exception as error:  # Pillow raises more than OSError: a decompression bomb, a syntax error in a TIFF

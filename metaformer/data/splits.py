@@ -113,10 +113,8 @@ def _picked(pixels: Tensor, places: Tensor, corners: Tensor, mirrored: Tensor) -
 
 def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
     """Rows of `count` images with the same number of each class (up to one), and the other rows; always the same."""
-    if not 0 < count < len(labels):
-        raise ConfigError(
-            f"{key}={count}: expected between 1 and {len(labels) - 1} of the {len(labels)} training images"
-        )
+    if not 0 < count <= len(labels):
+        raise ConfigError(f"{key}={count}: expected between 1 and {len(labels)}, as there are training images")
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     classes = int(labels.max()) + 1
     rank = torch.empty(len(labels), dtype=torch.long)  # of an image among those of its class

@@ -6,21 +6,10 @@ import torch
 import torch.nn.functional as F
 from timm.models.focalnet import FocalModulation as TimmFocalModulation
 from timm.models.mambaout import GatedConvBlock
+from timm.models.metaformer import StarReLU
 from torch import Tensor, nn
 
 from metaformer.mixers.layout import heads_of, init_weights, odd, positive
-
-
-class StarReLU(nn.Module):
-    """`scale * relu(x)^2 + bias` with two learned numbers (arXiv:2210.13452, Eq. 7)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x.relu().square() + self.bias
 
 
 class DepthwiseConv(nn.Conv2d):

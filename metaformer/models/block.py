@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d
+from timm.models.metaformer import StarReLU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metaformer.config.schema import BlockOptions
-from metaformer.mixers.convolution import StarReLU
 from metaformer.mixers.factory import MixerFactory, build
 from metaformer.mixers.layout import init_weights
 from metaformer.system.seeds import seeded

@@ -6,8 +6,8 @@ and element-wise arithmetic are free by convention. An op with no formula and no
 counted as zero. A module with a method `macs`, which takes what its `forward` takes, is counted by that and not by its
 ops.
 
-This is the one file that uses torch's private interfaces, its dispatch and its fake tensors;
-tests/models/test_cost.py tells when they change.
+This is the one file that uses torch's dispatch and its fake tensors; tests/models/test_cost.py tells when they
+change.
 """
 
 import math
@@ -68,7 +68,7 @@ def count(net: nn.Module, image: Image) -> Cost:
     hooks = []
     for name, module in net.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda module, _, name=name: counter.enter(name, module)))
-        hooks.append(module.register_forward_hook(counter.leave))
+        hooks.append(module.register_forward_hook(counter.leave, with_kwargs=True))
     net.eval()
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # in evaluation torch fuses a whole attention into one op
@@ -77,9 +77,9 @@ def count(net: nn.Module, image: Image) -> Cost:
             net(torch.zeros(1, *image, dtype=first.dtype, device=first.device))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    net.train(training)
-    for hook in hooks:
-        hook.remove()
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in net.named_modules()}
     return Cost(
         params=sum(p.numel() for p in parameters),
@@ -104,11 +104,11 @@ class _Counter(TorchDispatchMode):
         self.inside.append(name)
         self.stated += _says(module)
 
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         if _says(module):
             self.stated -= 1
             if not self.stated:
-                self.add(module.macs(*inputs), output)  # type: ignore[operator]
+                self.add(module.macs(*inputs, **named), output)  # type: ignore[operator]
         self.inside.pop()
 
     def add(self, macs: int, out: Any) -> None:

@@ -94,7 +94,7 @@ def over_timm(name: str, task: Task, classes: int, seed: int, **options: Any) ->
     try:
         with seeded(seed, "net"):
             encoder = timm.create_model(name, features_only=True, **options)
-    except (RuntimeError, AttributeError, AssertionError, KeyError) as error:
+    except (RuntimeError, AttributeError, AssertionError, KeyError, TypeError) as error:
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"model.name={name}: gives no maps of its stages for task=segmentation ({told})") from error
     info: Any = encoder.feature_info

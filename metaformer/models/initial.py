@@ -1,15 +1,14 @@
 """The weights that training starts from: all those of a file, or those of its stem and first stages."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
 from metaformer.models.block import Stage
 from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.models.metaformer import MetaFormer
-from metaformer.models.weights import Weights, adapt_stem, classifiers, load_into, read, resize, to_ours
+from metaformer.models.weights import Weights, adapt_stem, classifiers, interpolated, load_into, read, resize, to_ours
 from metaformer.system.errors import ConfigError
 
 Initialized = dict[str, list[str]]  # names by what became of them: taken, adapted, new; left: without a place here
@@ -132,7 +131,7 @@ def _fitted(key: str, value: Tensor | None, own: Tensor, resolution: tuple[int, 
     if value.ndim != own.ndim:
         return None
     if key.endswith(".position.offset") and value.shape[:2] == own.shape[:2]:
-        return _interpolated(value, own.shape[2:])
+        return interpolated(value, own.shape[2:])
     if ".mixer." in key:
         return _over_other_places(value, own, resolution)
     return None
@@ -154,14 +153,9 @@ def _over_other_places(value: Tensor, own: Tensor, resolution: tuple[int, int]) 
         if height * width != old or height * columns != width * rows:
             return None
         maps = value.movedim(axis, -1)
-        resized = _interpolated(maps.reshape(1, -1, height, width), resolution).reshape(*maps.shape[:-1], new)
+        resized = interpolated(maps.reshape(1, -1, height, width), resolution).reshape(*maps.shape[:-1], new)
         value = resized.movedim(-1, axis) * (old / new if axis else 1)
     return value.contiguous()
-
-
-def _interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, C, H, W] at another height and width, as timm resizes position embeddings."""
-    return resample_abs_pos_embed_nhwc(maps.permute(0, 2, 3, 1), list(size)).permute(0, 3, 1, 2).contiguous()
 
 
 def _told(own: Weights, weights: Weights, found: set[str], offered: Iterable[str]) -> Initialized:

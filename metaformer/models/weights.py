@@ -192,15 +192,18 @@ def _network_to_stages(weights: Weights) -> Callable[[str], str]:
     return name
 
 
+def interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, C, H, W] at another height and width, as timm resizes position embeddings."""
+    return resample_abs_pos_embed_nhwc(maps.permute(0, 2, 3, 1), list(size)).permute(0, 3, 1, 2).contiguous()
+
+
 def resize(weights: Weights, net: nn.Module, source: str) -> Weights:
     """Weights for another image size: position embeddings are interpolated, N x N matrices refused."""
     own, resized = net.state_dict(), dict(weights)
     for key, value in weights.items():
         if key in own and own[key].shape != value.shape:
             if key.endswith(".position.offset"):
-                height, width = own[key].shape[2:]
-                nhwc = resample_abs_pos_embed_nhwc(value.permute(0, 2, 3, 1), [height, width])
-                resized[key] = nhwc.permute(0, 3, 1, 2).contiguous()
+                resized[key] = interpolated(value, own[key].shape[2:])
             elif ".mixer." in key and value.ndim == 2 and value.shape[0] == value.shape[1]:
                 raise ConfigError(
                     f"weights={source}: {key} mixes {len(value)} tokens and the model has {len(own[key])}: "
@@ -232,8 +235,7 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> MetaFor
     if name is None:
         fitting = names_that_fit(weights)
         if len(fitting) > 1:
-            which = f"fits {', '.join(fitting)}: name one of them" if fitting else "fits no published model"
-            raise ConfigError(f"weights={source}: {which}")
+            raise ConfigError(f"weights={source}: fits {', '.join(fitting)}: name one of them")
         if not fitting:
             raise ConfigError(
                 f"weights={source}: fits no published model; metaformer.load reads the weights.pt of a run"

@@ -48,14 +48,17 @@ def changed(kept: Config, overrides: Sequence[str], source: str) -> Config:
         source: whose configuration it is, for messages.
 
     Raises:
-        ConfigError: the command line names another model or mixer.
+        ConfigError: the command line names another model or mixer, or a key of what the run has had its own of.
     """
     now, keys = compose(overrides), [key_of(override) for override in overrides]
-    for group in ("model", "mixer"):
-        if any(key.partition(".")[0] == group for key in keys):
-            for key, mine in flat(kept).items():
-                if key.split(".")[0] == group and mine != (asked := flat(now).get(key)):
-                    raise ConfigError(f"{key}={asked}: {source} was trained with {mine}")
+    asked, had = flat(now), flat(kept)
+    for key in keys:
+        group = key.partition(".")[0]
+        if group not in ("model", "mixer", *CHANGEABLE):
+            raise ConfigError(f"{key}: {source} has its own; expected keys of {' and '.join(CHANGEABLE)}")
+        for own in sorted({*asked, *had}):
+            if group not in CHANGEABLE and own.split(".")[0] == group and had.get(own) != asked.get(own):
+                raise ConfigError(f"{own}={asked.get(own)}: {source} was trained with {had.get(own)}")
     mine = now.data if "data" in keys else kept.data
     names = {key.split(".")[1] for key in keys if key.startswith("data.")}
     data = replace(mine, **{name: getattr(now.data, name) for name in names})

@@ -39,18 +39,22 @@ def scatter(study: Study, runs: Sequence[Run], images: int) -> tuple[Scatter, st
     found = _scatter(study, runs)
     if found is not None:
         return found[0], f"from the finished runs of this study, {found[1]}"
-    in_points = metric_of(study.analysis.metric).unit == "points"
-    assumed = ASSUMED_SD if in_points else study.analysis.margin
-    error = assumed_error(images) if study.analysis.metric.startswith("test_") and in_points else 0.0
-    return Scatter(assumed, error), "an assumption: sd=NUMBER or from=STUDY replaces it"
+    assumed = ASSUMED_SD if metric_of(study.analysis.metric).unit == "points" else study.analysis.margin
+    return Scatter(assumed, assumed_error(study, images)), "an assumption: sd=NUMBER or from=STUDY replaces it"
 
 
-def assumed_error(images: int) -> float:
-    """Standard error in points from the choice of so many test images, 0 where their number is not known.
+def assumed_error(study: Study, images: int) -> float:
+    """Standard error in points from the choice of so many test images; 0 where it is not known, or plays no part.
 
     The networks of two cells agree on most images; where one image of 16 tells them apart, it is 25 / sqrt(images).
     """
-    return float(100 * (1 / 16) ** 0.5 / images**0.5) if images else 0.0
+    return float(100 * (1 / 16) ** 0.5 / images**0.5) if images and _of_test_images(study) else 0.0
+
+
+def _of_test_images(study: Study) -> bool:
+    """Whether the metric is one that other test images are assumed to move, in points."""
+    metric = study.analysis.metric
+    return metric.startswith("test_") and metric_of(metric).unit == "points"
 
 
 def scatter_of(name: str, folder: Path) -> tuple[Scatter, str]:
@@ -91,7 +95,7 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
     """Print the power of the planned seeds, and how many show that two equal cells are equivalent."""
     unit, margin = metric_of(study.analysis.metric).unit, study.analysis.margin
     alpha = first_step(study.analysis, comparisons)
-    unknown = "" if spread.images else " (how many there are is not known: images=NUMBER)"
+    unknown = "" if spread.images or not _of_test_images(study) else " (how many there are is not known: images=NUMBER)"
     console.print(
         f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} in a setting, margin "
         f"{margin:g} {unit}. A difference scatters by {spread.sd:.2f} from seed to seed ({source}); the choice of the "

@@ -60,7 +60,7 @@ def _lines(points: Sequence[Point], pending: Sequence[Point], console: Console, 
             if status in ENDED and point.run.folder not in ended:
                 ended.add(point.run.folder)
                 seen = last_row(point.run.folder) if status == "finished" else None
-                words = _metric(point, seen) if seen else "failed"
+                words = _metric(point, seen) if seen else status
                 count = len(points) - len(pending) + len(ended)
                 line = f"[{count}/{len(points)}] {point.cell} seed {point.config.seed}: {words}"
                 console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)

@@ -33,6 +33,6 @@ def seeded(seed: int | None, *place: object) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         torch.manual_seed(derive(seed, *place))
         yield

@@ -26,18 +26,9 @@ from metaformer.training.trainer import device_name, make_trainer, threads, work
 
 def one_batch(images: Images, recipe: Recipe) -> tuple[Images, Recipe]:
     """One batch of images with every class, and a recipe that learns it by heart."""
-    batch = min(recipe.batch, len(images.train))
-    part = images.train[balanced(images.train.labels, batch, "recipe.batch")[0]]
+    part = images.train[balanced(images.train.labels, recipe.batch, "recipe.batch")[0]]
     changed = replace(
-        recipe,
-        epochs=200,
-        steps=None,
-        cooldown_epochs=0,
-        batch=batch,
-        label_smoothing=0.0,
-        warmup_epochs=0,
-        mixup=0.0,
-        cutmix=0.0,
+        recipe, epochs=200, steps=None, cooldown_epochs=0, label_smoothing=0.0, warmup_epochs=0, mixup=0.0, cutmix=0.0
     )
     return replace(images, train=part), changed
 

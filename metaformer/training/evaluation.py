@@ -15,7 +15,7 @@ from metaformer.config.validate import structure
 from metaformer.data.images import Images, load
 from metaformer.data.listing import tell
 from metaformer.data.module import ImageData
-from metaformer.data.registry import check
+from metaformer.data.registry import check, find
 from metaformer.models.build import build, crop_of, on_meta, try_on
 from metaformer.models.weights import classes_of, classifiers, load_into, read, to_ours
 from metaformer.system.errors import ConfigError
@@ -87,6 +87,12 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
     """
     if config.task.segments:
         raise ConfigError("weights: are those of a classifier; task=segmentation evaluates a run (run=FOLDER)")
+    if "decode" not in find(config.data.name).reads:
+        raise ConfigError(
+            f"data={config.data.name}: expected images to decode, like image_folder, since weights={file}"
+        )
+    if config.data.decoded_size is not None:
+        raise ConfigError(f"data.decoded_size={config.data.decoded_size}: expected null, since weights={file}")
     config = replace(config, data=replace(config.data, decode="always"))
     config = replace(config, recipe=replace(config.recipe, scale=[0.08, 1.0], crop=0, auto_augment=None))
     check(config.data, config.recipe)

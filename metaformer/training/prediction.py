@@ -150,13 +150,12 @@ def _run_over(
     """The predictions of each batch, on the device of the command line; none where callbacks take them."""
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    alone = replace(config.runtime, devices=1, nodes=1)
     options: dict[str, Any] = {
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "callbacks": list(callbacks),
     }
-    trainer = make_trainer(alone, config.recipe, **options)
+    trainer = make_trainer(config.runtime, config.recipe, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
         batches = trainer.predict(module, dataloaders=pictures, return_predictions=not callbacks)

@@ -197,6 +197,11 @@ def test_the_drawing_of_a_model_ends_in_what_it_has(task, last):
     assert f">{last}</text>" in page.template("macros.html").module.stages(drawn)
 
 
+def test_the_size_of_images_is_known_of_a_side_and_of_two():
+    assert header._shape(Data(name="image_folder", size=[224, 128])) == (3, 224, 128)
+    assert header._shape(Data(name="image_folder", size=64, channels=1)) == (1, 64, 64)
+
+
 def test_a_curve_has_the_epochs_that_were_validated():
     rows = [{"epoch": "1", "val_accuracy": ""}, {"epoch": "2", "val_accuracy": "0.5"}]
     runs = [replace(run, curve=rows) for run in runs_of(pooling=[0.7, 0.8])]

@@ -58,6 +58,14 @@ def test_accuracy_table():
     assert lines[1][6:] == ["1,000", "2.00M"]
 
 
+def test_an_interval_of_a_small_alpha_is_not_one_of_a_hundred_percent():
+    small = study(alpha=0.0025)
+    table = tables.verdict_table(
+        judge(small, runs_of(pooling=[0.7, 0.8, 0.75], identity=[0.7, 0.72, 0.74])), small.analysis
+    )
+    assert "99.5% interval" in table.header
+
+
 def test_a_table_in_latex():
     table = Table(["cell", "a_b"], [["x & y", "-1.50 ± 0.2"], ["`z`", "<0.001"]], "100% of {it}", ("cell",))
     text = table.latex()

@@ -72,6 +72,8 @@ def test_the_names_of_other_libraries_lead_to_keys_that_exist():
         (["momentum=0.8"], "momentum: no such key; did you mean 'recipe.optimizer_options.momentum'?"),
         (["pool_size=5"], "pool_size: no such key; did you mean 'mixer.pool_size'?"),
         (["dataroot=x"], "dataroot: no such key; did you mean 'data.root'?"),
+        (["recipe.callbacks=x"], "recipe.callbacks: no such key; did you mean 'callbacks=early_stopping'?"),
+        (["model.depths=[]", "model.dims=[]"], "model.depths=[]: expected at least one stage"),
         (["quickstart"], "quickstart: expected key=value; did you mean 'experiments=quickstart'?"),
         (["recpe.lr=3"], "recpe.lr: no such key; did you mean 'recipe.lr'?"),
         (["recipe.lrr=1"], "recipe.lrr: no such key; did you mean 'lr'?"),

@@ -76,6 +76,11 @@ def test_a_file_that_is_no_such_file(tmp_path):
         load(data_of(npz(arrays, tmp_path / "a")))
     with pytest.raises(ConfigError, match=r"has x; expected a file .npz with train_images, train_labels"):
         load(data_of(npz({"x": np.zeros(3)}, tmp_path / "b")))
+    with pytest.raises(ConfigError, match="'val' and 'validation' are both the val split; expected one of them"):
+        load(data_of(npz(medmnist() | {"validation_images": pixels(6, 28, 28, 3)}, tmp_path / "two")))
+    np.save(tmp_path / "one.npy", pixels(6, 28, 28, 3))
+    with pytest.raises(ConfigError, match=r"one\.npy: cannot be read as arrays"):
+        load(data_of(tmp_path / "one.npy"))
     (tmp_path / "c.npz").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"c\.npz: cannot be read as arrays"):
         load(data_of(tmp_path / "c.npz"))

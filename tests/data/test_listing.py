@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,12 @@ def test_what_makes_a_tar_unreadable_is_said(tmp_path):
     with tarfile.open(shard, "w:gz"):
         pass
     assert "it is compressed; unpack it" in refused(root)
+    shard.write_bytes(whole)
+    images = read(root, "data.decode=always", "data.val=2")
+    for file in root.glob("*.tar"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"\.tar: cannot be read \(No such file"):
+        images.train.read(0)
 
 
 def test_every_bad_file_is_one_line_with_its_path(tmp_path):
@@ -372,3 +379,12 @@ def test_sets_of_the_hub(tmp_path):
     many = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     datasets.DatasetDict({"train": many, "test": many}).save_to_disk(str(tmp_path / "many"))
     assert "has 2 labels; expected one class for each image" in refused(tmp_path / "many", name="hub", key="dataset")
+    parts = datasets.load_from_disk(str(root))
+    datasets.DatasetDict({**parts, "validation": parts["test"], "dev": parts["test"]}).save_to_disk(str(tmp_path / "b"))
+    assert "are both the val split; expected one of them" in refused(tmp_path / "b", name="hub", key="dataset")
+
+
+def test_reading_in_threads_leaves_the_warnings_as_they_were(tmp_path):
+    before = list(warnings.filters)
+    read(folder(items_of(train=40), tmp_path / "a"))
+    assert warnings.filters == before

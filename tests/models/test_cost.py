@@ -68,6 +68,30 @@ def test_counting_leaves_the_mode_and_counts_what_is_frozen_apart():
     assert cost.params - cost.trainable == 64**2
 
 
+def test_a_module_that_states_its_cost_may_be_called_by_name_and_one_that_fails_is_left_as_it_was():
+    class Doubling(nn.Module):
+        def macs(self, x, times):
+            return times * x.numel()
+
+        def forward(self, x, times):
+            return times * x
+
+    class Net(nn.Module):
+        def __init__(self, times):
+            super().__init__()
+            self.inner, self.times = Doubling(), times
+
+        def forward(self, x):
+            return self.inner(x, times=self.times)
+
+    assert count(Net(2), (3, 4, 4)).macs == 2 * 48
+    failing = Net(None)
+    with pytest.raises(TypeError):
+        count(failing, (3, 4, 4))
+    assert failing.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in failing.modules())
+
+
 def test_attention_that_torch_fuses_in_evaluation_is_counted():
     class Tokens(torch.nn.Module):
         def __init__(self):

@@ -8,6 +8,7 @@ from metaformer.config.tasks import Task
 from metaformer.models.build import build, described, on_meta, rebuilt
 from metaformer.models.cost import count
 from metaformer.models.decoders import DECODERS
+from metaformer.system.errors import ConfigError
 
 POOLING, IDENTITY = ({"_target_": f"metaformer.mixers.{name}"} for name in ("Pooling", "Identity"))
 SMALL = Model(depths=[1, 1, 1], dims=[16, 24, 32], stem=[3, 2, 1])
@@ -36,6 +37,12 @@ def test_every_pixel_has_logits(decoder, size):
     assert count(net, (1, *size)).uncounted == []
     again = rebuilt(described(net))
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_model_of_timm_that_does_not_know_an_option_is_one_line():
+    model = Model(source="timm", name="vgg11", drop_path=0.1)
+    with pytest.raises(ConfigError, match=r"model\.name=vgg11: gives no maps .*'drop_path_rate'"):
+        build(model, {"_target_": "builtin"}, 0, shape=(3, 64, 64), classes=5, task=Task("segmentation"))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from io import StringIO
 
@@ -48,6 +49,15 @@ def test_the_table_says_what_every_worker_does(runs):
     assert "identity seed 1 starting" in lines
     assert "pooling 1/2 1 50.00%" in lines
     assert "identity 0/2" in lines
+
+
+def test_a_run_without_a_readable_curve_is_still_finished(runs):
+    folder, stop, text = runs[0].run.folder, threading.Event(), StringIO()
+    (folder / "result.json").touch()
+    os.utime(folder / "result.json", (time.time() + 60,) * 2)  # after the start of what looks at it
+    stop.set()
+    progress._lines(runs, runs[:1], Console(file=text, width=120), stop)
+    assert "pooling seed 0: finished, 0 s" in text.getvalue()
 
 
 def test_what_an_earlier_start_left_does_not_count(runs):

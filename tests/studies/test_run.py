@@ -497,6 +497,9 @@ def test_overfitting_takes_every_class(monkeypatch):
     monkeypatch.setattr(Classifier, "training_step", lambda self, b: (seen.append(b[1]), step(self, b))[1])
     go("debug=overfit", "recipe.batch=20")
     assert seen[0].bincount().tolist() == [2] * 10
+    seen.clear()
+    go("debug=overfit", "recipe.batch=60", "data.train=60")  # all that there are
+    assert len(seen[0]) == 60
 
 
 @pytest.mark.parametrize(

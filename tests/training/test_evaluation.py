@@ -1,5 +1,7 @@
 """Weights on images: those of a run, of timm and of the authors; classes go by their names."""
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -72,6 +74,8 @@ def test_published_weights_are_seen_as_timm_sees_them(tmp_path, folder, name, wo
 
 def test_weights_that_do_not_fit_are_one_line(tmp_path, folder):
     torch.save(timm.create_model("poolformerv2_s12", num_classes=3).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match="data=digits: expected images to decode, like image_folder, since weights="):
+        evaluate_weights(str(tmp_path / "w.pth"), compose("model=s12", "data=digits"))
     s12 = compose("model=s12", *images_in(folder))
     with pytest.raises(ConfigError, match="the weights are those of identityformer_s12, poolformerv2_s12"):
         evaluate_weights(str(tmp_path / "w.pth"), s12)
@@ -137,6 +141,13 @@ def test_the_weights_of_a_run_know_all_that_the_run_knows(tmp_path, capsys):
         ConfigError, match=r"mixer\._target_=metaformer\.mixers\.Pooling: .*weights.pt was trained with"
     ):
         verb.command([f"weights={file}", "mixer=pooling"])
+    for word, line in {
+        "recipe.precision=bf16": f"recipe.precision: {file} has its own; expected keys of data and runtime",
+        "seed=7": f"seed: {file} has its own; expected keys of data and runtime",
+        "+mixer.foo=3": f"mixer.foo=3: {file} was trained with None",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(line)):
+            verb.command([f"weights={file}", "mixer=attention", word])
     verb.command([f"weights={file}", "mixer=attention", "model=tiny"])
 
 

@@ -45,6 +45,12 @@ def command(monkeypatch, capsys):
     return call
 
 
+def test_several_devices_are_refused(run, command, capsys):
+    with pytest.raises(SystemExit):
+        command(f"run={run}", "runtime.devices=2")
+    assert "runtime.devices=2, runtime.nodes=1: expected 1 of each" in capsys.readouterr().err
+
+
 @pytest.fixture
 def run():
     return go("mixer=pooling").folder

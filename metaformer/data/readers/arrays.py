@@ -12,7 +12,7 @@ from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import digest, digests_of
-from metaformer.data.listing import root_of, split_of
+from metaformer.data.listing import once, root_of, split_of
 from metaformer.system.errors import ConfigError
 
 EXPECTED = "a file .npz with train_images, train_labels (or train_masks), test_images, test_labels"
@@ -114,12 +114,13 @@ def read(data: Data) -> Arrays:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # TypeError: an array alone
         raise ConfigError(f"data.root={path}: cannot be read as arrays ({error}); expected {EXPECTED}") from error
+    words = {name: name.removesuffix("_images") for name in arrays if name.endswith("_images")}
+    once(((split, words[name]) for name in words if (split := split_of(words[name])) is not None), str(path))
     found: Arrays = {}
-    for name in arrays:
-        word, _, kind = name.rpartition("_")
-        if kind == "images" and (split := split_of(word)) is not None:
+    for name, word in words.items():
+        if (split := split_of(word)) is not None:
             own = [key for key in (f"{word}_labels", f"{word}_masks") if key in arrays]
             if len(own) != 1:
                 there = " and ".join(own) or f"no {word}_labels"

@@ -8,7 +8,7 @@ from typing import Any
 
 from metaformer.config.schema import Data
 from metaformer.data.digests import Items
-from metaformer.data.listing import Findings, Found, root_of, split_of
+from metaformer.data.listing import Findings, Found, once, root_of, split_of
 from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, install, nearest
 
@@ -154,6 +154,7 @@ def find_on_hub(data: Data) -> Findings:
     except Exception as error:  # whatever the hub and the network raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"data.dataset={name}: {type(error).__name__}: {reason}") from error
+    once(((split, word) for word in found if (split := split_of(word)) is not None), f"data.dataset={name}")
     splits = {}
     for word, part in found.items():
         if (split := split_of(word)) is None:

@@ -51,9 +51,12 @@ class Members:
 
     def read(self, place: int) -> bytes:
         tar, offset, size = self.members[place]
-        with Path(tar).open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        try:
+            with Path(tar).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise ConfigError(f"{tar}: cannot be read ({error.strerror})") from error
 
     def stamps(self) -> Sequence[tuple[str, int, int]]:
         times = {tar: Path(tar).stat().st_mtime_ns for tar in {tar for tar, _, _ in self.members}}
@@ -228,7 +231,10 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """The place of every file of a tar by its name, links resolved, and the classes in webdataset's .cls files."""
     inside: dict[str, tuple[int, int]] = {}
     texts: dict[str, str] = {}
+    compressed = False
     try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 name = posixpath.normpath(info.name).lstrip("/")
@@ -243,10 +249,9 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
                         raise ConfigError(f"{path}: {name} is a link to {target}, which is not before it in the file")
                     inside[name] = inside[target]
                 if info.isfile() and name.endswith(".cls"):
-                    file = tar.extractfile(info)
-                    texts[_key(name)] = file.read().decode("ascii").strip() if file else ""
+                    text = tar.extractfile(info)
+                    texts[_key(name)] = text.read().decode("ascii").strip() if text else ""
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        compressed = path.open("rb").read(2) == b"\x1f\x8b"
         reason = "it is compressed; unpack it, since images are read from the middle" if compressed else error
         raise ConfigError(f"{path}: cannot be read as a tar file ({reason})") from error
     return inside, texts
