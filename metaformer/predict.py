@@ -42,7 +42,7 @@ def command(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{devices}: expected 1 of each, as images are predicted by one device")
     segments, folder = run.config.task.segments, "data.root" in keys
     out = _folder(given.own.get("out", "masks")) if segments else _table(given.own.get("out", "predictions.csv"))
-    from metaformer.training.prediction import predict, segment, written
+    from metaformer.training.prediction import encoded, predict, segment
 
     if segments:
         count = segment(run.folder, run.config, out, folder=folder)
@@ -50,7 +50,7 @@ def command(arguments: Sequence[str]) -> None:
         return
     predicted = predict(run.folder, run.config, folder=folder)
     count = len(predicted.names)
-    write(out, written(predicted, out.suffix))
+    write(out, encoded(predicted, out.suffix))
     print(f"written: {out}, {count:,} image{'s' * (count != 1)}")
 
 

@@ -121,7 +121,7 @@ def result_of(seed: int, accuracy: float, identity: str = "", **changes: Any) ->
     nodes = {name: kind(**changes.pop(name, {})) for name, kind in NODES.items()}
     config = Config(mixer=mixer, seed=seed, **nodes)
     result = Result(
-        metrics=dict.fromkeys(reported(), accuracy), recall={"cat": accuracy, "dog": 0.5},
+        metrics=dict.fromkeys(reported("classification"), accuracy), recall={"cat": accuracy, "dog": 0.5},
         confusion=[[300, 100], [200, 200]], params=1000, trainable=1000, macs=2_000_000, uncounted_ops=[],
         epochs=config.recipe.epochs, tested_epoch=1, images=100, seconds=10.0, threads=1, devices=1, accumulate=1,
         device="cpu", versions={"torch": "2"},

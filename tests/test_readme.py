@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import TINY, blocks_of, repository, write_readme_files
 
+from metaformer.config.schema import GROUPS, Config
+from metaformer.config.validate import leaves
+
 PAGES = {page: (repository() / page).read_text() for page in ("README.md", "experiments/README.md", "conf/README.md",
-                                                              "metaformer/README.md")}  # fmt: skip
+                                                              "metaformer/README.md", "docs/faq.md")}  # fmt: skip
 README = PAGES["README.md"]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line and line[0] != "#"]
@@ -117,6 +120,20 @@ def test_what_a_study_says_is_what_it_found(folder):
 
 def test_the_table_is_that_of_the_study():
     assert (repository() / "experiments" / "quickstart" / "tables" / "accuracy.md").read_text() in README
+
+
+OWN = {"check": ("dim", "resolution"), "dashboard": ("sync", "publish"), "evaluate": ("run", "weights"),
+       "export": ("run", "format", "out"), "plan": ("sd", "from", "images", "throughput"), "predict": ("run", "out"),
+       "probe": ("run", "publish"), "report": ("publish",)}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_the_text_have_keys_that_there_are(page):
+    known = {*(key for key, _, _ in leaves(Config())), *GROUPS, "hydra/launcher", "hydra/sweeper"}
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for verb, words in re.findall(r"`python -m\s+metaformer\.(\w+)\s*([^`]*)`", text):
+        for key in re.findall(r"([\w./]+)=", words):
+            assert key in known or key in OWN.get(verb, ()), f"{verb} {key}"
 
 
 @pytest.mark.parametrize("page", PAGES)

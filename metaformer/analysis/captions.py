@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from metaformer.analysis.text_table import first_up
 from metaformer.analysis.verdict import NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.study_nodes import Study
@@ -42,11 +43,6 @@ PROBES = {  # the pictures of `python -m metaformer.probe`, in their order
 def _dashed(verdicts: Verdicts) -> str:
     names = ", ".join(cell.name for cell in verdicts.baselines)
     return f"Dashed: {names}, of another kind and not compared. " if names else ""
-
-
-def first_up(words: str) -> str:
-    """Words as the beginning of a sentence; abbreviations stay."""
-    return words[:1].upper() + words[1:]
 
 
 def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:

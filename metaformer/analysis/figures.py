@@ -1,4 +1,4 @@
-"""The pictures of a report. Each function draws one and returns it; `save` writes it as PNG and SVG."""
+"""The pictures of a report. Each function draws one and returns it; `save` writes it as PNG, SVG and PDF."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -238,8 +238,7 @@ def legend_of(levels: Sequence[str], settings: Sequence[str]) -> list[Any]:
 
 def with_unit(metric: str) -> str:
     """`val_accuracy` -> `validation accuracy in %`."""
-    unit = metric_of(metric).unit
-    return f"{in_words(metric)} in {'%' if unit == 'points' else unit}"
+    return f"{in_words(metric)} in {metric_of(metric).sign}"
 
 
 def _on_imagenet(cell: Cell) -> bool:

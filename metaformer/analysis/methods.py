@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from metaformer.analysis.text_table import first_up
 from metaformer.analysis.verdict import MODERATED, Verdicts
 from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Study
@@ -50,7 +51,7 @@ def methods(verdicts: Verdicts, study: Study) -> str:
     images = max((t.crossed.images for t in pairs), default=0)
     words = [
         f"Each cell was trained with {seeds} seeds. Runs of one seed share batches and, wherever modules are the same, "
-        f"initial weights. {metric.words[0].upper()}{metric.words[1:]} was compared with that of "
+        f"initial weights. {first_up(metric.words)} was compared with that of "
         f"{study.reference} by differences paired by seed."
     ]
     if images:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from metaformer.analysis.captions import PROBES, captions, first_up
+from metaformer.analysis.captions import PROBES, captions
 from metaformer.analysis.colours import COLOURS, on_page
 from metaformer.analysis.header import drawings, facts
 from metaformer.analysis.methods import analysis_words, history, methods
 from metaformer.analysis.sentences import answer, failures, headline, left_out, sureness
 from metaformer.analysis.tables import accuracy_table, all_tables, provenance_table, run_table
 from metaformer.analysis.terms import FROM_LOGITS
-from metaformer.analysis.text_table import Table
+from metaformer.analysis.text_table import Table, first_up
 from metaformer.analysis.verdict import Verdicts, judge
 from metaformer.config.metrics import metric_of, selecting
 from metaformer.config.study_nodes import Study

@@ -7,7 +7,7 @@ import numpy as np
 
 from metaformer.analysis.comparison import Comparison, Contrast
 from metaformer.analysis.shares import SEED, Component
-from metaformer.analysis.text_table import plus_minus
+from metaformer.analysis.text_table import first_up, plus_minus
 from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, REFUTED, SHOWN, Claim, Verdicts
 from metaformer.config.metrics import in_words, metric_of
 from metaformer.config.study_nodes import Study
@@ -123,7 +123,7 @@ def _claim(verdicts: Verdicts, study: Study) -> str:
         said.append(f"{place}{claim.outcome.upper()}{_by(claim, metric.digits - 1)}")
     unit = f"±{analysis.margin:g} {metric.unit}"
     each = f"are equivalent to each other within {unit}: {'; '.join(said)}."
-    return f"{words[0].upper()}{words[1:]} ({', '.join(levels)}) {each}"
+    return f"{first_up(words)} ({', '.join(levels)}) {each}"
 
 
 def _by(claim: Claim, places: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `n` values with a two-sided t interval; the interval is NaN below two values."""
+    """A mean of `n` values with a two-sided interval, which is NaN where they are too few for one."""
 
     mean: float
     low: float

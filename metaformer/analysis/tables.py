@@ -18,7 +18,7 @@ from metaformer.runs.result import reported
 
 
 def all_tables(study: Study, verdicts: Verdicts) -> dict[str, Table]:
-    """What is written as CSV and Markdown, by name."""
+    """What is written as CSV, Markdown and LaTeX, by name."""
     return {
         "accuracy": accuracy_table(verdicts, study),
         "verdicts": verdict_table(verdicts, study.analysis),
@@ -51,8 +51,7 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
         verdict = _short(c) if c else "baseline" if cell.name in apart else ""
         costs = [f"{cell.first.params:,}", macs, *([f"{cell.seconds:.0f}"] if verdicts.alone else [])]
         lines.append([cell.name, str(len(cell.values)), *means, difference, verdict, *costs])
-    unit = "%" if metric.unit == "points" else metric.unit
-    caption = f"{metric.words} in {unit}: mean over n seeds ± half of the 95% interval"
+    caption = f"{metric.words} in {metric.sign}: mean over n seeds ± half of the 95% interval"
     if any(c.crossed.images for c in compared.values()):
         caption += ", for other seeds and other images, but for val, which is for other seeds alone"
     caption += "; differences paired by seed"

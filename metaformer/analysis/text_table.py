@@ -16,6 +16,11 @@ IN_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textas
 IN_LATEX |= {"<": r"$<$", ">": r"$>$"} | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
+def first_up(words: str) -> str:
+    """Words as the beginning of a sentence; abbreviations stay."""
+    return words[:1].upper() + words[1:]
+
+
 @dataclass(frozen=True)
 class Table:
     """Text cells under a header; the columns in `words` hold sentences and are set to the left."""

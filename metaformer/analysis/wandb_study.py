@@ -16,7 +16,7 @@ from metaformer.config.tasks import Task
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run
 from metaformer.runs.result import read_curve, read_result
-from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, written
+from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, waits_offline
 from metaformer.runs.wandb_run import (
     Pictures,
     artifact,
@@ -63,7 +63,7 @@ def sync(
         check_size(logger, file.stat().st_size, str(file.parent))
     sent = set[Path]()
     if logger.mode == "online":
-        waited = [folder for folder in folders if written(folder, logger)]
+        waited = [folder for folder in folders if waits_offline(folder, logger)]
         if stuck := upload(waited, logger):
             raise ConfigError(f"wandb: {len(stuck)} of {len(waited)} runs written offline, {stuck[0]} the first, were "
                               "not uploaded; the same command goes on with them")  # fmt: skip

@@ -1,7 +1,6 @@
 """What a mixer does, a function for each question: how it mixes, scales and costs, and what compilers make of it."""
 
 import math
-import time
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from metaformer.checking.contract import Broken, Case, Note, difference, line, tokens
 from metaformer.mixers import Attention, Pooling
 from metaformer.mixers.factory import MixerFactory
-from metaformer.models.cost import count, kept
+from metaformer.models.cost import best, count, kept
 from metaformer.system.seeds import seeded
 
 
@@ -124,12 +123,8 @@ def extent(reach: Tensor) -> tuple[int, int]:
 def _spent(case: Case, rounds: int = 5) -> tuple[float, float]:
     """Seconds of the best forward and backward pass on 8 images, and bytes kept between the two."""
     mixer, x = case.make().train(), case.input(batch=8).requires_grad_()
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        mixer(x).sum().backward()
-        times.append(time.perf_counter() - started)
-    return min(times), max(kept(mixer, x), x.numel() * x.element_size())
+    seconds = best(lambda: mixer(x).sum().backward(), x.device, rounds)
+    return seconds, max(kept(mixer, x), x.numel() * x.element_size())
 
 
 def _attention(dim: int) -> nn.Module:

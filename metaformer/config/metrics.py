@@ -34,6 +34,11 @@ class Metric:
         """How many are worth showing behind the point, in its unit."""
         return 2 if self.unit == "points" else 4
 
+    @property
+    def sign(self) -> str:
+        """Its unit for a value, where `unit` is that of a difference."""
+        return "%" if self.unit == "points" else self.unit
+
     def told(self, value: float) -> str:
         """A value in words: `76.80%`, or `0.7021` where it is no fraction."""
         return f"{value:.2%}" if self.unit == "points" else f"{value:.4f}"

@@ -140,7 +140,7 @@ def _check_fsdp(runtime: Runtime, recipe: Recipe) -> None:
 
 
 def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
-    """The batch has to divide into those of the devices and of the parts that each of them accumulates."""
+    """Keys of the runtime that exclude each other or the recipe; the batch divides into those of devices and parts."""
     parts = runtime.parts
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise ConfigError(f"runtime.accumulate={parts}: expected a number of parts from 1, or auto")

@@ -95,7 +95,7 @@ class Images:
         """The same images with labels by the order of `classes`, which are those of trained weights.
 
         Raises:
-            ConfigError: a class is none of them; it shows the first difference.
+            ConfigError: a class is none of them, and it shows the first difference; or masks have other classes.
         """
         if list(classes) == self.classes:
             return self

@@ -238,7 +238,7 @@ def throughput(net: nn.Module, images: torch.Tensor, precision: str = "fp32") ->
         return len(images) / best(forward, device), len(images) / best(step, device)
 
 
-def best(action: Callable[[], None], device: torch.device, rounds: int = 5) -> float:
+def best(action: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
     """Seconds of the fastest of some rounds, after one that does not count."""
     times = []
     for _ in range(1 + rounds):

@@ -16,7 +16,7 @@ import numpy as np
 
 from metaformer.runs.answers import Answers, PixelAnswers
 from metaformer.runs.launch import Entry, Run, collect, study_folder
-from metaformer.runs.result import Result, parse, written
+from metaformer.runs.result import Result, as_plain, parse
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
@@ -36,7 +36,7 @@ def pack(runs: Sequence[Run], path: Path, *, logits: bool) -> int:
     told, labels, drawn = [], list[np.ndarray](), set[str]()
     for i, (run, result) in enumerate((run, run.result) for run in runs if run.result is not None):
         answers = run.answers(logits=logits)
-        entry: dict[str, Any] = {"result": written(result), "curve": list(run.epochs())}
+        entry: dict[str, Any] = {"result": as_plain(result), "curve": list(run.epochs())}
         entry["result"]["config"]["data"]["root"] = None  # a place on one machine
         if isinstance(answers, PixelAnswers):
             arrays |= (replace(answers, examples=None) if run.cell in drawn else answers).arrays(f"_{i}")

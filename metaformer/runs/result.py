@@ -21,7 +21,7 @@ from metaformer.system.files import write
 QUIET = 0.2  # cores: what a machine does that has nothing to do
 
 
-def reported(task: str = "classification") -> list[str]:
+def reported(task: str) -> list[str]:
     """The metrics of a finished run."""
     return [name for split in SPLITS for name in metrics_of(split, task)]
 
@@ -108,7 +108,7 @@ def read_result(folder: Path) -> Result | None:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it to train this run again") from error
 
 
-def written(result: Result) -> dict[str, Any]:
+def as_plain(result: Result) -> dict[str, Any]:
     """A result as plain data, which `parse` reads."""
     return asdict(result)
 
@@ -119,7 +119,7 @@ def write_result(folder: Path, result: Result) -> None:
         if not math.isfinite(value):
             kept = f"; the training is kept in {folder}/last.ckpt" if (folder / "last.ckpt").exists() else ""
             raise FloatingPointError(f"{name} is {value}{kept}")
-    text = json.dumps(written(result), indent=2, allow_nan=False)
+    text = json.dumps(as_plain(result), indent=2, allow_nan=False)
     rows = re.sub(r"\[([^\[\]{}\"]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write(folder / "result.json", rows)
 
@@ -176,15 +176,12 @@ def read_curve(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-COLUMNS = columns_of("classification")
-
-
-def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write metrics.csv anew."""
     write(folder / "metrics.csv", _lines([dict(zip(columns, columns, strict=True)), *rows], columns))
 
 
-def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> None:
+def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str]) -> None:
     """Add a row to metrics.csv; it is on the disk before anything relies on it."""
     with (folder / "metrics.csv").open("ab") as file:
         file.write(_lines([row], columns).encode())

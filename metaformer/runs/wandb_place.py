@@ -56,7 +56,7 @@ def discard(folder: Path) -> None:
         shutil.rmtree(part)
 
 
-def written(folder: Path, logger: Logger) -> bool:
+def waits_offline(folder: Path, logger: Logger) -> bool:
     """Whether a run was written offline for this project, and is not uploaded."""
     there = marked(folder, logger)
     return there is not None and there.mode == "offline" and bool(waiting(folder))
@@ -64,7 +64,7 @@ def written(folder: Path, logger: Logger) -> bool:
 
 def absent(folders: Sequence[Path], logger: Logger) -> list[Path]:
     """Those of finished runs that are not on the server."""
-    return [folder for folder in folders if marked(folder, logger) is None or written(folder, logger)]
+    return [folder for folder in folders if marked(folder, logger) is None or waits_offline(folder, logger)]
 
 
 def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:

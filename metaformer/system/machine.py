@@ -127,7 +127,7 @@ def trains_on(accelerator: str) -> str:
 def places(accelerator: str, per_gpu: int) -> int:
     """How many runs go on at once: one for each core, or where there are GPUs `per_gpu` for each of them.
 
-    A Mac has one (mps).
+    A Mac has one GPU (mps).
     """
     if accelerator == "mps":
         return per_gpu

@@ -27,10 +27,8 @@ class Classifier(Learner):
     only output.
 
     `Classifier.load_from_checkpoint(FILE)` needs no other argument where the network is of this package, or was built
-    by `metaformer.models.build`; other networks come with `net=`. A teacher is never in a checkpoint.
-
-    Args:
-        others: as of `Learner`.
+    by `metaformer.models.build`; other networks come with `net=`. A teacher is never in a checkpoint. Arguments are
+    those of `Learner`.
     """
 
     accuracy = "accuracy"

@@ -21,8 +21,7 @@ class Segmenter(Learner):
     Validation and test keep counts of each image, never its logits.
 
     Args:
-        dice: weight of the Dice loss; cross-entropy has the rest.
-        others: as of `Learner`.
+        dice: weight of the Dice loss; cross-entropy has the rest. The others are those of `Learner`.
     """
 
     accuracy = "pixel_accuracy"
@@ -82,7 +81,12 @@ class Segmenter(Learner):
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 - the soft Dice coefficient of each class in the mask of an image, mean over classes and images (V-Net,
-    arXiv:1606.04797, without the squares). Pixels without a class count nowhere."""
+    arXiv:1606.04797, without the squares). Pixels without a class count nowhere.
+
+    Args:
+        logits: [B, classes, H, W].
+        masks: [B, H, W] int64, 255 for no class.
+    """
     there = (masks != IGNORED)[:, None]
     shares = logits.softmax(1) * there
     truth = F.one_hot(masks.where(masks != IGNORED, 0), logits.shape[1]).movedim(-1, 1) * there

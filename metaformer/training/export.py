@@ -1,8 +1,9 @@
 """A trained network as a file for other programs, which says what the network says.
 
-The file takes images as `Trained.transform` gives them, [B, C, H, W] fp32 for any B, and gives logits [B, classes]. It
-holds, each as JSON, the configuration, the classes, the shape of an image, and the mean and deviation of its channels
-(from 0 to 255). An ONNX file has them as metadata, a program of torch as extra files, safetensors in their header.
+The file takes images as `Trained.transform` gives them, [B, C, H, W] fp32 for any B, and gives logits [B, classes], or
+[B, classes, H, W] where it segments. It holds, each as JSON, the configuration, the classes, the shape of an image, and
+the mean and deviation of its channels (from 0 to 255). An ONNX file has them as metadata, a program of torch as extra
+files, safetensors in their header.
 """
 
 import io

@@ -117,8 +117,7 @@ def segment(run: Path, config: Config, out: Path, *, folder: bool) -> int:
 
     Masks have the numbers that those of the run had, so that a network can be trained on them.
 
-    Args:
-        others: as of `predict`.
+    Arguments are those of `predict`.
 
     Raises:
         ConfigError: there is no image, one cannot be read, or two would have the same mask; it names the file.
@@ -194,7 +193,7 @@ def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     return Pictures([f"test/{row}" for row in range(len(images))], images.read, trained.transform, batch)
 
 
-def written(predicted: Predicted, kind: str) -> bytes:
+def encoded(predicted: Predicted, kind: str) -> bytes:
     """The table as a file of that kind, `.csv` or `.parquet`, which needs pyarrow."""
     table = predicted.table()
     if kind == ".parquet":

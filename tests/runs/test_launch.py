@@ -87,7 +87,7 @@ def test_missing_failed_duplicate_and_corrupt_runs_have_a_reason(listed, tmp_pat
     assert problems(listed, runs)["pooling0"] == "failed: diverged"
 
 
-METRICS = dict.fromkeys(reported(), 0.5)
+METRICS = dict.fromkeys(reported("classification"), 0.5)
 
 
 @pytest.mark.parametrize(

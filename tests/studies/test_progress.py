@@ -8,7 +8,7 @@ from rich.console import Console, Group
 
 from metaformer.runs import progress_file
 from metaformer.runs.progress_file import Progress
-from metaformer.runs.result import add_to_curve, write_curve
+from metaformer.runs.result import add_to_curve, columns_of, write_curve
 from metaformer.studies import progress
 from metaformer.studies.points import expand, unread
 
@@ -36,8 +36,8 @@ def test_the_table_says_what_every_worker_does(runs):
     since = time.time() - 1
     assert shown(runs, runs, since)[1] == ["4 waiting, workers are starting"]
     finished, failed, working, starting = (p.run.folder for p in runs)
-    write_curve(finished, [])
-    add_to_curve(finished, {"epoch": 4, "val_accuracy": 0.5})
+    write_curve(finished, [], columns_of("classification"))
+    add_to_curve(finished, {"epoch": 4, "val_accuracy": 0.5}, columns_of("classification"))
     (finished / "result.json").touch()
     (failed / "failed.json").touch()
     progress_file.tell(working, WORK)

@@ -17,7 +17,7 @@ from trained import equal, go, stop_at
 
 from metaformer.runs import launch
 from metaformer.runs.folder import is_held, lock
-from metaformer.runs.result import read_curve, write_curve
+from metaformer.runs.result import columns_of, read_curve, write_curve
 from metaformer.system import files, locks
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import PART, replacing, write
@@ -123,7 +123,7 @@ def test_a_curve_without_rows_is_not_reported_as_whole(monkeypatch):
         with pytest.raises(SystemExit):
             go("recipe.epochs=3")
     folder = next(Path("runs").glob("*-*"))
-    write_curve(folder, [])
+    write_curve(folder, [], columns_of("classification"))
     assert read_curve(folder) == []
     with pytest.raises(ConfigError, match=r"metrics\.csv: has no row for each of the 1 epochs .*remove the folder"):
         go("recipe.epochs=3")
