@@ -73,7 +73,11 @@ def make_trainer(
             **{"strategy": spread, "logger": False, "enable_model_summary": False, **options, **(brought or {})},
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
-        flags = [f"trainer.{flag}={value}" for flag, value in (brought or {}).items() if flag in str(error)]
+        flags = [
+            f"trainer.{flag}={value}"
+            for flag, value in (brought or {}).items()
+            if flag in str(error) or (isinstance(value, str) and value in str(error))  # a number could be any
+        ]
         asked = [f"runtime.accelerator={runtime.accelerator}", f"runtime.devices={runtime.devices}"]
         raise ConfigError(f"{', '.join(flags or asked)}: {error}") from error
     if trainer.strategy.root_device.type == "cpu":

@@ -170,7 +170,7 @@ def test_a_balanced_part_of_the_training_set():
     assert len(data.val) == 2000
     again = load(compose("data.train=1000").data)
     assert torch.equal(data.train.images, again.train.images)
-    with pytest.raises(ConfigError, match=r"data\.train=9000: expected between 1 and 7999"):
+    with pytest.raises(ConfigError, match=r"data\.train=9000: expected between 1 and 8000"):
         load(compose("data.train=9000").data)
 
 

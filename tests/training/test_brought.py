@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, compose
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from metaformer.config.compose import names_in
 from metaformer.runs.result import read_curve
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import run
 from metaformer.system.errors import ConfigError
+from metaformer.training import trainer
 from metaformer.training.callbacks import brought_callbacks
 from metaformer.training.fit import prepare
 
@@ -183,3 +185,13 @@ def test_mlflow_has_the_run(monkeypatch):
     done = go("recipe.epochs=1", "logger=mlflow", "trainer.log_every_n_steps=5")
     runs = sqlite3.connect("mlflow.db").execute("select name, status from runs").fetchall()
     assert runs == [(done.folder.name, "FINISHED")]
+
+
+def test_a_flag_is_blamed_by_its_name_and_not_by_a_number_that_it_shares(monkeypatch):
+    def refuse(**_):
+        raise MisconfigurationException("You requested gpu: [0, 1]")
+
+    monkeypatch.setattr(trainer.L, "Trainer", refuse)
+    config = compose("trainer.limit_train_batches=1")
+    with pytest.raises(ConfigError, match=r"^runtime\.accelerator=auto, runtime\.devices=1: You requested"):
+        trainer.make_trainer(config.runtime, config.recipe, config.trainer)
