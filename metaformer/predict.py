@@ -38,20 +38,18 @@ def command(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{key}: the images are seen as the run saw its own{hint}")
     run = finished(Path(given.own["run"]), given.overrides)
     if run.config.runtime.processes > 1:
-        devices = f"runtime.devices={run.config.runtime.devices}, runtime.nodes={run.config.runtime.nodes}"
-        raise ConfigError(f"{devices}: expected 1 of each, as images are predicted by one device")
+        raise ConfigError("runtime.devices, runtime.nodes: expected 1 of each, as one device predicts")
     segments, folder = run.config.task.segments, "data.root" in keys
     out = _folder(given.own.get("out", "masks")) if segments else _table(given.own.get("out", "predictions.csv"))
     from metaformer.training.prediction import encoded, predict, segment
 
     if segments:
-        count = segment(run.folder, run.config, out, folder=folder)
-        print(f"written: {out}, {count:,} mask{'s' * (count != 1)}")
-        return
-    predicted = predict(run.folder, run.config, folder=folder)
-    count = len(predicted.names)
-    write(out, encoded(predicted, out.suffix))
-    print(f"written: {out}, {count:,} image{'s' * (count != 1)}")
+        count, what = segment(run.folder, run.config, out, folder=folder), "mask"
+    else:
+        predicted = predict(run.folder, run.config, folder=folder)
+        count, what = len(predicted.names), "image"
+        write(out, encoded(predicted, out.suffix))
+    print(f"written: {out}, {count:,} {what}{'s' * (count != 1)}")
 
 
 def _folder(name: str) -> Path:

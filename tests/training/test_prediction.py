@@ -48,7 +48,7 @@ def command(monkeypatch, capsys):
 def test_several_devices_are_refused(run, command, capsys):
     with pytest.raises(SystemExit):
         command(f"run={run}", "runtime.devices=2")
-    assert "runtime.devices=2, runtime.nodes=1: expected 1 of each" in capsys.readouterr().err
+    assert "runtime.devices, runtime.nodes: expected 1 of each" in capsys.readouterr().err
 
 
 @pytest.fixture
