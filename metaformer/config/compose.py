@@ -82,7 +82,8 @@ def check_flags(words: Sequence[str]) -> None:
 def check_words(words: Sequence[str]) -> None:
     """Refuse a key that is deleted and a choice that is no name, where Hydra says nothing or has a traceback."""
     overrides = parsed(loader(), words)
-    if {"recipe.steps", "recipe.epochs"} <= {str(override.key_or_group) for override in overrides}:
+    keys = {str(override.key_or_group): str(override.input_line) for override in overrides}
+    if {"recipe.steps", "recipe.epochs"} <= keys.keys() and not keys["recipe.steps"].endswith("=null"):
         raise ConfigError("recipe.steps: takes the place of recipe.epochs; expected one of them")
     for override in overrides:
         key, word = str(override.key_or_group), str(override.input_line)

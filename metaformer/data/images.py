@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Config, Data
+from metaformer.config.tasks import IGNORED
 from metaformer.data.registry import find
 from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
@@ -198,5 +199,14 @@ def check_masks(config: Config, images: Images) -> None:
         raise ConfigError(f"task={name}: data={config.data.name} has a class for each image; expected masks")
     if images.masked and not config.task.segments:
         raise ConfigError(f"task={name}: data={config.data.name} has masks; expected task=segmentation")
+    for split, part in images.splits().items():
+        masks = part.masks if isinstance(part, Split) else None
+        if masks is not None and masks.numel() and (masks == IGNORED).all():
+            raise ConfigError(f"data={config.data.name}: no pixel of the {split} masks has a class{_ignored(config)}")
     if images.masked and not images.only_test and (images.class_counts > 0).sum() < 2:
-        raise ConfigError(f"data={config.data.name}: all pixels of the training masks have one class; expected two")
+        told = f"all pixels of the training masks that have a class have one{_ignored(config)}"
+        raise ConfigError(f"data={config.data.name}: {told}; expected two")
+
+
+def _ignored(config: Config) -> str:
+    return "" if config.data.ignore is None else f" (those of data.ignore={config.data.ignore} have none)"

@@ -67,6 +67,8 @@ class Masks:
         assert part.masks is not None
         name = part.masks.names[place]
         with opened(part.masks.read(place), name) as mask:
+            if mask.format == "JPEG":
+                raise ConfigError(f"{name}: is a JPEG, whose compression makes other numbers of some; expected a PNG")
             values = np.asarray(mask)
         if values.ndim != 2:
             raise ConfigError(f"{name}: has {values.shape[-1]} channels; expected {EXPECTED}")

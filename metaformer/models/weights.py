@@ -35,7 +35,8 @@ def read(source: str | Path) -> Weights:
     except pickle.UnpicklingError as error:
         raise ConfigError(f"weights={path}: cannot be read safely: {why_unsafe(str(error))}") from error
     except Exception as error:
-        raise ConfigError(f"weights={path}: cannot be read ({str(error).splitlines()[0]})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"weights={path}: cannot be read ({reason})") from error
     for wrapper in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

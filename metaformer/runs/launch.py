@@ -182,7 +182,7 @@ def check_study(study: Study, listed: Sequence[Entry], asked: Collection[str] | 
                 expected = ", ".join(by_closeness(level, there))
                 raise ConfigError(f"study.analysis.{key}: {level}: expected a {factor} of the study, of {expected}")
     if counts("study.analysis.contrasts"):
-        check_contrasts(analysis, {entry.cell for entry in listed})
+        check_contrasts(analysis, {e.cell for e in listed if e.levels.get(factor) not in analysis.baselines})
 
 
 def check_contrasts(analysis: Analysis, cells: Collection[str]) -> None:

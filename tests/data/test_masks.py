@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.batches import Batches, EvalBatches, Share
 from metaformer.data.decoding import NEAREST, fit, unfit
-from metaformer.data.images import Images, load
+from metaformer.data.images import Images, check_masks, load
 from metaformer.data.module import ImageData
 from metaformer.data.pixel_labels import labels_of, numbers_of, picture_of
 from metaformer.data.registry import fingerprint
@@ -198,6 +198,10 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, spoil, words, message):
         ({"train_masks": np.zeros((12, 8, 8), np.uint8)}, r"\(12, 8, 12, 3\) with masks \(12, 8, 8\); expected"),
         ({"train_masks": np.zeros((12, 8, 12))}, "the masks of train: is float64; expected one channel of whole"),
         ({"train_labels": np.zeros(12, int)}, "has train_images and train_labels and train_masks"),
+        ({"train_masks": np.zeros((12, 8, 12, 5), np.uint8)}, r"train_masks: \(12, 8, 12, 5\); expected \[N, H, W\]"),
+        ({"train_masks": np.zeros((12, 96), np.uint8)}, r"train_masks: \(12, 96\); expected \[N, H, W\]"),
+        ({"train_images": np.zeros((12, 8, 12, 4), np.uint8)}, r"\(12, 8, 12, 4\): 4 channels are not read; expected"),
+        ({"val_images": np.zeros((0, 8, 12, 3), np.uint8), "val_masks": np.zeros((0, 8, 12), int)}, "holds no image"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_arrays_is_said(tmp_path, change, message):
@@ -205,6 +209,51 @@ def test_what_is_wrong_with_a_file_of_arrays_is_said(tmp_path, change, message):
         np.savez(tmp_path / "b.npz", **{**file, **change})
     with pytest.raises(ConfigError, match=message):
         read("npz", tmp_path / "b.npz", "data.size=224")
+
+
+def test_masks_with_a_channel_are_masks(tmp_path):
+    with np.load(npz(tmp_path)) as file:
+        np.savez(tmp_path / "b.npz", **{k: a[..., None] if k.endswith("masks") else a for k, a in file.items()})
+    one, other = (read("npz", path, "data.size=224") for path in (tmp_path / "a.npz", tmp_path / "b.npz"))
+    assert content(one) == content(other)
+
+
+def test_masks_without_any_class_are_refused_in_every_split(tmp_path):
+    words = ("data=npz", "task=segmentation", "model=tiny_pyramid", "data.classes=3")
+    for split in ("train", "test"):
+        with np.load(npz(tmp_path / split)) as file:
+            np.savez(tmp_path / "b.npz", **{**file, f"{split}_masks": np.full_like(file[f"{split}_masks"], 255)})
+        config = compose(*words, f"data.root={tmp_path / 'b.npz'}", "data.val=2")
+        line = rf"no pixel of the {split} masks has a class \(those of data.ignore=255 have none\)"
+        with pytest.raises(ConfigError, match=line):
+            check_masks(config, load(config.data))
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_two_files_of_one_name_are_refused(tmp_path, kind):
+    root = pairs(tmp_path)
+    shutil.copy(root / f"train/{kind}/03.png", root / f"train/{kind}/03.bmp")
+    with pytest.raises(ConfigError, match=r"03\.png: has the name of .*03\.bmp; expected one"):
+        read("image_folder", root)
+
+
+def test_folders_of_pairs_that_are_no_split_or_half_of_one_are_refused(tmp_path):
+    root = pairs(tmp_path, by_split=False)
+    shutil.copytree(root / "images/training", root / "images/extra")
+    with pytest.raises(ConfigError, match=r"images/extra: is no split; there are testing, training"):
+        read("image_folder", root)
+    shutil.rmtree(root / "images/extra")
+    shutil.rmtree(root / "images/testing")
+    with pytest.raises(ConfigError, match=r"annotations/testing: has no images beside it; there are training"):
+        read("image_folder", root, "data.test=2")
+
+
+def test_a_mask_that_is_a_jpeg_is_refused(tmp_path):
+    root = pairs(tmp_path)
+    mask = root / "train/masks/03.png"
+    mask.write_bytes(encoded(Image.fromarray(np.zeros((8, 12), np.uint8)), "JPEG"))
+    with pytest.raises(ConfigError, match=r"03\.png: is a JPEG, whose compression makes other numbers"):
+        read("image_folder", root)
 
 
 def test_more_classes_than_a_byte_tells_apart(tmp_path):

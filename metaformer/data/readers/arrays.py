@@ -126,7 +126,8 @@ def read(data: Data) -> Arrays:
                 there = " and ".join(own) or f"no {word}_labels"
                 raise ConfigError(f"{path}: has {name} and {there}; it holds {', '.join(arrays)}")
             values = arrays[own[0]]
-            labels = values if own[0].endswith("masks") else _labels(values, f"{path}: {own[0]}")
+            where = f"{path}: {own[0]}"
+            labels = _masks(values, where) if own[0].endswith("masks") else _labels(values, where)
             found[split] = (_pixels(arrays[name], labels, f"{path}: {name}", data), labels)
     if "train" not in found:
         raise ConfigError(f"{path}: has {', '.join(arrays) or 'nothing'}; expected {EXPECTED}")
@@ -142,11 +143,22 @@ def _labels(labels: np.ndarray, name: str) -> np.ndarray:
     return flat.astype(np.int64)
 
 
+def _masks(masks: np.ndarray, name: str) -> np.ndarray:
+    """[N, H, W], of which there may be one channel."""
+    masks = masks[..., 0] if masks.ndim == 4 and masks.shape[3] == 1 else masks
+    if masks.ndim != 3:
+        raise ConfigError(f"{name}: {masks.shape}; expected [N, H, W], the number of the class of each pixel")
+    return masks
+
+
 def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np.ndarray:
+    if not len(images):
+        raise ConfigError(f"{name}: holds no image")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 5 or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ConfigError(f"{name}: {images.shape}: volumes are not read; expected [N, H, W] or [N, H, W, 3]")
+        what = f"{images.shape[3]} channels" if images.shape[3] in (2, 4) else "volumes"
+        raise ConfigError(f"{name}: {images.shape}: {what} are not read; expected [N, H, W] or [N, H, W, 3]")
     if labels.ndim == 3 and labels.shape != images.shape[:3]:
         raise ConfigError(f"{name}: {images.shape} with masks {labels.shape}; expected [N, H, W] of the same sizes")
     if images.ndim != 4 or len(images) != len(labels):

@@ -59,15 +59,18 @@ def find(data: Data) -> Findings:
             raise ConfigError(f"{path}: row {i + 1}: {split}='{word}' is no split; expected train, val or test")
         rows.setdefault(name, []).append(i)
     if data.mask_column is not None:
-        masks = {name: _items(columns[second], own, path) for name, own in rows.items()}
-        return Findings({name: Found(_items(columns[image], own, path), [], masks[name]) for name, own in rows.items()})
+        masks = {name: _items(columns[second], own, path, second) for name, own in rows.items()}
+        images = {name: _items(columns[image], own, path, image) for name, own in rows.items()}
+        return Findings({name: Found(images[name], [], masks[name]) for name in rows})
     labels = [_label(value, f"{path}: row {i + 1}") for i, value in enumerate(columns[second])]
     return Findings({
-        name: Found(_items(columns[image], own, path), [labels[i] for i in own]) for name, own in rows.items()
+        name: Found(_items(columns[image], own, path, image), [labels[i] for i in own]) for name, own in rows.items()
     })  # fmt: skip
 
 
-def _items(column: Any, rows: Sequence[int], path: Path) -> Items:
+def _items(column: Any, rows: Sequence[int], path: Path, name: str) -> Items:
+    if (blank := next((i for i in rows if _blank(column[i])), None)) is not None:
+        raise ConfigError(f"{path}: row {blank + 1}: has nothing in the column {name}")
     first = column[rows[0]]
     first = first.as_py() if hasattr(first, "as_py") else first
     if not isinstance(first, str):
@@ -80,6 +83,11 @@ def _items(column: Any, rows: Sequence[int], path: Path) -> Items:
             raise ConfigError(f"{path}: row {i + 1}: {column[i]}: no such file beside the table")
         files.append(str(file))
     return Files(files)
+
+
+def _blank(cell: Any) -> bool:
+    """Whether there is nothing in a cell, of Python's or of pyarrow's."""
+    return not getattr(cell, "is_valid", cell is not None) or (isinstance(cell, str) and not cell.strip())
 
 
 def _label(value: Any, where: str) -> str:

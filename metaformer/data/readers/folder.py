@@ -158,6 +158,10 @@ def _pairs_by_split(images: Path, masks: Path) -> Findings:
     skipped: Counter[str] = Counter()
     folders = {path: split for path in images.iterdir() if path.is_dir() and (split := split_of(path.name))}
     once(((split, path.name) for path, split in folders.items()), str(images))
+    for folder in sorted([*images.iterdir(), *masks.iterdir()]) if folders else []:
+        if folder.is_dir() and not hidden(folder.name) and images / folder.name not in folders:
+            what = "has no images beside it" if split_of(folder.name) else "is no split"
+            raise ConfigError(f"{folder}: {what}; there are {', '.join(sorted(path.name for path in folders))}")
     found = {split: _pairs(path, masks / path.name, skipped) for path, split in folders.items()}
     return Findings(found or {"train": _pairs(images, masks, skipped)}, skipped)
 
@@ -168,8 +172,12 @@ def _pairs(images: Path, masks: Path, skipped: Counter[str]) -> Found:
         raise ConfigError(f"{masks}: no such folder; expected the masks of {images}")
 
     def by_name(folder: Path) -> dict[str, str]:
-        files = (path for path, _ in _walk(str(folder), "", frozenset()) if _wanted(path, skipped))
-        return {str(Path(path).relative_to(folder).with_suffix("")): path for path in files}
+        found: dict[str, str] = {}
+        for path, _ in _walk(str(folder), "", frozenset()):
+            name = str(Path(path).relative_to(folder).with_suffix(""))
+            if _wanted(path, skipped) and found.setdefault(name, path) != path:
+                raise ConfigError(f"{path}: has the name of {found[name]}; expected one, as masks go by names")
+        return found
 
     there, beside = by_name(images), by_name(masks)
     for name, path in there.items():
