@@ -191,7 +191,9 @@ def check_contrasts(analysis: Analysis, cells: Collection[str]) -> None:
         for cell in weights:
             if cell not in cells:
                 expected = ", ".join(by_closeness(cell, cells)[:5])
-                raise ConfigError(f"study.analysis.contrasts.{name}: {cell}: no such cell; the nearest are {expected}")
+                raise ConfigError(
+                    f"study.analysis.contrasts.{name}: {cell}: is no cell to compare; nearest: {expected}"
+                )
 
 
 @dataclass(frozen=True)

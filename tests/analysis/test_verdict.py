@@ -386,7 +386,7 @@ def test_a_contrast_is_tested_like_a_comparison():
     assert found.confirmatory[0].p_difference == without.p_difference
     costly = [replace(r, result=replace(r.result, params=2000)) if r.cell == "layer identity" else r for r in runs]
     assert judge(study(contrasts={"a": weights}), costly).contrasts[0].verdict == NONE
-    with pytest.raises(ConfigError, match=r"contrasts\.a: group pooling: no such cell"):
+    with pytest.raises(ConfigError, match=r"contrasts\.a: group pooling: is no cell to compare"):
         judge(study(contrasts={"a": weights}), [r for r in runs if r.cell != "group pooling"])
     both = judge(study(contrasts={"a": weights, "b": weights}, variance="own"), runs).contrasts
     single = judge(study(contrasts={"a": weights}, variance="own"), runs).contrasts[0]

@@ -46,6 +46,12 @@ def test_an_object_that_may_run_code_is_named(tmp_path, beside, name):
         read(tmp_path / "weights.pth")
 
 
+def test_an_empty_file_is_one_line(tmp_path):
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(ConfigError, match=r"w\.pth: cannot be read \(\w+"):
+        read(tmp_path / "w.pth")
+
+
 def test_counters_that_are_left_out_are_told(tmp_path, capsys):
     torch.save({"a": torch.ones(2), "a.total_ops": torch.ones(1), "total_params": torch.ones(1)}, tmp_path / "w.pth")
     assert read(tmp_path / "w.pth").keys() == {"a"}

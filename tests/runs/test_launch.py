@@ -145,7 +145,11 @@ def test_the_seeds_of_the_first_launch_are_the_planned_ones(tmp_path):
     [
         (
             {"contrasts": {"a": {"poolin": 1, "identity": -1}}},
-            "contrasts.a: poolin: no such cell; the nearest are pooling",
+            "contrasts.a: poolin: is no cell to compare; nearest: pooling",
+        ),
+        (
+            {"contrasts": {"a": {"identity": 1, "pooling": -1}}, "baselines": ["identity"]},
+            "contrasts.a: identity: is no cell to compare; nearest: pooling",
         ),
         ({"baselines": ["atention"]}, "study.analysis.baselines: atention: expected a mixer of the study, of "),
         ({"baselines": ["pooling"]}, "study.analysis.baselines: pooling: expected a mixer of the study, of "),

@@ -98,6 +98,23 @@ def test_what_does_not_go_together_is_refused(words, message):
         compose(*words)
 
 
+def test_epochs_are_back_where_the_steps_of_a_file_are_taken_away():
+    assert compose("recipe.steps=null", "recipe.epochs=3").recipe.epochs == 3
+
+
+def test_an_early_stop_waits_for_a_validation():
+    words = ("recipe.steps=14", "recipe.validate_steps=6", "callbacks=early_stopping")
+    flag = "callbacks.early_stopping.check_on_train_epoch_end=false"
+    with pytest.raises(
+        ConfigError, match=rf"recipe.validate_steps: .* looks for val_loss after each epoch; add \+{flag}"
+    ):
+        compose(*words)
+    words += (f"+{flag}",)
+    outcome = go(*words, "callbacks.early_stopping.patience=1", "callbacks.early_stopping.mode=max")  # never better
+    assert [row["step"] for row in metrics(outcome.folder) if row["val_loss"]] == ["6", "12"]
+    assert metrics(outcome.folder)[-1]["step"] == "12"
+
+
 def test_validation_every_so_many_steps_changes_no_weight_and_resumes(monkeypatch):
     words = ("recipe.steps=14", "recipe.ema=0.9")
     often = go(*words, "runtime.runs=often")
