@@ -63,7 +63,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
 def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str, baselines: Sequence[Cell] = ()) -> Figure:
     """Each cell: seeds as dots, the mean and its 95% interval; dotted through a setting, the mean of its reference.
 
-    A baseline is a dashed line through all of them.
+    A baseline is a dashed line through those of its setting.
     """
     figure, axes = _rows(len(cells))
     colours, places = level_colours(levels_of(cells, factor)[0]), _places(cells, factor)
@@ -79,8 +79,10 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str, ba
             axes.plot([estimate.mean] * 2, ends, color=QUIET, linewidth=0.8, linestyle=":", zorder=0)
     for cell in baselines:
         mean = cell.tested().mean
-        axes.axvline(mean, color=QUIET, linewidth=1.2, linestyle="--", zorder=0)
-        axes.text(mean, max(places) + 0.6, f" {cell.name}", color=QUIET, fontsize=7, va="center")
+        beside = [p for p, c in zip(places, cells, strict=True) if c.setting(factor) == cell.setting(factor)]
+        ends = [min(beside or places) - 0.4, max(beside or places) + 0.4]
+        axes.plot([mean] * 2, ends, color=QUIET, linewidth=1.2, linestyle="--", zorder=0)
+        axes.text(mean, ends[1] + 0.2, f" {cell.name}", color=QUIET, fontsize=7, va="center")
     _label_rows(axes, [_marked(cell.name, [cell]) for cell in cells], places)
     axes.set_xlabel(f"{with_unit(metric)}, n = {span(len(cell.values) for cell in cells)} seeds")
     return figure

@@ -48,7 +48,7 @@ def facts(study: Study, cells: Sequence[Cell]) -> dict[str, str]:
         "multiply-accumulates (MACs) for an image",
         **_segmentation(runs),
         "Recipe": _side_by_side(_recipe(run.config.recipe) for run in runs),
-        "Epochs": _or(str(run.epochs) for run in runs),
+        "Epochs": _or(f"{run.epochs}{_steps(run.config.recipe)}" for run in runs),
         "Seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})",
         "A cell": f"{grid}: {len(cells)} cells. Its runs differ in the seed alone; cells are compared seed by seed, "
         f"with those of {study.reference}.",
@@ -124,13 +124,27 @@ def _model(model: Model) -> list[str]:
     ]
 
 
+def _steps(recipe: Recipe) -> str:
+    return "" if recipe.steps is None else f" ({recipe.steps:,} steps)"
+
+
+def _taken(recipe: Recipe) -> str:
+    return "" if recipe.initialize_stages is None else f", stem and {recipe.initialize_stages} stages"
+
+
+def _warm_up(recipe: Recipe) -> str:
+    if recipe.steps is None:
+        return f"epochs of warm-up: {recipe.warmup_epochs:g}"
+    return f"{recipe.warmup_epochs / recipe.all_epochs:.0%} of the steps for warm-up"
+
+
 def _recipe(recipe: Recipe) -> list[str]:
     """Part by part, in the same places for each recipe; empty where there is nothing of it."""
     return [
         recipe.optimizer,
         f"learning rate {recipe.lr:g}",
         f"{recipe.schedule} schedule",
-        f"epochs of warm-up: {recipe.warmup_epochs:g}" if recipe.warmup_epochs else "",
+        _warm_up(recipe) if recipe.warmup_epochs else "",
         f"weight decay {recipe.weight_decay:g}",
         f"batches of {recipe.batch}",
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
@@ -146,7 +160,7 @@ def _recipe(recipe: Recipe) -> list[str]:
         "distilled from a teacher" if recipe.distill.teacher else "",
         "binary cross-entropy" if recipe.loss == "bce" else "",
         f"images repeated {recipe.repeated_augmentation} times" if recipe.repeated_augmentation > 1 else "",
-        f"from weights of {recipe.initialize_from}" if recipe.initialize_from else "",
+        f"from weights of {recipe.initialize_from}{_taken(recipe)}" if recipe.initialize_from else "",
         f"frozen: {recipe.freeze}" if recipe.freeze != "none" else "",
         "" if recipe.precision == "fp32" else recipe.precision,
     ]

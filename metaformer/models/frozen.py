@@ -32,3 +32,9 @@ def freeze(net: nn.Module, which: str) -> list[nn.Module]:
     if not any(weight.requires_grad for weight in whole.parameters()):
         raise ConfigError(f"recipe.freeze={which}: nothing is left to train")
     return parts
+
+
+def frozen(net: nn.Module, name: str) -> bool:
+    """Whether nothing is trained of what has this name, a module or a tensor, or begins with it."""
+    own = [p for key, p in net.named_parameters() if key == name or key.startswith(f"{name}.")]
+    return bool(own) and not any(p.requires_grad for p in own)

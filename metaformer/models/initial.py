@@ -28,7 +28,7 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     if isinstance(net, EncoderDecoder):
         return _initialize_encoder(net, source, stages)
     own = {key: value.clone() for key, value in net.state_dict().items()}
-    weights = to_ours(read(source)) if isinstance(net, MetaFormer) else read(source)
+    weights = to_ours(_read(source)) if isinstance(net, MetaFormer) else _read(source)
     if stages is None:
         kept = _kept_classifier(net, own, weights)
         load_into(net, resize(weights | kept, net, source), source)
@@ -41,7 +41,7 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
 
 def _initialize_encoder(net: EncoderDecoder, source: str, stages: int | None) -> Initialized:
     """All weights of such a network, or those of a classifier for the stem and the stages of the encoder."""
-    weights = read(source)
+    weights = _read(source)
     if any(key.startswith("decoder.") for key in weights):
         if stages is not None:
             raise ConfigError(f"recipe.initialize_stages={stages}: {source} is of segmentation and is taken whole")
@@ -57,6 +57,14 @@ def _initialize_encoder(net: EncoderDecoder, source: str, stages: int | None) ->
         "classifier",
     ]
     return {**found, "new": [*found["new"], *decoder]}
+
+
+def _read(source: str) -> Weights:
+    weights = read(source)
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ConfigError(f"recipe.initialize_from={source}: {key} has values that are not finite")
+    return weights
 
 
 def in_words(source: str, initialized: Initialized) -> str:
@@ -110,9 +118,9 @@ def _resolution(net: nn.Module, part: str) -> tuple[int, int]:
 
 
 def _unit(key: str) -> str:
-    """What is taken as a whole: a mixer, or else one tensor."""
-    mixer = re.match(r"stages\.\d+\.blocks\.\d+\.mixer\.", key)
-    return mixer[0] if mixer else key
+    """What is taken as a whole: a mixer, the convolution of the stem with its bias, or else one tensor."""
+    whole = re.match(r"stages\.\d+\.blocks\.\d+\.mixer\.|stem\.conv\.", key)
+    return whole[0] if whole else key
 
 
 def _refuse_none(part: str, found: Weights, own: Weights, weights: Weights, words: str) -> None:

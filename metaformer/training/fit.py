@@ -24,7 +24,7 @@ from metaformer.data.splits import Split
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
 from metaformer.models.compiling import compiling, refuse_without_graph, why_not_compiled
 from metaformer.models.cost import Cost, count
-from metaformer.models.frozen import freeze
+from metaformer.models.frozen import freeze, frozen
 from metaformer.models.initial import Initialized, in_words, initialize
 from metaformer.models.precision import out_of_memory
 from metaformer.runs.folder import Planned
@@ -108,6 +108,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if source and (other := unlike(source, config.model)):
         initialized["unlike the file"] = other
     freeze(net, recipe.freeze)
+    if untrained := [name for name in initialized.get("new", []) if frozen(net, name)]:
+        initialized["new and frozen"] = untrained
     net = ready(net, images.sample())
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
     if config.runtime.checkpoint_blocks:

@@ -87,6 +87,15 @@ def test_the_head_says_what_was_trained(report):
         assert words in report, words
 
 
+def test_the_head_counts_steps_where_the_recipe_does():
+    (cell,) = judge(study(), runs_of(pooling=[0.7, 0.72, 0.71])).cells
+    recipe = replace(cell.first.config.recipe, steps=500, epochs=4, warmup_epochs=1)
+    runs = {seed: replace(run, config=replace(run.config, recipe=recipe)) for seed, run in cell.runs.items()}
+    told = header.facts(study(), [replace(cell, runs=runs)])
+    assert told["Epochs"].endswith(" (500 steps)")
+    assert "25% of the steps for warm-up" in told["Recipe"]
+
+
 def test_a_model_is_drawn_as_it_is():
     runs = runs_of(pooling=[0.7, 0.72, 0.71], identity=[0.6, 0.61, 0.63])
     model = replace(runs[0].result.config.model, depths=[2, 3], dims=[64, 96], stem=[7, 4, 2], downsample=[3, 2, 1])

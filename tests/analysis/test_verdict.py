@@ -456,6 +456,8 @@ def test_a_baseline_is_shown_and_part_of_nothing():
     assert "Of another kind, and part of no comparison: resnet" in headline(found, study(baselines=["resnet"]))[-1]
     figure = figures.accuracy(found.cells, "test_accuracy", "mixer", "pooling", found.baselines)
     assert any(text.get_text() == " resnet" for text in figure.axes[0].texts)
+    (dashed,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert list(dashed.get_ydata()) == pytest.approx([-3.4, -0.6])  # along the rows of its setting, and no others
 
 
 def of_two_sets(rate: float | None = None, **by_images: dict) -> list[Run]:

@@ -164,6 +164,22 @@ def test_stages_that_cannot_be_taken_are_refused(stages, options, message, tmp_p
         initialize(small("pooling", 1, **options), in_file(tmp_path, small("pooling", 2)), stages)
 
 
+def test_a_stem_for_grey_images_is_none_for_colour_and_its_bias_is_not_taken_alone(tmp_path):
+    source = in_file(tmp_path, small("pooling", 2, in_chans=1))
+    line = r"nothing in .*w\.pth fits stem: stem\.conv\.weight is \[8, 1, 7, 7\], expected \[8, 3, 7, 7\]"
+    with pytest.raises(ConfigError, match=line):
+        initialize(small("pooling", 1), source, 1)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    net = small("pooling", 2)
+    net.stages[0].blocks[0].mlp.fc1.weight.data[0] = float("nan")
+    with pytest.raises(
+        ConfigError, match=r"initialize_from=.*: stages\.0\.blocks\.0\.mlp\.fc1\.weight has values that are"
+    ):
+        initialize(small("pooling", 1), in_file(tmp_path, net), 1)
+
+
 def test_stages_need_a_file_and_a_model_of_this_package(tmp_path):
     with pytest.raises(ConfigError, match=r"recipe.initialize_stages=2: belongs to recipe.initialize_from=FILE"):
         compose("recipe.initialize_stages=2")

@@ -13,6 +13,7 @@ from metaformer.models.frozen import freeze
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
+from metaformer.training.fit import prepare
 
 SMALL = {"depths": [1, 1], "dims": [8, 8], "img_size": 16, "seed": 0}
 
@@ -34,6 +35,15 @@ def test_frozen_stages_stay_as_they_are_and_the_others_learn():
     assert not torch.equal(first["stages.2.blocks.0.mlp.fc1.weight"], now["stages.2.blocks.0.mlp.fc1.weight"])
     parameters = sum(now[key].numel() for key in set(kept) - set(statistics))
     assert frozen.result.trainable == frozen.result.params - parameters < still.result.trainable
+
+
+def test_what_is_new_and_stays_so_is_told():
+    short = ("recipe.epochs=1", "data.train=128", "recipe.batch=32", "recipe.warmup_epochs=0")
+    source = go(*short, "mixer=pooling").folder / "weights.pt"
+    given = (f"recipe.initialize_from={source}", "recipe.initialize_stages=2", "recipe.freeze=stages1-2")
+    found = prepare(compose("data=digits", *short, *given, "mixer=depthwise")).initialized
+    assert found["new and frozen"] == [f"stages.{i}.blocks.0.mixer" for i in range(2)]
+    assert "new and frozen" not in prepare(compose("data=digits", *short, *given, "mixer=pooling")).initialized
 
 
 def test_frozen_parts_are_in_eval_mode_in_any_trainer():
