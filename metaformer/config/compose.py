@@ -85,6 +85,12 @@ def check_words(words: Sequence[str]) -> None:
     keys = {str(override.key_or_group): str(override.input_line) for override in overrides}
     if {"recipe.steps", "recipe.epochs"} <= keys.keys() and not keys["recipe.steps"].endswith("=null"):
         raise ConfigError("recipe.steps: takes the place of recipe.epochs; expected one of them")
+    if "recipe.epochs" in keys and "recipe.steps" not in keys:
+        files = [word for key, word in keys.items() if key in ("experiments", "recipe") and "," not in word]
+        steps = load(loader(), files).recipe.steps if files else None
+        if steps is not None:
+            told = f"recipe.steps={steps} of {' and '.join(files)} takes its place"
+            raise ConfigError(f"recipe.epochs: {told}; expected recipe.steps=NUMBER, or recipe.steps=null beside it")
     for override in overrides:
         key, word = str(override.key_or_group), str(override.input_line)
         if not key:

@@ -1,6 +1,7 @@
 """A budget in optimizer steps in place of epochs."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from trained import CHOICES, equal, metrics, steps_of, stop_at
 from metaformer.config.schema import Recipe
 from metaformer.data.images import load
 from metaformer.data.module import ImageData
-from metaformer.studies.points import resolve
+from metaformer.studies.points import expand, resolve, unread
 from metaformer.studies.worker import run
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.optimization import make_scheduler
@@ -96,6 +97,19 @@ def test_schedule_warm_up_and_cool_down_share_the_steps():
 def test_what_does_not_go_together_is_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         compose(*words)
+
+
+def test_epochs_beside_a_file_that_has_steps_are_refused():
+    Path("experiments").mkdir()
+    Path("experiments/mine.yaml").write_text("# @package _global_\nrecipe: {steps: 40}")
+    with pytest.raises(
+        ConfigError, match=r"recipe.epochs: recipe.steps=40 of experiments=mine takes its place; expected"
+    ):
+        compose("experiments=mine", "recipe.epochs=2")
+    with pytest.raises(ConfigError, match=r"recipe.epochs: recipe.steps=40 of experiments=mine"):
+        expand(["experiments=mine", "recipe.epochs=2,3"], unread)
+    assert compose("experiments=mine", "recipe.epochs=2", "recipe.steps=null").recipe.epochs == 2
+    assert compose("experiments=mine", "recipe.steps=20").recipe.steps == 20
 
 
 def test_epochs_are_back_where_the_steps_of_a_file_are_taken_away():
