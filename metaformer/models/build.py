@@ -64,7 +64,7 @@ def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, 
     if model.source == "timm":
         name = _known_to_timm(str(model.name))
         rates = {} if model.drop_path is None else {"drop_path_rate": model.drop_path}
-        return over_timm(name, task, classes, seed, in_chans=shape[0], **rates)
+        return over_timm(name, task, classes, seed, shape[1:], in_chans=shape[0], **rates)
     encoder = build(model, mixer, seed, shape=shape, classes=0)
     assert isinstance(encoder, MetaFormer)
     return over_metaformer(encoder, task, classes, seed)

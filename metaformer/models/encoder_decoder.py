@@ -67,7 +67,10 @@ class EncoderDecoder(nn.Module):
             self.classifier = nn.Conv2d(task.width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return resized(self.classifier(self.decoder(self.encoder(x)[self.skipped :])), x.shape[2:])
+        maps = self.encoder(x)[self.skipped :]
+        if getattr(self.encoder, "output_fmt", "NCHW") == "NHWC":  # some of timm's
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return resized(self.classifier(self.decoder(maps)), x.shape[2:])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it: of the encoder."""
@@ -85,15 +88,27 @@ def over_metaformer(net: MetaFormer, task: Task, classes: int, seed: int) -> Enc
     return EncoderDecoder(Pyramid(net), dims, reductions, task, classes, seed)
 
 
-def over_timm(name: str, task: Task, classes: int, seed: int, **options: Any) -> EncoderDecoder:
+def over_timm(name: str, task: Task, classes: int, seed: int, size: tuple[int, ...], **options: Any) -> EncoderDecoder:
     """A segmenter whose encoder is a model of timm.
+
+    Args:
+        size: height and width of the images, for models that are bound to one.
 
     Raises:
         ConfigError: it does not give the maps of its stages.
     """
-    try:
+
+    def encoder_of(**size: Any) -> nn.Module:
         with seeded(seed, "net"):
-            encoder = timm.create_model(name, features_only=True, **options)
+            return timm.create_model(name, features_only=True, **size, **options)
+
+    try:
+        try:
+            encoder = encoder_of(img_size=size)
+        except TypeError as error:  # a model of any size
+            if "img_size" not in str(error):
+                raise
+            encoder = encoder_of()
     except (RuntimeError, AttributeError, AssertionError, KeyError, TypeError) as error:
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(f"model.name={name}: gives no maps of its stages for task=segmentation ({told})") from error

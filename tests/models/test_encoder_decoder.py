@@ -39,6 +39,15 @@ def test_every_pixel_has_logits(decoder, size):
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mambaout_femto"])
+def test_an_encoder_of_timm_may_have_its_channels_last_and_a_size_of_its_own(name):
+    net = build(
+        Model(source="timm", name=name), {"_target_": "builtin"}, 0, shape=(3, 64, 64), classes=5,
+        task=Task("segmentation", width=8),
+    )  # fmt: skip
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5, 64, 64)
+
+
 def test_a_model_of_timm_that_does_not_know_an_option_is_one_line():
     model = Model(source="timm", name="vgg11", drop_path=0.1)
     with pytest.raises(ConfigError, match=r"model\.name=vgg11: gives no maps .*'drop_path_rate'"):
