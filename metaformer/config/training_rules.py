@@ -61,6 +61,10 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             f"recipe.warmup_epochs={recipe.warmup_epochs}: expected whole epochs, since recipe.lr_interval=epoch"
         )
+    if recipe.steps is not None and (recipe.validate_steps or 0) > recipe.steps:
+        raise ConfigError(
+            f"recipe.validate_steps={recipe.validate_steps}: expected at most recipe.steps={recipe.steps}"
+        )
     if recipe.steps is not None and recipe.lr_interval == "epoch":
         raise ConfigError("recipe.lr_interval=epoch: with recipe.steps the rate follows the steps; expected step")
     _check_augmentation(recipe)

@@ -171,6 +171,12 @@ def test_a_stem_for_grey_images_is_none_for_colour_and_its_bias_is_not_taken_alo
         initialize(small("pooling", 1), source, 1)
 
 
+def test_a_file_that_is_none_is_told_by_the_key_that_names_it(tmp_path):
+    (tmp_path / "w.pth").write_text("nothing")
+    with pytest.raises(ConfigError, match=r"^recipe\.initialize_from=.*w\.pth: cannot be read"):
+        initialize(small("pooling", 1), str(tmp_path / "w.pth"))
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path):
     net = small("pooling", 2)
     net.stages[0].blocks[0].mlp.fc1.weight.data[0] = float("nan")

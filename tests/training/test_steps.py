@@ -83,6 +83,10 @@ def test_schedule_warm_up_and_cool_down_share_the_steps():
             ["recipe.steps=10", "recipe.epochs=3"],
             r"recipe.steps: takes the place of recipe.epochs; expected one of them",
         ),
+        (
+            ["recipe.steps=10", "recipe.validate_steps=11"],
+            r"recipe.validate_steps=11: expected at most recipe.steps=10",
+        ),
         (["recipe.steps=0"], r"recipe.steps=0: expected at least 1"),
         (
             ["recipe.steps=10", "recipe.lr_interval=epoch"],
