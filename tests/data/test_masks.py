@@ -237,6 +237,17 @@ def test_two_files_of_one_name_are_refused(tmp_path, kind):
         read("image_folder", root)
 
 
+@pytest.mark.parametrize("names", [("images", "labels"), ("Images", "Masks")])
+def test_pairs_in_folders_of_other_names_are_told(tmp_path, names):
+    root = pairs(tmp_path)
+    for old, new in zip(("images", "masks"), names, strict=True):
+        (root / "train" / old).rename(root / "train" / new)
+    with pytest.raises(
+        ConfigError, match=rf"train: has {' and '.join(names)}; expected images and masks or annotations"
+    ):
+        read("image_folder", root)
+
+
 def test_folders_of_pairs_that_are_no_split_or_half_of_one_are_refused(tmp_path):
     root = pairs(tmp_path, by_split=False)
     shutil.copytree(root / "images/training", root / "images/extra")

@@ -150,7 +150,12 @@ def _masks_beside(folder: Path) -> Path | None:
     """The folder of masks, where a folder holds one and one of images and nothing else."""
     inside = {path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name)}
     masks = inside - {"images"}
-    return folder / masks.pop() if len(inside) == 2 and len(masks & set(MASKS)) == 1 else None
+    if len(inside) == 2 and len(masks & set(MASKS)) == 1:
+        return folder / masks.pop()
+    if len(inside) == 2 and "images" in {name.lower() for name in inside}:
+        told = " and ".join(sorted(inside))
+        raise ConfigError(f"{folder}: has {told}; expected images and {' or '.join(MASKS)}, where images have masks")
+    return None
 
 
 def _pairs_by_split(images: Path, masks: Path) -> Findings:
