@@ -204,7 +204,7 @@ def check_masks(config: Config, images: Images) -> None:
         if masks is not None and masks.numel() and (masks == IGNORED).all():
             raise ConfigError(f"data={config.data.name}: no pixel of the {split} masks has a class{_ignored(config)}")
     if images.masked and not images.only_test and (images.class_counts > 0).sum() < 2:
-        told = f"all pixels of the training masks that have a class have one{_ignored(config)}"
+        told = f"the training masks have pixels of one class alone{_ignored(config)}"
         raise ConfigError(f"data={config.data.name}: {told}; expected two")
 
 

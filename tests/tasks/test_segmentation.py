@@ -180,7 +180,7 @@ def test_masks_without_anything_in_them_are_refused(tmp_path):
     found |= {name.replace("images", "masks"): np.zeros_like(images) for name, images in found.items()}
     np.savez(tmp_path / "a.npz", **found)
     own = [w for w in WORDS if not w.startswith("data")]
-    message = "data=npz: all pixels of the training masks have one class; expected two"
+    message = r"data=npz: the training masks have pixels of one class alone \(those of data.ignore=255 .*; expected two"
     with pytest.raises(ConfigError, match=message):
         run(resolve(compose(*own, "data=npz", f"data.root={tmp_path}/a.npz", "data.classes=2"), CHOICES)[0])
 
