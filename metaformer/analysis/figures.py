@@ -67,6 +67,12 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str, ba
     """
     figure, axes = _rows(len(cells))
     colours, places = level_colours(levels_of(cells, factor)[0]), _places(cells, factor)
+
+    def along(cell: Cell) -> list[float]:
+        """From the first row of its setting to the last."""
+        beside = [p for p, c in zip(places, cells, strict=True) if c.setting(factor) == cell.setting(factor)] or places
+        return [min(beside) - 0.4, max(beside) + 0.4]
+
     for place, cell in zip(places, cells, strict=True):
         colour = colours[cell.levels[factor]]
         values, estimate = list(cell.values.values()), cell.tested()
@@ -74,13 +80,9 @@ def accuracy(cells: Sequence[Cell], metric: str, factor: str, reference: str, ba
         _interval(axes, estimate, place, colour, 2.0)
         axes.plot([estimate.mean], [place], "D", color=colour, markersize=5)
         if cell.levels[factor] == reference:
-            beside = [p for p, c in zip(places, cells, strict=True) if c.setting(factor) == cell.setting(factor)]
-            ends = [min(beside) - 0.4, max(beside) + 0.4]
-            axes.plot([estimate.mean] * 2, ends, color=QUIET, linewidth=0.8, linestyle=":", zorder=0)
+            axes.plot([estimate.mean] * 2, along(cell), color=QUIET, linewidth=0.8, linestyle=":", zorder=0)
     for cell in baselines:
-        mean = cell.tested().mean
-        beside = [p for p, c in zip(places, cells, strict=True) if c.setting(factor) == cell.setting(factor)]
-        ends = [min(beside or places) - 0.4, max(beside or places) + 0.4]
+        mean, ends = cell.tested().mean, along(cell)
         axes.plot([mean] * 2, ends, color=QUIET, linewidth=1.2, linestyle="--", zorder=0)
         axes.text(mean, ends[1] + 0.2, f" {cell.name}", color=QUIET, fontsize=7, va="center")
     _label_rows(axes, [_marked(cell.name, [cell]) for cell in cells], places)

@@ -82,11 +82,12 @@ def check_flags(words: Sequence[str]) -> None:
 def check_words(words: Sequence[str]) -> None:
     """Refuse a key that is deleted and a choice that is no name, where Hydra says nothing or has a traceback."""
     overrides = parsed(loader(), words)
-    keys = {str(override.key_or_group): str(override.input_line) for override in overrides}
-    if {"recipe.steps", "recipe.epochs"} <= keys.keys() and not keys["recipe.steps"].endswith("=null"):
+    keys = {str(override.key_or_group): override for override in overrides}
+    if {"recipe.steps", "recipe.epochs"} <= keys.keys() and keys["recipe.steps"].value() is not None:
         raise ConfigError("recipe.steps: takes the place of recipe.epochs; expected one of them")
     if "recipe.epochs" in keys and "recipe.steps" not in keys:
-        files = [word for key, word in keys.items() if key in ("experiments", "recipe") and "," not in word]
+        chosen = [keys[key] for key in ("experiments", "recipe") if key in keys]
+        files = [str(override.input_line) for override in chosen if not override.is_sweep_override()]
         steps = load(loader(), files).recipe.steps if files else None
         if steps is not None:
             told = f"recipe.steps={steps} of {' and '.join(files)} takes its place"

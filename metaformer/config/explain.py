@@ -116,7 +116,7 @@ def whole_key(key: str, known: Collection[str]) -> str:
     places = [path for path in known if path.rpartition(".")[2] == key or _letters(path) == _letters(key)]
     places = places or [path for path, names in CALLED_ELSEWHERE.items() if last in names]
     if not places and last in TRAINER_FLAGS:
-        places = [TRAINER_FLAGS[last].removeprefix("a choice, like ").partition(",")[0]]
+        places = [TRAINER_FLAGS[last].partition(",")[0]]
     return f"; did you mean {' or '.join(map(repr, places))}?" if places else ""
 
 

@@ -15,8 +15,8 @@ from metaformer.config.schema import Config, Logger
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
 ELSEWHERE = {  # flags that the bench sets, and the key that sets them
-    "callbacks": "a choice, like callbacks=early_stopping",
-    "logger": "a choice, like logger=tensorboard",
+    "callbacks": "callbacks=early_stopping, or another choice",
+    "logger": "logger=tensorboard, or another choice",
     "max_epochs": "recipe.epochs",
     "precision": "recipe.precision",
     "gradient_clip_val": "recipe.clip_grad",
@@ -90,8 +90,7 @@ def check_extensions(config: Config) -> None:
     _check_nodes("callbacks", config.callbacks)
     _check_nodes("logger.lightning", config.logger.lightning)
     for name, node in config.callbacks.items():
-        rare = config.recipe.validate_steps is not None
-        _check_callback(f"callbacks.{name}", node, bool(config.logger.lightning), rare)
+        _check_callback(f"callbacks.{name}", node, config)
     for flag, value in config.trainer.items():
         _check_flag(flag, value)
     batches = config.trainer.get("limit_train_batches")  # 1.0 would be all of them, and 1 one: the id knows no 1.0
@@ -125,14 +124,14 @@ def _check_nodes(path: str, nodes: Mapping[str, Any]) -> None:
             )
 
 
-def _check_callback(key: str, node: Mapping[str, Any], logged: bool, rare: bool) -> None:
-    if _is(node, LOGGING) and not logged:
+def _check_callback(key: str, node: Mapping[str, Any], config: Config) -> None:
+    if _is(node, LOGGING) and not config.logger.lightning:
         raise ConfigError(f"{key}: tells Lightning's loggers only, and there is none; expected logger=steps or another")
     known, monitor = [*metrics_of("train"), *metrics_of("val")], node.get("monitor")
     if monitor is not None and monitor not in known and str(node["_target_"]).startswith(THEIRS):
         expected = ", ".join(by_closeness(str(monitor), known))
         raise ConfigError(f"{key}.monitor={monitor}: expected one of {expected}")
-    flag = "check_on_train_epoch_end"
+    rare, flag = config.recipe.validate_steps is not None, "check_on_train_epoch_end"
     if rare and str(monitor).startswith("val_") and _is(node, ("EarlyStopping",)) and node.get(flag) is not False:
         raise ConfigError(
             f"recipe.validate_steps: {key} looks for {monitor} after each epoch; add +{key}.{flag}=false to look after "

@@ -64,7 +64,13 @@ def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, 
     if model.source == "timm":
         name = _known_to_timm(str(model.name))
         rates = {} if model.drop_path is None else {"drop_path_rate": model.drop_path}
-        return over_timm(name, task, classes, seed, shape[1:], in_chans=shape[0], **rates)
+        try:
+            with seeded(seed, "net"):
+                encoder = _sized(name, shape[1:], features_only=True, in_chans=shape[0], **rates)
+        except (RuntimeError, AttributeError, AssertionError, KeyError, TypeError) as error:
+            told = f"gives no maps of its stages for task=segmentation ({type(error).__name__}: {error})"
+            raise ConfigError(f"model.name={name}: {told}") from error
+        return over_timm(encoder, task, classes, seed)
     encoder = build(model, mixer, seed, shape=shape, classes=0)
     assert isinstance(encoder, MetaFormer)
     return over_metaformer(encoder, task, classes, seed)
@@ -109,11 +115,19 @@ def _timm_model(name: str, size: tuple[int, ...], rates: Mapping[str, float], **
     theirs = {"drop_path": "drop_path_rate", "head_dropout": "drop_rate"}
     options |= {theirs[key]: rate for key, rate in rates.items()}
     try:
+        return _sized(name, size, **options)
+    except TypeError as error:
+        raise ConfigError(f"model.name={name}: {error}") from error
+
+
+def _sized(name: str, size: tuple[int, ...], **options: Any) -> nn.Module:
+    """A model of timm for images of this height and width, which only some have to know."""
+    try:
         return timm.create_model(name, img_size=size, **options)
     except TypeError as error:
         if "img_size" not in str(error):
-            raise ConfigError(f"model.name={name}: {error}") from error
-        return timm.create_model(name, **options)  # a model of any size
+            raise
+        return timm.create_model(name, **options)
 
 
 def crop_of(model: Model) -> float:

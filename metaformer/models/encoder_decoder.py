@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from metaformer.config.tasks import Task
@@ -88,30 +87,8 @@ def over_metaformer(net: MetaFormer, task: Task, classes: int, seed: int) -> Enc
     return EncoderDecoder(Pyramid(net), dims, reductions, task, classes, seed)
 
 
-def over_timm(name: str, task: Task, classes: int, seed: int, size: tuple[int, ...], **options: Any) -> EncoderDecoder:
-    """A segmenter whose encoder is a model of timm.
-
-    Args:
-        size: height and width of the images, for models that are bound to one.
-
-    Raises:
-        ConfigError: it does not give the maps of its stages.
-    """
-
-    def encoder_of(**size: Any) -> nn.Module:
-        with seeded(seed, "net"):
-            return timm.create_model(name, features_only=True, **size, **options)
-
-    try:
-        try:
-            encoder = encoder_of(img_size=size)
-        except TypeError as error:  # a model of any size
-            if "img_size" not in str(error):
-                raise
-            encoder = encoder_of()
-    except (RuntimeError, AttributeError, AssertionError, KeyError, TypeError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"model.name={name}: gives no maps of its stages for task=segmentation ({told})") from error
+def over_timm(encoder: nn.Module, task: Task, classes: int, seed: int) -> EncoderDecoder:
+    """A segmenter whose encoder is a model of timm made with `features_only`."""
     info: Any = encoder.feature_info
     skipped = 0 if task.decoder == "unet" else sum(reduction < FINEST for reduction in info.reduction())
     return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, skipped)

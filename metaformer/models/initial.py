@@ -60,10 +60,7 @@ def _initialize_encoder(net: EncoderDecoder, source: str, stages: int | None) ->
 
 
 def _read(source: str) -> Weights:
-    try:
-        weights = read(source)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("weights=", "recipe.initialize_from=", 1)) from error
+    weights = read(source, "recipe.initialize_from")
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ConfigError(f"recipe.initialize_from={source}: {key} has values that are not finite")

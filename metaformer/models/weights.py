@@ -21,8 +21,12 @@ from metaformer.system.files import replacing
 Weights = dict[str, Tensor]
 
 
-def read(source: str | Path) -> Weights:
-    """The state dict in a file; never runs code from it."""
+def read(source: str | Path, key: str = "weights") -> Weights:
+    """The state dict in a file; never runs code from it.
+
+    Args:
+        key: what names the file, for messages.
+    """
     path = Path(source)
     try:
         if path.suffix == ".safetensors":
@@ -33,15 +37,15 @@ def read(source: str | Path) -> Weights:
             with torch.serialization.safe_globals(NO_CODE):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConfigError(f"weights={path}: cannot be read safely: {why_unsafe(str(error))}") from error
+        raise ConfigError(f"{key}={path}: cannot be read safely: {why_unsafe(str(error))}") from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"weights={path}: cannot be read ({reason})") from error
+        raise ConfigError(f"{key}={path}: cannot be read ({reason})") from error
     for wrapper in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ConfigError(f"weights={path}: holds no state dict (names to tensors)")
+        raise ConfigError(f"{key}={path}: holds no state dict (names to tensors)")
     return without_others(dict(content), path)
 
 

@@ -54,10 +54,12 @@ def changed(kept: Config, overrides: Sequence[str], source: str) -> Config:
     asked, had = flat(now), flat(kept)
     for key in keys:
         group = key.partition(".")[0]
-        if group not in ("model", "mixer", *CHANGEABLE):
+        if group in CHANGEABLE:
+            continue
+        if group not in ("model", "mixer"):
             raise ConfigError(f"{key}: {source} has its own; expected keys of {' and '.join(CHANGEABLE)}")
         for own in sorted({*asked, *had}):
-            if group not in CHANGEABLE and own.split(".")[0] == group and had.get(own) != asked.get(own):
+            if own.split(".")[0] == group and had.get(own) != asked.get(own):
                 raise ConfigError(f"{own}={asked.get(own)}: {source} was trained with {had.get(own)}")
     mine = now.data if "data" in keys else kept.data
     names = {key.split(".")[1] for key in keys if key.startswith("data.")}

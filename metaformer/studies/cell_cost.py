@@ -80,7 +80,8 @@ def throughput(config: Config, batch: int, *, compiled: bool = False) -> tuple[f
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     net = build(config.model, config.mixer, config.seed, shape=image, classes=classes, task=config.task)
-    net, images = _as_trained(net, config), torch.randn(batch, *image, device=device)
+    net = _as_trained(net, config)
+    images = torch.randn(batch, *image, device=device)
     set_tf32(config.runtime.tf32)
     keep_memory()  # as a run has it
     with compiling(net, compiled, graph=config.runtime.graph):
@@ -131,7 +132,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the columns that have something in them."""
-    columns = [key for key in files.columns_of(rows) if any(row.get(key) not in (None, "", 0) for row in rows)]
+    columns = [key for key in files.keys_of(rows) if any(row.get(key) not in (None, "", 0) for row in rows)]
     table = Table(box=SIMPLE_HEAD)
     for i, key in enumerate(columns):
         table.add_column(key.replace("_", " "), justify="right" if i else "left", overflow="fold")

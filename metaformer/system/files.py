@@ -71,7 +71,7 @@ def flush(path: Path) -> None:
         os.close(file)
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def keys_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys of all rows, each where it comes first."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
@@ -79,7 +79,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows under a header; where a row lacks a column its cell is empty."""
     text = StringIO()
-    writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
+    writer = csv.DictWriter(text, keys_of(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -116,19 +116,18 @@ def read(data: Data) -> Arrays:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # TypeError: an array alone
         raise ConfigError(f"data.root={path}: cannot be read as arrays ({error}); expected {EXPECTED}") from error
-    words = {name: name.removesuffix("_images") for name in arrays if name.endswith("_images")}
-    once(((split, words[name]) for name in words if (split := split_of(words[name])) is not None), str(path))
+    words = [name.removesuffix("_images") for name in arrays if name.endswith("_images")]
+    splits = [(split, word) for word in words if (split := split_of(word)) is not None]
+    once(splits, str(path))
     found: Arrays = {}
-    for name, word in words.items():
-        if (split := split_of(word)) is not None:
-            own = [key for key in (f"{word}_labels", f"{word}_masks") if key in arrays]
-            if len(own) != 1:
-                there = " and ".join(own) or f"no {word}_labels"
-                raise ConfigError(f"{path}: has {name} and {there}; it holds {', '.join(arrays)}")
-            values = arrays[own[0]]
-            where = f"{path}: {own[0]}"
-            labels = _masks(values, where) if own[0].endswith("masks") else _labels(values, where)
-            found[split] = (_pixels(arrays[name], labels, f"{path}: {name}", data), labels)
+    for split, word in splits:
+        name, own = f"{word}_images", [key for key in (f"{word}_labels", f"{word}_masks") if key in arrays]
+        if len(own) != 1:
+            there = " and ".join(own) or f"no {word}_labels"
+            raise ConfigError(f"{path}: has {name} and {there}; it holds {', '.join(arrays)}")
+        checked = _masks if own[0].endswith("masks") else _labels
+        labels = checked(arrays[own[0]], f"{path}: {own[0]}")
+        found[split] = (_pixels(arrays[name], labels, f"{path}: {name}", data), labels)
     if "train" not in found:
         raise ConfigError(f"{path}: has {', '.join(arrays) or 'nothing'}; expected {EXPECTED}")
     return found

@@ -162,11 +162,11 @@ def find_on_hub(data: Data) -> Findings:
     except Exception as error:  # whatever the hub and the network raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"data.dataset={name}: {type(error).__name__}: {reason}") from error
-    once(((split, word) for word in found if (split := split_of(word)) is not None), f"data.dataset={name}")
+    words = [(split, word) for word in found if (split := split_of(word)) is not None]
+    once(words, f"data.dataset={name}")
     splits = {}
-    for word, part in found.items():
-        if (split := split_of(word)) is None:
-            continue
+    for split, word in words:
+        part = found[word]
         kinds = ("image", "label" if data.mask_column is None else "mask")
         image, label = (_column(part.features, kind, data, name) for kind in kinds)
         for column in (image, label):
