@@ -52,7 +52,7 @@ def main() -> None:
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = take(classes[of], used[of], counts)
             used[of] = [before + n for before, n in zip(used[of], counts, strict=True)]
         file = target / f"{name}.npz"
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 

@@ -24,7 +24,7 @@ from rounds import Row, heading, in_turns, keep, options
 
 from metaformer.config.metrics import SPLITS, metrics_of
 from metaformer.config.schema import Config
-from metaformer.runs.result import Result, add_to_curve, write_curve, write_result
+from metaformer.runs.result import Result, add_to_curve, columns_of, write_curve, write_result
 from metaformer.studies import progress
 from metaformer.studies.points import Point, expand
 
@@ -56,7 +56,7 @@ def finish(point: Point, labels: np.ndarray, random: np.random.Generator) -> Non
     run.folder.mkdir(parents=True)
     np.savez_compressed(run.folder / "predictions.npz", predictions=predictions, labels=labels)
     rows = [{"epoch": i + 1, "val_accuracy": 0.02 * i, "seconds": 1.0} for i in range(EPOCHS)]
-    write_curve(run.folder, rows)
+    write_curve(run.folder, rows, columns_of("classification"))
     write_result(run.folder, result)
 
 
@@ -85,7 +85,8 @@ def follow(points: Sequence[Point]) -> float:
         sum(progress._done(point, states[point.run.folder], 0.0) for point in points)
         progress._so_far(points, states)
         seconds = time.process_time() - start
-        add_to_curve(points[0].run.folder, {"epoch": EPOCHS + 1, "val_accuracy": 0.9, "seconds": 1.0})
+        row = {"epoch": EPOCHS + 1, "val_accuracy": 0.9, "seconds": 1.0}
+        add_to_curve(points[0].run.folder, row, columns_of("classification"))
     return seconds
 
 

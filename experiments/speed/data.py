@@ -71,7 +71,8 @@ def photograph(random: np.random.Generator, width: int, height: int) -> bytes:
     for scale in (4, 8, 16, 32, 64, 128):
         coarse = random.normal(size=(height // scale + 2, width // scale + 2, 3))
         coarse -= coarse.min()
-        image = Image.fromarray((255 * coarse / coarse.max()).astype(np.uint8)).resize((width, height), Image.BICUBIC)
+        noise = Image.fromarray((255 * coarse / coarse.max()).astype(np.uint8))
+        image = noise.resize((width, height), Image.Resampling.BICUBIC)
         pixels += np.asarray(image) * scale**0.5
     file = io.BytesIO()
     Image.fromarray((255 * pixels / pixels.max()).astype(np.uint8)).save(file, "JPEG", quality=90)

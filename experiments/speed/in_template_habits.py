@@ -21,7 +21,8 @@ from torchmetrics.classification import Accuracy
 from torchvision import transforms
 
 from metaformer.config.compose import compose
-from metaformer.data.images import Images, Split, load
+from metaformer.data.images import Images, load
+from metaformer.data.splits import Split
 from metaformer.models.build import build
 
 
