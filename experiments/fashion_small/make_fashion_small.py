@@ -39,7 +39,7 @@ def main() -> None:
         taken[source] = np.concatenate([taken[source], index])
         arrays |= {f"{split}_images": images[index], f"{split}_labels": labels[index]}
     target = Path(__file__).resolve().parents[2] / "metaformer" / "data" / "assets" / "fashion_small.npz"
-    np.savez_compressed(target, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(target, **arrays)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
 
 
