@@ -24,6 +24,7 @@ from metaformer.system.errors import ConfigError, install, nearest
 from metaformer.system.files import write
 
 DATA = ("data.root", "data.range")  # what may be said of the images: all else is as the run saw its own
+TABLES = (".csv", ".parquet")
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -55,6 +56,10 @@ def command(arguments: Sequence[str]) -> None:
 def _folder(name: str) -> Path:
     """Where masks go; a ConfigError where there is something already."""
     out = Path(name).expanduser()
+    if out.suffix in TABLES:
+        raise ConfigError(
+            f"out={name}: the run is of task=segmentation; expected a folder for the masks, like out=masks"
+        )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"out={name}: is there already; expected a new or an empty folder for the masks")
     return out
@@ -63,7 +68,7 @@ def _folder(name: str) -> Path:
 def _table(name: str) -> Path:
     """Where the table goes; a ConfigError where it could not be written."""
     out = Path(name).expanduser()
-    if out.suffix not in (".csv", ".parquet"):
+    if out.suffix not in TABLES:
         raise ConfigError(f"out={name}: expected a file that ends in .csv or .parquet")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError(f"out={name}: parquet needs {install('hub')}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from metaformer.config.tasks import Task
 from metaformer.models.decoders import DECODERS, resized
 from metaformer.models.metaformer import MetaFormer
+from metaformer.models.weights import first_convs, in_features
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seeded
 
@@ -37,6 +38,7 @@ class EncoderDecoder(nn.Module):
     Args:
         encoder: puts out a list of maps, the finest first.
         dims, reductions: channels and strides of the maps.
+        first_convs: the convolutions of the encoder that see the image; `pretrained_cfg` names them as timm does.
         skipped: how many of the finest maps the decoder does not look at.
 
     Raises:
@@ -51,6 +53,7 @@ class EncoderDecoder(nn.Module):
         task: Task,
         classes: int,
         seed: int,
+        first_convs: Sequence[str],
         skipped: int = 0,
     ) -> None:
         super().__init__()
@@ -61,6 +64,7 @@ class EncoderDecoder(nn.Module):
                 f"{strides}; expected a hierarchical one, like model=s12 or model=tiny_pyramid"
             )
         self.encoder, self.skipped, self.num_classes = encoder, skipped, classes
+        self.pretrained_cfg = {"classifier": "classifier", "first_conv": tuple(f"encoder.{n}" for n in first_convs)}
         with seeded(seed, "decoder"):
             self.decoder = DECODERS[task.decoder](dims[skipped:], reductions[skipped:], task.width)
             self.classifier = nn.Conv2d(task.width, classes, 1)
@@ -84,11 +88,13 @@ class EncoderDecoder(nn.Module):
 def over_metaformer(net: MetaFormer, task: Task, classes: int, seed: int) -> EncoderDecoder:
     """A segmenter whose encoder is a MetaFormer."""
     dims, reductions = ([info[key] for info in net.feature_info] for key in ("num_chs", "reduction"))
-    return EncoderDecoder(Pyramid(net), dims, reductions, task, classes, seed)
+    return EncoderDecoder(Pyramid(net), dims, reductions, task, classes, seed, ["net.stem.conv"])
 
 
 def over_timm(encoder: nn.Module, task: Task, classes: int, seed: int) -> EncoderDecoder:
     """A segmenter whose encoder is a model of timm made with `features_only`."""
     info: Any = encoder.feature_info
     skipped = 0 if task.decoder == "unet" else sum(reduction < FINEST for reduction in info.reduction())
-    return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, skipped)
+    first = in_features(dict.fromkeys(f"{name}.weight" for name in first_convs(encoder)), encoder)
+    names = [key.removesuffix(".weight") for key in first]
+    return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, names, skipped)

@@ -8,7 +8,18 @@ from torch import Tensor, nn
 from metaformer.models.block import Stage
 from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.models.metaformer import MetaFormer
-from metaformer.models.weights import Weights, adapt_stem, classifiers, interpolated, load_into, read, resize, to_ours
+from metaformer.models.weights import (
+    Weights,
+    adapt_stem,
+    classifiers,
+    in_features,
+    interpolated,
+    load_into,
+    load_strictly,
+    read,
+    resize,
+    to_ours,
+)
 from metaformer.system.errors import ConfigError
 
 Initialized = dict[str, list[str]]  # names by what became of them: taken, adapted, new; left: without a place here
@@ -20,15 +31,28 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     Args:
         stages: None takes all; another number of classes keeps the new classifier, another image size gets new
             positions. A number takes what fits of the stem and of so many stages, position embeddings and
-            downsampling included: a mixer whole or not at all, any other tensor by itself.
+            downsampling included: a mixer whole or not at all, any other tensor by itself. Of a classifier's weights
+            an encoder for segmentation takes its part.
 
     Raises:
         ConfigError: all are asked for and some do not fit, or nothing fits the stem or one of the stages.
     """
-    if isinstance(net, EncoderDecoder):
-        return _initialize_encoder(net, source, stages)
+    if stages is not None and not isinstance(getattr(net, "body", net), MetaFormer):
+        key = f"recipe.initialize_stages={stages}"
+        raise ConfigError(f"{key}: is for a model of this package; one of timm takes recipe.initialize_from whole")
+    weights = _read(source)
+    if not isinstance(net, EncoderDecoder):
+        return _taken(net, weights, source, stages)
+    if not any(key.startswith("decoder.") for key in weights):
+        return _taken_by_encoder(net, weights, source, stages)
+    if stages is not None:
+        raise ConfigError(f"recipe.initialize_stages={stages}: {source} is of segmentation and is taken whole")
+    return _taken(net, weights, source, None)
+
+
+def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None) -> Initialized:
     own = {key: value.clone() for key, value in net.state_dict().items()}
-    weights = to_ours(_read(source)) if isinstance(net, MetaFormer) else _read(source)
+    weights = to_ours(weights) if isinstance(net, MetaFormer) else weights
     if stages is None:
         kept = _kept_classifier(net, own, weights)
         load_into(net, resize(weights | kept, net, source), source)
@@ -39,24 +63,17 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     return _told(own, weights, set(found), [key for key in weights if key.startswith(parts)])
 
 
-def _initialize_encoder(net: EncoderDecoder, source: str, stages: int | None) -> Initialized:
-    """All weights of such a network, or those of a classifier for the stem and the stages of the encoder."""
-    weights = _read(source)
-    if any(key.startswith("decoder.") for key in weights):
-        if stages is not None:
-            raise ConfigError(f"recipe.initialize_stages={stages}: {source} is of segmentation and is taken whole")
-        load_into(net, weights, source)
-        return _told(net.state_dict(), weights, set(weights), weights)
-    body = net.body
-    if not isinstance(body, MetaFormer):
-        raise ConfigError(f"recipe.initialize_from={source}: is for an encoder of this package, not for one of timm")
-    found = initialize(body, source, len(body.stages) if stages is None else stages)
-    decoder = [
-        *(f"encoder.{name}" for name, _ in net.encoder.named_children() if name != "net"),
-        "decoder",
-        "classifier",
-    ]
-    return {**found, "new": [*found["new"], *decoder]}
+def _taken_by_encoder(net: EncoderDecoder, weights: Weights, source: str, stages: int | None) -> Initialized:
+    """The weights of a classifier for the stem and the stages of an encoder; what is behind them is new."""
+    if isinstance(net.body, MetaFormer):
+        found, behind = _taken(net.body, weights, source, stages or len(net.body.stages)), ["encoder.norms"]
+    else:
+        own, behind = net.encoder.state_dict(), []
+        theirs = in_features(weights, net.encoder)
+        fitted = adapt_stem({f"encoder.{key}": value for key, value in theirs.items()}, net)
+        load_strictly(net.encoder, {key: fitted[f"encoder.{key}"] for key in theirs if key in own}, source)
+        found = _told(own, theirs, set(own), theirs)
+    return {**found, "new": [*found["new"], *behind, "decoder", "classifier"]}
 
 
 def _read(source: str) -> Weights:
@@ -84,11 +101,9 @@ def _kept_classifier(net: nn.Module, own: Weights, weights: Weights) -> Weights:
 
 
 def _parts(net: nn.Module, stages: int) -> tuple[str, ...]:
-    key = f"recipe.initialize_stages={stages}"
-    if not isinstance(net, MetaFormer):
-        raise ConfigError(f"{key}: is for a model of this package; one of timm takes recipe.initialize_from whole")
+    assert isinstance(net, MetaFormer)
     if stages > len(net.stages):
-        raise ConfigError(f"{key}: the model has {len(net.stages)} stages")
+        raise ConfigError(f"recipe.initialize_stages={stages}: the model has {len(net.stages)} stages")
     return ("stem.", *(f"stages.{i}." for i in range(stages)))
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import resample_abs_pos_embed_nhwc
@@ -19,6 +19,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
 
 Weights = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def read(source: str | Path, key: str = "weights") -> Weights:
@@ -263,19 +264,39 @@ def load_into(net: nn.Module, weights: Weights, source: str) -> None:
 
 def adapt_stem(weights: Weights, net: nn.Module) -> Weights:
     """Weights for images in colour, for grey ones or for more channels, by timm's rule."""
-    first = "stem.conv" if isinstance(net, MetaFormer) else getattr(net, "pretrained_cfg", {}).get("first_conv")
-    key, own = f"{first}.weight", net.state_dict()
-    if key not in own or key not in weights or own[key].ndim != 4 or weights[key].shape[1] != 3:
-        return weights
-    return weights | {key: adapt_input_conv(own[key].shape[1], weights[key])}
+    own, adapted = net.state_dict(), {}
+    for key in (f"{name}.weight" for name in first_convs(net)):
+        if key in own and key in weights and own[key].ndim == 4 and weights[key].shape[1] == 3:
+            adapted[key] = adapt_input_conv(own[key].shape[1], weights[key])
+    return weights | adapted
+
+
+def first_convs(net: nn.Module) -> tuple[str, ...]:
+    """The names of the convolutions that see the image."""
+    if isinstance(net, MetaFormer):
+        return ("stem.conv",)
+    return _names(getattr(net, "pretrained_cfg", {}).get("first_conv"))
+
+
+def in_features(named: Mapping[str, T], features: nn.Module) -> dict[str, T]:
+    """What has the names of a timm model, under those that it has when it is made with `features_only`.
+
+    There `layers.0` is `layers_0`, or everything is below `model.`; what has no place there keeps its name.
+    """
+    places = {key.removeprefix("model.").replace(".", "_"): key for key in features.state_dict()}
+    return {places.get(key.replace(".", "_"), key): value for key, value in named.items()}
 
 
 def classifiers(net: nn.Module) -> tuple[str, ...]:
     """The names of the layers that give the logits."""
     if isinstance(net, MetaFormer):
         return ("head.fc2" if net.mlp_head else "head",)
-    names = net.pretrained_cfg["classifier"]  # type: ignore[index]
-    return (names,) if isinstance(names, str) else tuple(names)
+    return _names(net.pretrained_cfg["classifier"])  # type: ignore[index, arg-type]
+
+
+def _names(told: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What timm's `pretrained_cfg` tells: one name, several or none."""
+    return (told,) if isinstance(told, str) else tuple(told or ())
 
 
 def classes_of(weights: Weights, heads: Sequence[str] = ("head",)) -> int:

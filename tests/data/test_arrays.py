@@ -39,6 +39,19 @@ def test_a_file_of_medmnist(tmp_path):
     assert load(data_of(npz(grey, tmp_path / "b"), "data.classes=3")).shape == (1, 14, 20)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_train_does_not_have_has_to_be_expected(split, tmp_path):
+    labels = medmnist()[f"{split}_labels"]
+    labels[-1] = 4
+    path = npz(medmnist(**{f"{split}_labels": labels}), tmp_path / "a")
+    line = (
+        rf"^data.classes: {split} has the class 4, and the last one of train is 2; expected how many classes there are$"
+    )
+    with pytest.raises(ConfigError, match=line):
+        load(data_of(path))
+    assert load(data_of(path, "data.classes=5")).classes == ["0", "1", "2", "3", "4"]
+
+
 def test_what_is_in_the_file_is_what_counts(tmp_path):
     packed = npz(medmnist(), tmp_path / "a")
     np.savez(tmp_path / "plain.npz", **medmnist())

@@ -10,7 +10,10 @@ from torch import nn
 from trained import go
 from trained import weights as weights_of
 
+from metaformer.config.schema import Model
+from metaformer.config.tasks import Task
 from metaformer.models import weights, zoo
+from metaformer.models.build import build
 from metaformer.models.initial import initialize
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
@@ -192,6 +195,53 @@ def test_stages_need_a_file_and_a_model_of_this_package(tmp_path):
     theirs = timm.create_model("test_resnet")
     with pytest.raises(ConfigError, match=r"recipe.initialize_stages=2: is for a model of this package"):
         initialize(theirs, in_file(tmp_path, theirs), 2)
+
+
+def segmenter(model: Model, seed: int, *, channels: int = 3, classes: int = 5) -> nn.Module:
+    mixer = {"_target_": "builtin" if model.source == "timm" else "metaformer.mixers.Pooling"}
+    return build(model, mixer, seed, shape=(channels, 64, 64), classes=classes, task=Task("segmentation", width=8))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "levit_128s", "fastvit_t8"])
+def test_an_encoder_of_timm_goes_on_from_weights_of_classification(name, tmp_path):
+    """Its maps have the numbers of the classifier's, also where timm gives its modules other names."""
+    source = timm.create_model(name, num_classes=7, img_size=64) if "levit" in name else timm.create_model(name)
+    net, grey = (segmenter(Model(source="timm", name=name), 1, channels=channels) for channels in (3, 1))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    told, image = initialize(net, in_file(tmp_path, source)), torch.randn(1, 3, 64, 64)
+    _, maps = source.eval().forward_intermediates(image)
+    found = net.encoder.eval()(image)
+    for one in found[-2:]:
+        assert any(one.shape == theirs.shape and torch.equal(one, theirs) for theirs in maps)
+    assert same(net, before, "decoder.", "classifier.")
+    assert told["new"] == ["decoder", "classifier"]
+    assert told["left"]
+    assert initialize(grey, in_file(tmp_path, source))["adapted"]
+    grey_image = torch.randn(1, 1, 64, 64)
+    torch.testing.assert_close(grey.encoder.eval()(grey_image)[-1], net.encoder(grey_image.expand(-1, 3, -1, -1))[-1])
+
+
+def test_weights_that_are_not_those_of_the_encoder_are_refused(tmp_path):
+    file = in_file(tmp_path, timm.create_model("test_vit"))
+    with pytest.raises(ConfigError, match=r"does not fit the model \(\d+ missing: "):
+        initialize(segmenter(Model(source="timm", name="test_resnet"), 1), file)
+    with pytest.raises(ConfigError, match=r"recipe.initialize_stages=2: is for a model of this package"):
+        initialize(segmenter(Model(source="timm", name="test_resnet"), 1), file, 2)
+
+
+@pytest.mark.parametrize("model", [Model(depths=[1, 1], dims=[8, 16]), Model(source="timm", name="test_resnet")])
+def test_weights_of_segmentation_go_on_with_other_classes_and_channels(model, tmp_path):
+    source, net = segmenter(model, 2), segmenter(model, 1, channels=1, classes=3)
+    own = {key: value.clone() for key, value in net.state_dict().items()}
+    told = initialize(net, in_file(tmp_path, source))
+    assert same(net, own, "classifier.")
+    assert same(net, source.state_dict(), "decoder.")
+    (adapted,) = told["adapted"]
+    assert net.get_parameter(f"{adapted}" if adapted.endswith("weight") else f"{adapted}.weight").shape[1] == 1
+    assert told["new"] == ["classifier"]
+    assert told["taken"][-1] == "decoder"
+    with pytest.raises(ConfigError, match=r"recipe.initialize_stages=1: "):
+        initialize(net, in_file(tmp_path, source), 1)
 
 
 def test_a_run_says_once_and_records_what_it_started_from(capsys):

@@ -209,6 +209,8 @@ def test_the_commands_about_a_run_know_of_segmentation(cli):
     scorer = MulticlassJaccardIndex(len(numbers), average="macro", ignore_index=IGNORED)
     scored = scorer(torch.from_numpy(found).long(), truth.targets(torch.arange(750)).long())
     assert scored.item() == pytest.approx(iou, abs=1e-4)
+    table = cli("predict", f"run={folder}", "out=x.csv")
+    assert table.stderr.startswith("error: out=x.csv: the run is of task=segmentation; expected a folder for the masks")
     again = cli("predict", f"run={folder}")
     assert again.stderr == "error: out=masks: is there already; expected a new or an empty folder for the masks\n"
 

@@ -85,13 +85,25 @@ def returned(data: Data) -> tuple[Arrays, list[str]]:
 
 
 def numbered(arrays: Arrays, data: Data) -> list[str]:
-    """Names for classes that have none: as many as there are numbers, or, of masks, as `data.classes` says."""
-    everything = [labels for _, labels in arrays.values()]
-    if data.classes is not None and everything[0].ndim == 3:
+    """Names for classes that have none: as many as there are numbers, or, of masks, as `data.classes` says.
+
+    Raises:
+        ConfigError: `data.classes` says nothing, and a split has a number beyond those to train on.
+    """
+    masked = arrays["train"][1].ndim == 3
+    if data.classes is not None and masked:
         return [str(i) for i in range(data.classes)]
-    ignored = data.ignore if everything[0].ndim == 3 else None
-    numbers = np.unique(np.concatenate([np.unique(labels).astype(np.int64) for labels in everything]))
-    classes = 1 + int(numbers[numbers != ignored].max(initial=-1))
+    ignored = data.ignore if masked else None
+    largest = {}
+    for split, (_, labels) in arrays.items():
+        numbers = np.unique(labels).astype(np.int64)
+        largest[split] = int(numbers[numbers != ignored].max(initial=-1))
+    if data.classes is None:
+        for split in ("val", "test"):
+            if largest.get(split, -1) > (last := largest["train"]):
+                told = f"{split} has the class {largest[split]}, and the last one of train is {last}"
+                raise ConfigError(f"data.classes: {told}; expected how many classes there are")
+    classes = 1 + max(largest.values())
     return [str(i) for i in range(classes - (ignored is not None and ignored < classes))]
 
 
