@@ -3,11 +3,32 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 EVERY = 0.5  # seconds between two looks at the parent
 _launcher: list[int] = []  # of this process, if it is a worker
+
+
+@contextmanager
+def say_what_is_kept() -> Iterator[None]:
+    """Say what a SIGTERM to the launcher of workers means; it ends as it would, and they hear of that by themselves."""
+
+    def say(number: int, _: Any) -> None:
+        kept = "what is finished is kept, the workers save and stop, and the same command goes on from here"
+        print(f"SIGTERM: {kept}", file=sys.stderr, flush=True)
+        signal.signal(number, before)
+        signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGTERM, say)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def end_with_launcher(launcher: int) -> None:

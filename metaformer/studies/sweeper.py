@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -27,7 +28,7 @@ from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
-from metaformer.studies.orphans import end_with_launcher
+from metaformer.studies.orphans import end_with_launcher, say_what_is_kept
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
@@ -83,7 +84,7 @@ class StudySweeper(Sweeper):
             record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
         outcomes: list[Outcome] = []
         if pending:
-            with follow(listed, pending, console, show=runtime.progress):
+            with follow(listed, pending, console, show=runtime.progress), self._stops():
                 outcomes = self._launch(pending)
         runs = gather(study.name if whole else None, entries, Path(runtime.runs))
         from metaformer.analysis.page import summarise  # half of the time that --help would take
@@ -98,6 +99,11 @@ class StudySweeper(Sweeper):
         if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:
             _tell(failures, len(listed), console)
             raise SystemExit(1)
+
+    def _stops(self) -> AbstractContextManager[None]:
+        """What a SIGTERM finds while runs are trained; a run in this process listens for itself."""
+        workers = type(self.launcher).__name__ == "JoblibLauncher" and self.config.hydra.launcher.n_jobs != 1
+        return say_what_is_kept() if workers else nullcontext()
 
     def _on_slurm(self) -> bool:
         return type(self.launcher).__name__ == "SlurmLauncher"

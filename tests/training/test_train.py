@@ -328,6 +328,9 @@ def test_workers_end_with_their_launcher_after_a_checkpoint(cli, tmp_path, numbe
     assert any((path / "last.ckpt").exists() for path in trained)
     time.sleep(1.5)
     assert {path for path in tmp_path.glob("runs/*-*") if is_held(path)} == set()  # nothing else was begun
+    assert process.returncode == -number
+    told = "SIGTERM: what is finished is kept, the workers save and stop, and the same command goes on from here"
+    assert (told in process.communicate(timeout=30)[1]) == (number == signal.SIGTERM)
     done = cli("train", *command)
     assert done.returncode == 0, done.stderr
     assert cli("train", *command, "runtime.runs=whole").returncode == 0
