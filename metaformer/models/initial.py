@@ -55,7 +55,8 @@ def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None) ->
     weights = to_ours(weights) if isinstance(net, MetaFormer) else weights
     if stages is None:
         kept = _kept_classifier(net, own, weights)
-        load_into(net, resize(weights | kept, net, source), source)
+        origin = f"recipe.initialize_from={source}"
+        load_into(net, resize(weights | kept, net, origin), origin)
         return _told(own, weights, set(own) - set(kept), weights)
     found = _fitting(net, weights, stages, source)
     net.load_state_dict(own | found)
@@ -71,7 +72,8 @@ def _taken_by_encoder(net: EncoderDecoder, weights: Weights, source: str, stages
         own, behind = net.encoder.state_dict(), []
         theirs = in_features(weights, net.encoder)
         fitted = adapt_stem({f"encoder.{key}": value for key, value in theirs.items()}, net)
-        load_strictly(net.encoder, {key: fitted[f"encoder.{key}"] for key in theirs if key in own}, source)
+        taken = {key: fitted[f"encoder.{key}"] for key in theirs if key in own}
+        load_strictly(net.encoder, taken, f"recipe.initialize_from={source}")
         found = _told(own, theirs, set(own), theirs)
     return {**found, "new": [*found["new"], *behind, "decoder", "classifier"]}
 

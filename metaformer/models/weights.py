@@ -61,8 +61,12 @@ def save(weights: Weights, path: str | Path) -> None:
             torch.save(dict(weights), part)
 
 
-def load_strictly(net: nn.Module, weights: Weights, source: str) -> None:
-    """Load weights into a model, all or nothing. A shape may differ by trailing ones: Linear is a 1x1 convolution."""
+def load_strictly(net: nn.Module, weights: Weights, origin: str) -> None:
+    """Load weights into a model, all or nothing. A shape may differ by trailing ones: Linear is a 1x1 convolution.
+
+    Args:
+        origin: the key and the file, like `weights=FILE`, for messages.
+    """
     own = net.state_dict()
     fitted = {}
     for key, value in weights.items():
@@ -82,7 +86,7 @@ def load_strictly(net: nn.Module, weights: Weights, source: str) -> None:
         if found
     ]
     if problems:
-        raise ConfigError(f"weights={source}: does not fit the model ({'; '.join(problems)})")
+        raise ConfigError(f"{origin}: does not fit the model ({'; '.join(problems)})")
     net.load_state_dict(fitted)
 
 
@@ -203,7 +207,7 @@ def interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
     return resample_abs_pos_embed_nhwc(maps.permute(0, 2, 3, 1), list(size)).permute(0, 3, 1, 2).contiguous()
 
 
-def resize(weights: Weights, net: nn.Module, source: str) -> Weights:
+def resize(weights: Weights, net: nn.Module, origin: str) -> Weights:
     """Weights for another image size: position embeddings are interpolated, N x N matrices refused."""
     own, resized = net.state_dict(), dict(weights)
     for key, value in weights.items():
@@ -212,7 +216,7 @@ def resize(weights: Weights, net: nn.Module, source: str) -> Weights:
                 resized[key] = interpolated(value, own[key].shape[2:])
             elif ".mixer." in key and value.ndim == 2 and value.shape[0] == value.shape[1]:
                 raise ConfigError(
-                    f"weights={source}: {key} mixes {len(value)} tokens and the model has {len(own[key])}: "
+                    f"{origin}: {key} mixes {len(value)} tokens and the model has {len(own[key])}: "
                     "a matrix over places has no meaning at another resolution"
                 )
     return resized
@@ -249,14 +253,14 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> MetaFor
         name = fitting[0]
     options.setdefault("num_classes", classes_of(weights))
     net = create(name, **options)
-    load_into(net, weights, str(source))
+    load_into(net, weights, f"weights={source}")
     return net
 
 
-def load_into(net: nn.Module, weights: Weights, source: str) -> None:
+def load_into(net: nn.Module, weights: Weights, origin: str) -> None:
     """`load_strictly`, with the stem for other channels; its error also names the published models that would fit."""
     try:
-        load_strictly(net, adapt_stem(weights, net), source)
+        load_strictly(net, adapt_stem(weights, net), origin)
     except ConfigError as error:
         fitting = ", ".join(names_that_fit(weights)) or "no published model"
         raise ConfigError(f"{error}; the weights are those of {fitting}") from error

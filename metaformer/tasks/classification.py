@@ -102,11 +102,12 @@ def build_teacher(distill: Distill, images: Images) -> nn.Module | None:
         return None
     try:
         teacher = timm.create_model(distill.teacher, in_chans=images.channels, num_classes=len(images.classes)).eval()
-        load_strictly(teacher, read(str(distill.weights)), str(distill.weights))  # not timm's: some read any pickle
+        weights = read(str(distill.weights), "recipe.distill.weights")  # not timm's: some read any pickle
+        load_strictly(teacher, weights, f"recipe.distill.weights={distill.weights}")
         with torch.no_grad():
             teacher(images.sample())
-    except ConfigError as error:
-        raise ConfigError(f"recipe.distill.{error}") from error
+    except ConfigError:
+        raise
     except Exception as error:  # whatever timm raises
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"recipe.distill.teacher={distill.teacher}: {type(error).__name__}: {reason}") from error

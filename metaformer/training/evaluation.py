@@ -110,7 +110,7 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
         values = 255 * torch.tensor(seen[key])
         setattr(images, key, values if channels == 3 else values.mean(0, keepdim=True))
     net = build(config.model, config.mixer, config.seed, shape=images.shape, classes=classes)
-    load_into(net.eval().to(memory_format=torch.channels_last), weights, file)
+    load_into(net.eval().to(memory_format=torch.channels_last), weights, f"weights={file}")
     crop, interpolation = crop_of(config.model), str(seen["interpolation"])
     processes = workers(config.runtime, 1)
     data = ImageData(images, config.recipe, config.seed, crop_pct=crop, interpolation=interpolation, workers=processes)

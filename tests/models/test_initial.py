@@ -223,7 +223,7 @@ def test_an_encoder_of_timm_goes_on_from_weights_of_classification(name, tmp_pat
 
 def test_weights_that_are_not_those_of_the_encoder_are_refused(tmp_path):
     file = in_file(tmp_path, timm.create_model("test_vit"))
-    with pytest.raises(ConfigError, match=r"does not fit the model \(\d+ missing: "):
+    with pytest.raises(ConfigError, match=r"^recipe.initialize_from=.*: does not fit the model \(\d+ missing: "):
         initialize(segmenter(Model(source="timm", name="test_resnet"), 1), file)
     with pytest.raises(ConfigError, match=r"recipe.initialize_stages=2: is for a model of this package"):
         initialize(segmenter(Model(source="timm", name="test_resnet"), 1), file, 2)
