@@ -1,17 +1,18 @@
 """An encoder and a decoder: the class of each pixel."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from metaformer.config.tasks import Task
 from metaformer.models.decoders import DECODERS, resized
+from metaformer.models.ends import first_convs
 from metaformer.models.metaformer import MetaFormer
-from metaformer.models.weights import first_convs, in_features
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seeded
 
+T = TypeVar("T")
 FINEST = 4  # of timm's models, which have maps of their stems too; a U-Net looks at all
 
 
@@ -98,3 +99,12 @@ def over_timm(encoder: nn.Module, task: Task, classes: int, seed: int) -> Encode
     first = in_features(dict.fromkeys(f"{name}.weight" for name in first_convs(encoder)), encoder)
     names = [key.removesuffix(".weight") for key in first]
     return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, names, skipped)
+
+
+def in_features(named: Mapping[str, T], features: nn.Module) -> dict[str, T]:
+    """What has the names of a timm model, under those that it has when it is made with `features_only`.
+
+    There `layers.0` is `layers_0`, or everything is below `model.`; what has no place there keeps its name.
+    """
+    places = {key.removeprefix("model.").replace(".", "_"): key for key in features.state_dict()}
+    return {places.get(key.replace(".", "_"), key): value for key, value in named.items()}

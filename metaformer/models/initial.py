@@ -6,20 +6,10 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from metaformer.models.block import Stage
-from metaformer.models.encoder_decoder import EncoderDecoder
+from metaformer.models.encoder_decoder import EncoderDecoder, in_features
+from metaformer.models.ends import adapt_stem, classifiers
 from metaformer.models.metaformer import MetaFormer
-from metaformer.models.weights import (
-    Weights,
-    adapt_stem,
-    classifiers,
-    in_features,
-    interpolated,
-    load_into,
-    load_strictly,
-    read,
-    resize,
-    to_ours,
-)
+from metaformer.models.weights import Weights, interpolated, load_into, load_strictly, read, resize, to_ours
 from metaformer.system.errors import ConfigError
 
 Initialized = dict[str, list[str]]  # names by what became of them: taken, adapted, new; left: without a place here

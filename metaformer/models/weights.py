@@ -5,21 +5,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed_nhwc
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from metaformer.models.beside_weights import NO_CODE, why_unsafe, without_others
+from metaformer.models.ends import adapt_stem, classes_of
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.zoo import PUBLISHED, create, nearest_names
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
 
 Weights = dict[str, Tensor]
-T = TypeVar("T")
 
 
 def read(source: str | Path, key: str = "weights") -> Weights:
@@ -264,49 +263,6 @@ def load_into(net: nn.Module, weights: Weights, origin: str) -> None:
     except ConfigError as error:
         fitting = ", ".join(names_that_fit(weights)) or "no published model"
         raise ConfigError(f"{error}; the weights are those of {fitting}") from error
-
-
-def adapt_stem(weights: Weights, net: nn.Module) -> Weights:
-    """Weights for images in colour, for grey ones or for more channels, by timm's rule."""
-    own, adapted = net.state_dict(), {}
-    for key in (f"{name}.weight" for name in first_convs(net)):
-        if key in own and key in weights and own[key].ndim == 4 and weights[key].shape[1] == 3:
-            adapted[key] = adapt_input_conv(own[key].shape[1], weights[key])
-    return weights | adapted
-
-
-def first_convs(net: nn.Module) -> tuple[str, ...]:
-    """The names of the convolutions that see the image."""
-    if isinstance(net, MetaFormer):
-        return ("stem.conv",)
-    return _names(getattr(net, "pretrained_cfg", {}).get("first_conv"))
-
-
-def in_features(named: Mapping[str, T], features: nn.Module) -> dict[str, T]:
-    """What has the names of a timm model, under those that it has when it is made with `features_only`.
-
-    There `layers.0` is `layers_0`, or everything is below `model.`; what has no place there keeps its name.
-    """
-    places = {key.removeprefix("model.").replace(".", "_"): key for key in features.state_dict()}
-    return {places.get(key.replace(".", "_"), key): value for key, value in named.items()}
-
-
-def classifiers(net: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that give the logits."""
-    if isinstance(net, MetaFormer):
-        return ("head.fc2" if net.mlp_head else "head",)
-    return _names(net.pretrained_cfg["classifier"])  # type: ignore[index, arg-type]
-
-
-def _names(told: str | Sequence[str] | None) -> tuple[str, ...]:
-    """What timm's `pretrained_cfg` tells: one name, several or none."""
-    return (told,) if isinstance(told, str) else tuple(told or ())
-
-
-def classes_of(weights: Weights, heads: Sequence[str] = ("head",)) -> int:
-    """How many classes the classifier in a state dict tells apart; 0 where there is none."""
-    keys = [f"{head}{inner}.weight" for head in heads for inner in ("", ".fc2")]
-    return next((len(weights[key]) for key in keys if key in weights), 0)
 
 
 def names_that_fit(weights: Weights) -> list[str]:

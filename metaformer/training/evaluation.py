@@ -17,7 +17,8 @@ from metaformer.data.listing import tell
 from metaformer.data.module import ImageData
 from metaformer.data.registry import check, find
 from metaformer.models.build import build, crop_of, on_meta, try_on
-from metaformer.models.weights import classes_of, classifiers, load_into, read, to_ours
+from metaformer.models.ends import classes_of, classifiers
+from metaformer.models.weights import load_into, read, to_ours
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.build import build as learner
 from metaformer.tasks.scores import Scores
