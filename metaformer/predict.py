@@ -23,8 +23,7 @@ from metaformer.runs.finished import CHANGEABLE, finished
 from metaformer.system.errors import ConfigError, install, nearest
 from metaformer.system.files import write
 
-DATA = ("data.root", "data.range")  # what may be said of the images: all else is as the run saw its own
-TABLES = (".csv", ".parquet")
+DATA, TABLES = ("data.root", "data.range"), (".csv", ".parquet")  # all else of the images is as the run saw its own
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -32,8 +31,7 @@ def command(arguments: Sequence[str]) -> None:
     given = words(arguments, own=("run", "out"), groups=CHANGEABLE)
     if "run" not in given.own:
         raise ConfigError("expected run=FOLDER, the folder of one finished run")
-    keys = [key_of(override) for override in given.overrides]
-    for key in keys:
+    for key in (keys := [key_of(override) for override in given.overrides]):
         if key.partition(".")[0] == "data" and key not in DATA:
             hint = nearest(key, DATA) or f"; expected {' or '.join(DATA)}"
             raise ConfigError(f"{key}: the images are seen as the run saw its own{hint}")
@@ -54,14 +52,11 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def _folder(name: str) -> Path:
-    """Where masks go; a ConfigError where there is something already."""
+    """Where masks go; a ConfigError where there is something already, or where a table would."""
     out = Path(name).expanduser()
-    if out.suffix in TABLES:
-        raise ConfigError(
-            f"out={name}: the run is of task=segmentation; expected a folder for the masks, like out=masks"
-        )
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ConfigError(f"out={name}: is there already; expected a new or an empty folder for the masks")
+    if out.suffix in TABLES or out.is_file() or (out.is_dir() and any(out.iterdir())):
+        told = "is there already" if out.exists() else "task=segmentation writes no table"
+        raise ConfigError(f"out={name}: {told}; expected a new or an empty folder for the masks")
     return out
 
 
@@ -69,7 +64,7 @@ def _table(name: str) -> Path:
     """Where the table goes; a ConfigError where it could not be written."""
     out = Path(name).expanduser()
     if out.suffix not in TABLES:
-        raise ConfigError(f"out={name}: expected a file that ends in .csv or .parquet")
+        raise ConfigError(f"out={name}: expected a file that ends in {' or '.join(TABLES)}")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError(f"out={name}: parquet needs {install('hub')}")
     if not out.parent.is_dir():

@@ -210,7 +210,8 @@ def test_the_commands_about_a_run_know_of_segmentation(cli):
     scored = scorer(torch.from_numpy(found).long(), truth.targets(torch.arange(750)).long())
     assert scored.item() == pytest.approx(iou, abs=1e-4)
     table = cli("predict", f"run={folder}", "out=x.csv")
-    assert table.stderr.startswith("error: out=x.csv: the run is of task=segmentation; expected a folder for the masks")
+    line = "error: out=x.csv: task=segmentation writes no table; expected a new or an empty folder for the masks\n"
+    assert table.stderr == line
     again = cli("predict", f"run={folder}")
     assert again.stderr == "error: out=masks: is there already; expected a new or an empty folder for the masks\n"
 
