@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
@@ -62,6 +62,11 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 ELSEWHERE = {"hydra.run.dir": "no run is there; runtime.runs=FOLDER says where they go"}
 SEVERAL = ("callbacks", "logger")  # groups of which several choices may be taken at once
 FREE = ("mixer.", "data.options.", "study.analysis.contrasts.", "hydra.sweeper.params.")  # keys that need not be there
+
+
+def given_words(cfg: DictConfig, kind: str = "task") -> list[str]:
+    """The words of the command line of a composed configuration. An interpolation is left for each run to resolve."""
+    return list(cast(list[str], OmegaConf.to_container(cfg.hydra.overrides[kind], resolve=False)))
 
 
 def key_of(word: str) -> str:

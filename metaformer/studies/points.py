@@ -11,7 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metaformer.config.compose import Choices, check_words, choices_of, config_of, key_of, loader
+from metaformer.config.compose import Choices, check_words, choices_of, config_of, given_words, key_of, loader
 from metaformer.config.hydra_internals import load, parsed, points_of, size_of, with_values
 from metaformer.config.identity import content_of
 from metaformer.config.schema import GROUPS, Config, Data
@@ -71,7 +71,7 @@ def expand(arguments: Sequence[str], identify: Identify = fingerprint) -> list[P
     """The runs that a command line describes: what `train -m` with it would go through."""
     check_words(arguments)
     cfg = load(loader(), arguments, multirun=True)
-    return points(loader(), cfg, list(cfg.hydra.overrides.task), identify)
+    return points(loader(), cfg, given_words(cfg), identify)
 
 
 def points(

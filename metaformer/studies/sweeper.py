@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer.config.compose import key_of
+from metaformer.config.compose import given_words, key_of
 from metaformer.config.extensions import unheard
 from metaformer.config.hydra_internals import begin_workers_with, make_launcher, register_plugin
 from metaformer.runs.launch import check_study, record, study_folder
@@ -81,7 +81,7 @@ class StudySweeper(Sweeper):
             self.launcher.connect()
         refuse({p.cell: p.config for p in pending}, here=here)
         if whole:
-            record(study, entries, list(self.config.hydra.overrides.task), Path(runtime.runs))
+            record(study, entries, given_words(self.config), Path(runtime.runs))
         outcomes: list[Outcome] = []
         if pending:
             with follow(listed, pending, console, show=runtime.progress), self._stops():
@@ -90,7 +90,7 @@ class StudySweeper(Sweeper):
         from metaformer.analysis.page import summarise  # half of the time that --help would take
 
         place = report_folder(Path(runtime.runs), study.name, changed)
-        command = " ".join(["python -m metaformer.train -m", *self.config.hydra.overrides.task])
+        command = " ".join(["python -m metaformer.train -m", *given_words(self.config)])
         summarise(study, runs, console, place, whole=whole, command=command)
         if words := unheard(listed[0].config.logger, len(listed) - len(pending)):
             print(words, file=sys.stderr)
@@ -154,7 +154,7 @@ class StudySweeper(Sweeper):
 
     def _changes(self, arguments: Sequence[str]) -> list[str]:
         """The words with which the command line narrowed or changed the study that its file describes."""
-        return changes([*arguments, *(a for a in self.config.hydra.overrides.hydra if "hydra.sweeper" in a)])
+        return changes([*arguments, *(a for a in given_words(self.config, "hydra") if "hydra.sweeper" in a)])
 
 
 def keys_of(arguments: Sequence[str]) -> set[str]:

@@ -45,7 +45,7 @@ GRIDS = [
     ["mixer=ppaa,pppa", "mixer.stage1.pool_size=3,5"],
     ["mixer=spatial_mlp", "mixer.hidden=null,8", "recipe.crop=0,2", "model.position=null,[true,false,false,false]"],
     ["mixer=custom", "mixer._target_=torch.nn.Identity", "+mixer.inplace=true,false", "recipe.optimizer=adamw,'sgd'"],
-    ["mixer=custom", "mixer._target_=a.B", "+mixer.o={x: 1}", "++mixer.p=a,null,1.5", "mixer.o={x: 1},{y: [2, z]}"],
+    ["mixer=custom", "mixer._target_=a.B", "++mixer.p=a,null,1.5", "+mixer.o={x: 1},{y: [2, z]}"],
     ["recipe={lr: 1e-3},{lr: 2e-3}", "recipe.weight_decay=0,0.1"],  # a dict is a value, though the key is a group
     ["recipe.weight_decay=0.1,0.2", "recipe={weight_decay: 0.3}"],  # and the last value counts
     ["recipe.lr=0.1,0.2", "++recipe.lr=0.3"],
@@ -54,15 +54,17 @@ GRIDS = [
     ["seed=1,2", "recipe.epochs=${seed}", "recipe.warmup_epochs=0"],
     ["++recipe.lr=0.3", "recipe.lr=0.1,0.2"],
     ["mixer.pool_size=3,5", "+mixer={pool_size: 7}"],
+    ["seed=1,2", "recipe.weight_decay=${seed}"],
     ["recipe.lr=${recipe.min_lr},${recipe.warmup_lr}", "recipe.min_lr=1e-4,1e-5"],
     ["recipe.lr=${recipe.min_lr}", "recipe.min_lr=1e-4,1e-5"],
     ["recipe.lr=${recipe.min_lr}", "recipe=short,poolformer", "seed=0,1"],
     ["study.question='a, b','c=d'", "data=digits", "data.val=100,200"],
     ["experiments=rows"],
     ["experiments=rows", "recipe.lr=1e-4,2e-4", "mixer=identity,pooling"],
-    ["mixer=pooling,identity", "mixer.pool_size=5"],
     ["experiments=quickstart", "seed=0", "data=digits"],
-    # and the same words where it is refused
+]
+REFUSED = [
+    ["mixer=pooling,identity", "mixer.pool_size=5"],
     ["seed=0,1", "recipe.lrr=1"],
     ["recipe.lr=1e-3,x"],
     ["seed=0,x"],
@@ -76,7 +78,7 @@ GRIDS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", GRIDS, ids=" ".join)
+@pytest.mark.parametrize("arguments", [*GRIDS, *REFUSED], ids=" ".join)
 def test_a_shared_composition_is_that_of_hydra(arguments, monkeypatch):
     Path("experiments/rows").mkdir(parents=True)
     Path("experiments/rows.yaml").write_text(ROWS)
@@ -86,5 +88,15 @@ def test_a_shared_composition_is_that_of_hydra(arguments, monkeypatch):
     monkeypatch.setattr(points, "Cells", HydraAlone)
     whole = outcome_of(arguments)
     assert fast == whole
-    if isinstance(fast, list):
+    assert isinstance(fast, str) == (arguments in REFUSED), fast
+    if arguments in GRIDS:
         assert [repr(run.config) for run in fast] == [repr(run.config) for run in whole]  # 1 is not 1.0
+
+
+def test_an_interpolation_is_resolved_for_each_run():
+    runs = expand(["seed=1,2", "recipe.weight_decay=${seed}", "recipe.lr=${recipe.min_lr}", "recipe.min_lr=1e-4,1e-5"])
+    recipes = [run.config.recipe for run in runs]
+    assert [(run.config.seed, recipe.weight_decay) for run, recipe in zip(runs, recipes, strict=True)] == [
+        (1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0),
+    ]  # fmt: skip
+    assert [recipe.lr for recipe in recipes] == [1e-4, 1e-5, 1e-4, 1e-5]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from metaformer import plan
 from metaformer.analysis.stats import Scatter
-from metaformer.config.compose import choices_of, config_of, loader, without_hydra
+from metaformer.config.compose import choices_of, config_of, given_words, loader, without_hydra
 from metaformer.config.hydra_internals import load, points_of
 from metaformer.runs.folder import lock
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
@@ -180,7 +180,7 @@ def test_points_are_what_hydra_composes_of_each(grid):
     """All of its nodes but its own, though it composes few of them."""
     cfg = load(loader(), grid, multirun=True)
     cells = Cells(loader(), cfg, unread)
-    for point in points_of(loader(), list(cfg.hydra.overrides.task)):
+    for point in points_of(loader(), given_words(cfg)):
         whole = loader().load_sweep_config(cfg, point)
         assert cells.compose(point) == (without_hydra(whole), choices_of(whole.hydra))
         run, _ = cells.run_of(point)
