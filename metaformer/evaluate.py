@@ -49,7 +49,11 @@ def _weights(file: str, overrides: Sequence[str]) -> None:
 
     kept = kept_config(file)
     if kept is not None:
-        measured = evaluate(changed(kept, overrides, file), Path(file))
+        config = changed(kept, overrides, file)
+        if config.data._target_ != now.data._target_:  # what somebody else's file names is not called
+            told = f"its images are what data._target_={config.data._target_} returns"
+            raise ConfigError(f"weights={file}: {told}; expected data=custom data._target_=... here, or run=FOLDER")
+        measured = evaluate(config, Path(file))
         _tell(measured.metrics, measured.images)
         return
     measured = evaluate_weights(file, now)

@@ -7,6 +7,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,11 @@ from rich.console import Console
 from trained import go
 
 import metaformer
+from metaformer import evaluate
 from metaformer.analysis import page
 from metaformer.config.explain import USER_ERRORS, explain
 from metaformer.config.schema import Data
+from metaformer.config.validate import plain
 from metaformer.data import photographs
 from metaformer.data.decoding import decode
 from metaformer.data.images import load
@@ -89,6 +92,50 @@ def test_weights_and_checkpoints_run_nothing(make, reader, tmp_path):
     assert evaluation.kept_config(file) is None
     with pytest.raises(ConfigError, match="cannot be read"):
         READERS[reader](file)
+
+
+CALLS = {"_target_": "numpy.testing.measure", "code_str": "open('canary', 'w')"}  # a function that runs a string
+
+
+def theirs(path: Path, **nodes: dict) -> Path:
+    """A file as a run writes it, whose configuration names what would make the canary."""
+    config = plain(compose("data=digits", "mixer=pooling"))
+    for name, node in nodes.items():
+        config[name] = config[name] | node if name == "data" else node
+    content = {
+        "state_dict": {},
+        "config": config,
+        "classes": [*"0123456789"],
+        "mean": torch.ones(1),
+        "std": torch.ones(1),
+    }
+    torch.save(content | {"shape": [1, 8, 8]}, path)
+    return path
+
+
+def test_the_configuration_beside_weights_calls_no_function(tmp_path):
+    target = CALLS["_target_"]
+    images = theirs(tmp_path / "a.pt", data={"name": "custom", "_target_": target, "options": {"code_str": "1"}})
+    with pytest.raises(ConfigError, match=rf"^weights=.*a.pt: its images are what data._target_={target} returns; exp"):
+        evaluate.command([f"weights={images}"])
+    layer = {"_target_": "metaformer.mixers.AsTokens", "layer": "metaformer.training.brought.made"}
+    options = {"node": CALLS, "key": "x"}
+    for node in (layer | {"options": options}, CALLS, {"_target_": target}):
+        file = theirs(tmp_path / "b.pt", mixer=node)
+        for read in (metaformer.load, lambda file: evaluate.command([f"weights={file}"])):
+            with pytest.raises(ConfigError, match=r"(layer|_target_)=.*: expected a torch.nn.Module class"):
+                read(file)
+
+
+def test_a_checkpoint_of_lightning_calls_no_function(tmp_path):
+    module = metaformer.Classifier(metaformer.MetaFormer("pooling", depths=[1], dims=[8], num_classes=4), classes=4)
+    told = dict(module.hparams)
+    for node in (CALLS, {"_target_": "metaformer.mixers.AsTokens", "layer": CALLS["_target_"]}):
+        told["net"] = told["net"] | {"mixer": node}
+        content = {"state_dict": module.state_dict(), "hyper_parameters": told}
+        torch.save(content | {"pytorch-lightning_version": L.__version__}, tmp_path / "theirs.ckpt")
+        with pytest.raises(ConfigError, match=r"(layer|_target_)=numpy.*: expected a torch.nn.Module class"):
+            metaformer.Classifier.load_from_checkpoint(tmp_path / "theirs.ckpt")
 
 
 def test_a_resumed_run_runs_nothing(tmp_path):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from metaformer.config.named_code import import_object
 from metaformer.mixers.layout import to_map, to_tokens
+from metaformer.system.errors import ConfigError
 
 
 class AsTokens(nn.Module):
@@ -18,6 +19,7 @@ class AsTokens(nn.Module):
         tokens: the argument of the layer that is the number of tokens, `tokens=seq_len` for the MixerBlock of timm.
 
     Raises:
+        ConfigError: the layer is no class of a module.
         ValueError: the layer was built for another number of tokens than it is given.
     """
 
@@ -30,10 +32,12 @@ class AsTokens(nn.Module):
         resolution: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        factory = import_object(layer, "mixer.layer") if isinstance(layer, str) else layer
+        kind = import_object(layer, "mixer.layer") if isinstance(layer, str) else layer
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):  # the word may come out of a stranger's file
+            raise ConfigError(f"mixer.layer={layer}: expected a torch.nn.Module class")
         self.resolution = resolution if tokens else None
         number = {tokens: math.prod(resolution or ())} if tokens else {}
-        self.layer = factory(dim, **(options or {}), **number)
+        self.layer = kind(dim, **(options or {}), **number)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resolution and math.prod(x.shape[2:]) != math.prod(self.resolution):
