@@ -18,6 +18,7 @@ def note(runs: Path, run_id: str, study: str | None, time: str) -> None:
     file = os.open(runs / "ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
+        os.fsync(file)
     finally:
         os.close(file)
 
@@ -30,7 +31,8 @@ def known(runs: Path, ids: Collection[str]) -> list[str]:
     """
     path = runs / "ledger.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # a crash may have left half a line
+        lines = [json.loads(line) for line in whole.splitlines()]
         noted = {str(line["run"]) for line in lines}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back, or move it away to begin anew") from error

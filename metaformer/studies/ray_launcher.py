@@ -24,8 +24,8 @@ from omegaconf import DictConfig, open_dict
 from metaformer.system.errors import ConfigError, install
 from metaformer.system.files import PART, write
 from metaformer.system.machine import CORES, RESTARTS, cores
+from metaformer.system.orphans import GRACE
 
-GRACE = 120  # seconds that runs have to save at their step when the sweep is stopped
 ANSWER = 180  # seconds that a node has to start a process of Python
 
 

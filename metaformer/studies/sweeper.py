@@ -28,14 +28,16 @@ from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
 from metaformer.runs.wandb_place import tell_absent
-from metaformer.studies.orphans import end_with_launcher, say_what_is_kept
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
-from metaformer.studies.worker import Outcome, found, job, refuse, take_place, warn_of_bf16
+from metaformer.studies.refusal import refuse, warn_of_bf16
+from metaformer.studies.worker import Outcome, found, job, take_place
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
+from metaformer.system.locks import held
 from metaformer.system.machine import how_to_share, memory_of_workers
+from metaformer.system.orphans import end_with_launcher, saved_before_the_end
 
 EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
 
@@ -67,6 +69,9 @@ class StudySweeper(Sweeper):
         check_study(study, entries, None if whole else keys_of(arguments))
         packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
+        if runtime.compile:  # a process has the compiled code of one cell
+            cells = {cell: place for place, cell in enumerate(dict.fromkeys(p.run.cell_id for p in pending))}
+            pending.sort(key=lambda p: cells[p.run.cell_id])
         # Its own descriptor, since a run in this process sends what it prints to a file.
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         console = Console(file=file, width=None if file.isatty() else 120)
@@ -81,10 +86,12 @@ class StudySweeper(Sweeper):
             self.launcher.connect()
         refuse({p.cell: p.config for p in pending}, here=here)
         if whole:
-            record(study, entries, given_words(self.config), Path(runtime.runs))
+            Path(runtime.runs).mkdir(parents=True, exist_ok=True)
+            with held(Path(runtime.runs) / ".launch.lock"):
+                record(study, entries, given_words(self.config), Path(runtime.runs))
         outcomes: list[Outcome] = []
         if pending:
-            with follow(listed, pending, console, show=runtime.progress), self._stops():
+            with follow(listed, pending, console, show=runtime.progress), self._stops(pending):
                 outcomes = self._launch(pending)
         runs = gather(study.name if whole else None, entries, Path(runtime.runs))
         from metaformer.analysis.page import summarise  # half of the time that --help would take
@@ -96,14 +103,14 @@ class StudySweeper(Sweeper):
             print(words, file=sys.stderr)
         if listed[0].config.logger.wandb:
             _tell_absent(listed, study.name if whole else None, console)
-        if failures := [o for o in outcomes if o.status in ("failed", "refused", "held")]:
+        if failures := [o for o in outcomes if o.status in ("failed", "refused", "held", "stopped")]:
             _tell(failures, len(listed), console)
             raise SystemExit(1)
 
-    def _stops(self) -> AbstractContextManager[None]:
-        """What a SIGTERM finds while runs are trained; a run in this process listens for itself."""
+    def _stops(self, pending: Sequence[Point]) -> AbstractContextManager[None]:
+        """What a signal finds while runs are trained; a run in this process listens for itself."""
         workers = type(self.launcher).__name__ == "JoblibLauncher" and self.config.hydra.launcher.n_jobs != 1
-        return say_what_is_kept() if workers else nullcontext()
+        return saved_before_the_end([p.run.folder / ".lock" for p in pending]) if workers else nullcontext()
 
     def _on_slurm(self) -> bool:
         return type(self.launcher).__name__ == "SlurmLauncher"

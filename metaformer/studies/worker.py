@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,13 @@ from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
 from metaformer.runs.wandb_place import tell_absent
-from metaformer.studies.orphans import end_with_parent, leave_if_orphaned
 from metaformer.studies.points import FIRST_SEED, resolve
+from metaformer.studies.refusal import warn_of_bf16
 from metaformer.system import machine
 from metaformer.system.company import Company, company
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import DISK, PART, now, output_to, write
+from metaformer.system.orphans import end_with_parent, is_worker, leave_if_orphaned
 from metaformer.system.version import TRAINING_VERSION, git_state
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went: finished, found, failed, refused, held by another process, followed, profiled or drawn."""
+    """How a run went: finished, found, failed, refused, held by another process, stopped, followed or looked at."""
 
     name: str
     status: str
@@ -77,9 +78,12 @@ def job(cfg: DictConfig) -> Outcome:
         outcome = Outcome(planned.folder.name, "failed", planned.folder)
         take_place(planned.config)
         return run(planned, jobs=int(hydra.launcher.get("n_jobs", 1)), log="run.log")
-    except SystemExit:
+    except SystemExit as stop:
         leave_if_orphaned()
-        raise
+        if not is_worker():
+            raise
+        # joblib would kill the runs of the other workers
+        return replace(outcome, status="stopped", reason=f"by a signal (status {stop.code}); it goes on from there")
     except Exception as error:  # whatever a run raises is its outcome
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             raise  # whoever started the processes of this run is to end the others
@@ -149,37 +153,6 @@ def _prepare(planned: Planned) -> "Prepared":
     prepared = prepare(config, images)
     _read[key] = prepared.images
     return prepared
-
-
-def refuse(cells: Mapping[str, Config], *, here: bool) -> None:
-    """Prepare each cell once before any run starts: what cannot work is refused, and leaves no folder.
-
-    Args:
-        here: they are to train on the devices of this machine.
-    """
-    if not cells:
-        return  # without torch: a study that is finished is only reported
-    known: dict[str, Any] = {}  # the images by their node
-    with output_to(Path(os.devnull)):
-        from metaformer.training.fit import prepare
-
-        for cell, config in cells.items():
-            try:
-                images = known.get(repr(config.data))
-                known[repr(config.data)] = prepare(config, images, here=here).images
-            except ConfigError as error:
-                raise ConfigError(f"{error} (cell {cell})") from error
-
-
-def warn_of_bf16(*configs: Config) -> None:
-    """Say once what a precision costs that the processor has to emulate, before anything trains."""
-    accelerators = {config.runtime.accelerator for config in configs if config.recipe.precision == "bf16"}
-    on_cpu = "cpu" in accelerators or ("auto" in accelerators and not machine.gpus())
-    if on_cpu and machine.emulates_bf16():
-        from metaformer.training.trainer import bf16_factor
-
-        words = f"a product of matrices takes {bf16_factor():.2g} times as long as in fp32, measured here"
-        print(f"note: recipe.precision=bf16: this processor emulates it: {words}; set fp32", file=sys.stderr)
 
 
 def found(planned: Planned) -> Result | None:
@@ -279,7 +252,7 @@ def trial(cfg: DictConfig) -> float:
     A rate at which a run diverges is a bad one.
 
     Raises:
-        ConfigError: it cannot be run at all, or it has the seed of a study.
+        ConfigError: it cannot be run at all, now or ever, or it has the seed of a study.
     """
     if cfg.seed < FIRST_SEED:
         raise ConfigError(f"seed={cfg.seed}: a search has seeds from {FIRST_SEED} on, which no study reports")
@@ -288,9 +261,10 @@ def trial(cfg: DictConfig) -> float:
         raise ConfigError(
             "hydra.sweeper.direction: expected maximize, a metric that falls is negated; hydra/sweeper=search has it"
         )
+    warn_of_bf16(config_of(cfg))
     outcome = job(cfg)
-    if outcome.status == "refused":
-        raise ConfigError(outcome.reason)
+    if outcome.status in ("refused", "held", "stopped"):
+        raise ConfigError(f"{outcome.name}: {outcome.reason}" if outcome.status == "stopped" else outcome.reason)
     name = selecting(cfg.study.analysis.metric)
     metric = metric_of(name)
     value = outcome.result.metrics[name] if outcome.result else metric.worst

@@ -87,7 +87,8 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-KEPT = {-1: 2**31 - 1, -3: 2**30}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+MMAP_SIZES = (2**30, 2**25)  # bytes; older C libraries refuse more than the second one
 
 
 def keep_memory() -> None:
@@ -99,9 +100,10 @@ def keep_memory() -> None:
     """
     if sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        for parameter, size in KEPT.items():
-            mallopt(parameter, size)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # The second call would fix a threshold that was refused where it stands, which is worse than nothing
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in MMAP_SIZES):
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def memory_of_workers() -> str:

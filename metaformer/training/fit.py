@@ -152,7 +152,8 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
                       file=sys.stderr)  # fmt: skip
                 compiled = False
             elif out_of_memory(error):
-                parts = more_parts(config, parts)
+                saved = stop_and_resume.read(planned.folder)
+                parts = more_parts(config, parts, saved.accumulate if saved else None)
             else:
                 raise
         prepared.net.load_state_dict(initial)

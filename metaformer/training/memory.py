@@ -16,8 +16,15 @@ def forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def more_parts(config: Config, parts: int) -> int:
-    """Twice as many parts of a batch that did not fit; a MemoryError where that cannot be, or nobody asked for it."""
+def more_parts(config: Config, parts: int, kept: int | None = None) -> int:
+    """Twice as many parts of a batch that did not fit; a MemoryError where that cannot be, or nobody asked for it.
+
+    Args:
+        kept: with how many a checkpoint goes on, since others would end with other bits.
+    """
+    if kept is not None:
+        again = "runtime.force=true begins anew"
+        raise MemoryError(f"out of memory{taken(config)}; a checkpoint goes on with {kept} parts of a batch; {again}")
     batch, smallest = config.recipe.batch // config.runtime.processes, 1 + config.recipe.mixes  # Mixup pairs images
     words = f"out of memory with {batch // parts} images on a device at once ({parts} parts of a batch){taken(config)}"
     more = 2 * parts

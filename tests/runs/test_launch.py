@@ -124,7 +124,10 @@ def test_the_ledger_tells_what_was_known_before(tmp_path):
     launch.record(replace(study(), name="second"), listed, COMMAND, runs)
     (stage,) = launch.read_launch("second").analyses
     assert (stage.known, stage.runs["seeds"]) == (1, [0, 1, 2])
-    (runs / "ledger.jsonl").write_text("{")
+    with (runs / "ledger.jsonl").open("a") as file:
+        file.write('{"run": "half a l')  # a crash
+    assert ledger.known(runs, [entry.run_id for entry in listed]) == [listed[0].run_id]
+    (runs / "ledger.jsonl").write_text("{\n")
     with pytest.raises(ConfigError, match=r"ledger\.jsonl: cannot be read"):
         ledger.known(runs, [])
 

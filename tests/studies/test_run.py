@@ -20,7 +20,7 @@ from metaformer.models import zoo
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import read_result, write_result
 from metaformer.runs.wandb_place import absent, waiting
-from metaformer.studies import worker
+from metaformer.studies import refusal, worker
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import Outcome, found, run
 from metaformer.system import machine
@@ -514,12 +514,16 @@ def test_overfitting_takes_every_class(monkeypatch):
 def test_bf16_that_is_emulated_is_told(monkeypatch, tmp_path, capsys, flags, words, warned):
     (tmp_path / "cpuinfo").write_text(flags)
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    machine.emulates_bf16.cache_clear()
+    caches = (machine.emulates_bf16, refusal._tell_of_bf16)
+    for kept in caches:
+        kept.cache_clear()
     monkeypatch.setattr(trainer, "bf16_factor", lambda: 12.34)
-    worker.warn_of_bf16(compose(*words, "runtime.accelerator=cpu"))
-    machine.emulates_bf16.cache_clear()
+    for _ in range(2):
+        refusal.warn_of_bf16(compose(*words, "runtime.accelerator=cpu"))
+    for kept in caches:
+        kept.cache_clear()
     told = capsys.readouterr().err
-    assert ("takes 12 times as long as in fp32, measured here; set fp32" in told) == warned
+    assert told.count("takes 12 times as long as in fp32, measured here; set fp32") == warned
 
 
 def test_how_long_bf16_takes_is_measured(monkeypatch):

@@ -21,7 +21,8 @@ from metaformer.runs.launch import collect
 from metaformer.runs.result import failure_of, write_result
 from metaformer.studies import sweeper
 from metaformer.studies.points import expand
-from metaformer.studies.worker import Outcome, refuse
+from metaformer.studies.refusal import refuse
+from metaformer.studies.worker import Outcome
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import memory_of_workers
 

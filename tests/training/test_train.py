@@ -16,6 +16,7 @@ from conftest import TINY
 from trained import start
 
 from metaformer.runs.folder import is_held
+from metaformer.system.orphans import _holding
 
 BREAKS = """
 import torch
@@ -287,28 +288,56 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cli, tmp_path):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("several", [False, True])
-def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, several):
-    command = ["recipe.epochs=20", "data=digits", "runtime.threads=1"]
+@pytest.mark.parametrize("who", ["a run", "a sweep", "the launcher of a sweep"])
+def test_ctrl_c_keeps_what_is_finished(cli, tmp_path, who):
+    command, several = ["recipe.epochs=20", "data=digits", "runtime.threads=1"], who != "a run"
     if several:
-        command = ["-m", "mixer=identity,pooling", "seed=0,1,2", *command]
+        command = ["-m", "mixer=identity,pooling", "seed=0,1,2", "hydra.launcher.n_jobs=2", *command]
     process = start(*command)
     wait_for(lambda: list(tmp_path.glob("runs/*/metrics.csv")), process)
     if several:
         wait_for(lambda: list(tmp_path.glob("runs/*/result.json")), process)
-    os.killpg(process.pid, signal.SIGINT)
+        wait_for(lambda: len(at_work(tmp_path)) == 2, process)
+    trained = at_work(tmp_path)
+    (os.kill if who.startswith("the launcher") else os.killpg)(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (
         err.strip().splitlines()[-1] == "interrupted; what is finished is kept, and the same command goes on from here"
     )
     assert "Traceback" not in err
+    for path in trained if several else []:  # joblib kills its workers, but not before that
+        assert (path / "result.json").exists() or "saved and stopped at step" in (path / "run.log").read_text()
     finished = set(results(tmp_path))
     if several:
         assert finished
         again = cli("train", *command)
         assert f"6 runs, {len(finished)} finished" in again.stdout
         assert finished < set(results(tmp_path))
+
+
+def at_work(tmp_path) -> list[Path]:
+    """The folders of the runs that are trained now and have an epoch behind them."""
+    begun = [path.parent for path in tmp_path.glob("runs/*-*/metrics.csv")]
+    return [path for path in begun if is_held(path) and not (path / "result.json").exists()]
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_asked_to_stop_leaves_the_others_alone(cli, tmp_path):
+    command = ("-m", "mixer=identity,pooling", "seed=0,1", "recipe.epochs=12", "runtime.threads=1", "data=digits")
+    process = start(*command, "hydra.launcher.n_jobs=2")
+    wait_for(lambda: at_work(tmp_path), process)
+    (stopped, *_) = at_work(tmp_path)
+    (worker,) = _holding([stopped / ".lock"], process.pid)
+    worker.terminate()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert f"stopped {stopped.name}: by a signal (status 143); it goes on from there" in out
+    assert "1 of 4 runs did not finish; the same command tries them again" in out
+    assert len(results(tmp_path)) == 3
+    assert (stopped / "last.ckpt").exists()
+    assert "4 runs, 3 finished, 1 to do" in cli("train", *command).stdout
+    assert len(results(tmp_path)) == 4
 
 
 @pytest.mark.processes
