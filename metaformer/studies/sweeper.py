@@ -69,9 +69,7 @@ class StudySweeper(Sweeper):
         check_study(study, entries, None if whole else keys_of(arguments))
         packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
-        if runtime.compile:  # a process has the compiled code of one cell
-            cells = {cell: place for place, cell in enumerate(dict.fromkeys(p.run.cell_id for p in pending))}
-            pending.sort(key=lambda p: cells[p.run.cell_id])
+        pending = by_cell(pending) if runtime.compile else pending  # a process has the compiled code of one cell
         # Its own descriptor, since a run in this process sends what it prints to a file.
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         console = Console(file=file, width=None if file.isatty() else 120)
@@ -162,6 +160,12 @@ class StudySweeper(Sweeper):
     def _changes(self, arguments: Sequence[str]) -> list[str]:
         """The words with which the command line narrowed or changed the study that its file describes."""
         return changes([*arguments, *(a for a in given_words(self.config, "hydra") if "hydra.sweeper" in a)])
+
+
+def by_cell(points: Sequence[Point]) -> list[Point]:
+    """The points of each cell one after the other."""
+    cells = {cell: place for place, cell in enumerate(dict.fromkeys(p.run.cell_id for p in points))}
+    return sorted(points, key=lambda p: cells[p.run.cell_id])
 
 
 def keys_of(arguments: Sequence[str]) -> set[str]:

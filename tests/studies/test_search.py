@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import TINY
 from hydra.errors import MissingConfigException
 
+from metaformer.config.compose import loader
 from metaformer.config.explain import explain
+from metaformer.config.hydra_internals import load
+from metaformer.studies import worker
 from metaformer.studies.points import expand
 from metaformer.system.errors import ConfigError, install
 
@@ -49,6 +53,14 @@ def test_a_trial_that_diverges_is_a_bad_one_and_not_the_end(cli):
     best = best_of()
     assert best["best_params"]["recipe.lr"] == 0.01
     assert "diverged: loss is nan" in done.stderr
+
+
+@pytest.mark.parametrize("status", ["refused", "held", "stopped"])
+def test_a_trial_that_did_not_run_is_no_bad_one(monkeypatch, status):
+    monkeypatch.setattr(worker.HydraConfig, "get", lambda: SimpleNamespace(sweeper={}))
+    monkeypatch.setattr(worker, "job", lambda _: worker.Outcome("pooling", status, reason="for a reason"))
+    with pytest.raises(ConfigError, match="for a reason"):
+        worker.trial(load(loader(), ["seed=1000"]))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,16 @@ def test_slurm_without_slurm(monkeypatch):
         study._check_launcher(planned)
 
 
+def test_compiled_runs_of_a_cell_follow_each_other():
+    listed = expand(["seed=0,1", "mixer=pooling,identity"])
+    assert [(p.cell, p.config.seed) for p in listed] == [
+        ("pooling", 0), ("identity", 0), ("pooling", 1), ("identity", 1),
+    ]  # fmt: skip
+    assert [(p.cell, p.config.seed) for p in sweeper.by_cell(listed)] == [
+        ("pooling", 0), ("pooling", 1), ("identity", 0), ("identity", 1),
+    ]  # fmt: skip
+
+
 class JoblibLauncher:
     """As joblib's: two at once, and where a worker dies all that are at work are lost and the rest never starts."""
 

@@ -110,6 +110,20 @@ def test_out_of_memory_splits_the_batch_or_says_how(monkeypatch, capfd):
     assert equal(folder, go("recipe.epochs=1", "runtime.accumulate=4", "runtime.runs=plain").folder)
 
 
+def test_out_of_memory_behind_a_checkpoint_is_not_tried_in_other_parts(monkeypatch):
+    step = Classifier.training_step
+
+    def others_came(self, batch):
+        if self.current_epoch == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch)
+
+    monkeypatch.setattr(Classifier, "training_step", others_came)
+    line = r"^out of memory; a checkpoint goes on with 1 parts of a batch; runtime.force=true begins anew$"
+    with pytest.raises(MemoryError, match=line):
+        go("recipe.epochs=2", "runtime.accumulate=auto")
+
+
 def test_a_batch_that_can_be_split_no_further_is_named(monkeypatch):
     def nothing_fits(self, batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
