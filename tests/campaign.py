@@ -148,6 +148,7 @@ def test_no_kill_changes_a_result_or_leaves_a_process(tmp_path):
     seed = int(os.environ.get("CAMPAIGN_SEED", random.randrange(10**6)))
     seen = campaign(int(os.environ.get("CAMPAIGN_KILLS", 50)), seed, tmp_path)
     print(seen)
+    assert seen.compared
     assert (seen.unlike, seen.orphans) == ([], []), f"seed {seed}"
 
 

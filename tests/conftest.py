@@ -41,6 +41,7 @@ def configured(name: str, dim: int = 32, resolution: tuple[int, int] = (7, 5), *
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Every test works in an empty folder, as a user of the installed package does."""
+    torch.manual_seed(0)  # whatever ran before in this process
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}-cache")
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)

@@ -114,7 +114,7 @@ def test_what_a_study_says_is_what_it_found(folder):
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(launched["runs"])
     tables = {path.name for path in (folder / "tables").iterdir()}
     assert tables <= {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")}  # no report writes others
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+    for target in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", text):
         assert (folder / target).exists(), target
 
 
@@ -138,8 +138,12 @@ def test_commands_within_the_text_have_keys_that_there_are(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
-        assert (repository() / page).parent.joinpath(target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^):#]*)(?:#([^)]*))?\)", PAGES[page]):
+        file = (repository() / page).parent.joinpath(target) if target else repository() / page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}, anchor
 
 
 def test_the_pages_name_what_is_there():

@@ -1,11 +1,11 @@
 """The house: its floors, its sizes, and that every verb answers without torch."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from conftest import repository
@@ -55,7 +55,7 @@ def test_help_needs_no_torch(verb):
     )
     code += "\nassert not {'torch', 'lightning', 'timm'} & set(sys.modules), 'it loads torch'"
     # Of the process alone, since tests share the machine; it is 0.2-0.6 s.
-    code += "\nimport time\nassert time.process_time() < 2, f'it takes {time.process_time():.1f} s of a processor'"
+    code += "\nimport time\nassert time.process_time() < 5, f'it takes {time.process_time():.1f} s of a processor'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"python -m metaformer.{verb} " in done.stdout
@@ -99,4 +99,7 @@ def test_the_picture_of_the_rooms_can_be_drawn(tmp_path):
         script.replace('ROOT / "docs" / "rooms.svg"', f"Path({str(tmp_path)!r}) / 'rooms.svg'")
     )
     subprocess.run([sys.executable, tmp_path / "draw.py"], check=True, capture_output=True)
-    assert "studies" in Path(tmp_path, "rooms.svg").read_text()
+    pictures = (tmp_path / "rooms.svg", repository() / "docs" / "rooms.svg")
+    drawn, kept = (re.findall(r"[a-z_]+", " ".join(re.findall(r">([^<>\n]+)</text>", p.read_text()))) for p in pictures)
+    assert "studies" in drawn
+    assert drawn == kept, "python docs/draw_rooms.py"

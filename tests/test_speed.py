@@ -89,7 +89,7 @@ def test_the_bytes_that_a_step_moves(rounds):
     assert step.traffic(lambda: x.view(2, 5)) == 0
 
 
-def test_the_models_of_timm_are_the_same_ones(rounds):
+def test_the_models_of_timm_have_as_many_parameters(rounds):
     import step
 
     for size, (own, channels, _, side) in step.SIZES.items():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,8 +46,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def equal(a: Path, b: Path) -> bool:
-    first, second = weights(a), weights(b)
-    return metrics(a) == metrics(b) and all(torch.equal(first[k], second[k]) for k in first)
+    return metrics(a) == metrics(b) and same(weights(a), weights(b))
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two networks have the same weights, bit for bit, and none that the other lacks."""
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def steps_of(monkeypatch) -> list[int]:

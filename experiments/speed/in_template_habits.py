@@ -107,7 +107,7 @@ def main(mixer: str, seed: int, train: int, epochs: int, folder: Path) -> None:
     here = folder / f"{mixer}-{seed}"
     best = ModelCheckpoint(here / "checkpoints", monitor="val/acc", mode="max", save_last=True)
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
         min_epochs=1,
         max_epochs=epochs,

@@ -11,10 +11,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 
 import torch
 
+from metaformer.system.files import as_csv, write
+from metaformer.system.locks import held, own_folder
 from metaformer.system.machine import processor
 
 RESULTS = Path(__file__).with_name("results.csv")
@@ -111,12 +114,9 @@ def keep(rows: Sequence[Row], script: str, out: Path) -> None:
     """Write the rows into the CSV, in place of what it has of the same script, device and title."""
     rows = [{"script": Path(script).stem, "device": device(), **row} for row in rows]
     fresh = {(row["script"], row["device"], row["what"]) for row in rows}
-    old: list[Row] = []
-    if out.exists():
-        with out.open(newline="") as file:
-            old = [row for row in csv.DictReader(file) if (row["script"], row["device"], row["what"]) not in fresh]
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted([*old, *rows], key=lambda row: row["script"]))  # stable: within a script as measured
+    with held(own_folder("speed") / "results.lock"):
+        kept = list(csv.DictReader(StringIO(out.read_text()))) if out.exists() else []
+        old = [row for row in kept if (row["script"], row["device"], row["what"]) not in fresh]
+        every = sorted([*old, *rows], key=lambda row: row["script"])  # stable: within a script as measured
+        write(out, as_csv([{column: row[column] for column in COLUMNS} for row in every]))
     print(f"written: {out}")

@@ -143,6 +143,9 @@ def main() -> None:
         what = f"train {size}, {side} px, batch {batch}"
         if not wanted(what, given):
             continue
+        if DEVICE == "cuda":  # torch keeps eight compiled variants of a forward, and runs the ninth uncompiled
+            torch.compiler.reset()
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
         steps = dict(variants(size))
         repeats = 20 if DEVICE == "cuda" else 1 if size == "S12" else 3
         figures = {name: speed(step, batch, given.clock, repeats) for name, step in steps.items()}

@@ -3,11 +3,12 @@
     python experiments/speed/study.py
     python experiments/speed/study.py --rounds 1 --seeds 1 --train 256 --epochs 1 --mixers 1
 
-Six mixers, three seeds, on Fashion-MNIST: the same networks, images, epochs and batches. Here: one command, as many
+Six mixers on Fashion-MNIST, a seed each: the same networks, images, epochs and batches. Here: one command, as many
 runs at once as there are cores, one thread each. There (`in_template_habits.py`): a process for each run, one after
 the other, PIL transforms in a DataLoader, NCHW, Lightning's default loop and checkpoints, all cores for each. Starting,
 validation, test and checkpoints are part of both; the report is part of the first. A round is one seed of all mixers.
-With `--clock cpu` it is the CPU time of all processes that counts, in which several runs at once gain nothing.
+On a GPU both train there, and up to 32 runs share it. With `--clock cpu` it is the CPU time of all processes that
+counts, in which several runs at once gain nothing.
 """
 
 import os
@@ -17,8 +18,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rounds import heading, in_turns, keep, options, wanted
+from rounds import DEVICE, heading, in_turns, keep, options, wanted
 
+ON_GPU = DEVICE == "cuda"
+AT_ONCE = (1, 2, 4, 8, 16, 32) if ON_GPU else (1, 2)  # runs on one GPU, or on the cores of a processor
 MIXERS = ("pooling", "identity", "attention", "fourier", "spatial_mlp", "depthwise")
 
 
@@ -53,7 +56,7 @@ class Studies:
     def here(self, seeds: list[int], *more: str) -> None:
         grid = (f"mixer={','.join(self.mixers)}", f"seed={','.join(map(str, seeds))}", "model.mlp_ratio=1")
         words = (f"data.train={self.train}", f"recipe.epochs={self.epochs}", f"runtime.runs={self.folder}/runs")
-        run("-m", "metaformer.train", "-m", *grid, *words, "runtime.accelerator=cpu", *more)
+        run("-m", "metaformer.train", "-m", *grid, *words, f"runtime.accelerator={'gpu' if ON_GPU else 'cpu'}", *more)
 
     def there(self, seeds: list[int]) -> None:
         script = str(Path(__file__).with_name("in_template_habits.py"))
@@ -74,18 +77,15 @@ def main() -> None:
             figures = {way: lambda how=how: study.images() / study.seconds(how) for way, how in ways.items()}
             rows += in_turns(what, "images/s", figures, given, warm=False)
         if wanted(what := "runs at once", given):
-            pooling = Studies(Path(name) / "once", 1, 2 * given.seeds, given.train, given.epochs, given.clock)
-
-            def at_once(jobs: int) -> float:
-                seconds = pooling.seconds(partial_of[jobs])
-                return 3600 * 2 * given.seeds / seconds
+            runs = AT_ONCE[-1] * given.seeds
+            pooling = Studies(Path(name) / "once", 1, runs, given.train, given.epochs, given.clock)
 
             def with_jobs(jobs: int) -> Callable[[list[int]], None]:
-                runs = f"runtime.runs={name}/at_once{jobs}"
-                return lambda seeds: pooling.here(seeds, f"hydra.launcher.n_jobs={jobs}", runs)
+                several = f"runtime.per_gpu={jobs}" if ON_GPU else f"hydra.launcher.n_jobs={jobs}"
+                return lambda seeds: pooling.here(seeds, several, f"runtime.runs={name}/at_once{jobs}")
 
-            partial_of = {jobs: with_jobs(jobs) for jobs in (1, 2)}
-            figures = {"1 run, all cores": lambda: at_once(1), "2 runs, a core each": lambda: at_once(2)}
+            ways = {f"{jobs} at once": with_jobs(jobs) for jobs in AT_ONCE}
+            figures = {way: lambda how=how: 3600 * runs / pooling.seconds(how) for way, how in ways.items()}
             rows += in_turns(what, "runs/hour", figures, given, warm=False)
     keep(rows, __file__, given.out)
 

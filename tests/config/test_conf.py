@@ -50,7 +50,7 @@ def test_every_file_of_conf_composes_and_builds(file):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_composes_for_each_of_its_runs(name):
+def test_every_study_composes_with_each_value_of_its_grid(name):
     if name == "shaken_or_stirred":  # its user trains these weights first
         stages = OmegaConf.load(repository() / "experiments" / name / "stages" / "last_two.yaml")
         weights = Path(stages.recipe.initialize_from)

@@ -153,7 +153,7 @@ def test_the_names_of_other_libraries_lead_to_keys_that_exist():
             ["model=zoo", "model.name=caformer_s18"],
             "mixer: model.source=zoo brings its own mixers; expected mixer=builtin",
         ),
-        (["model=timm", "mixer=builtin"], "model.name"),
+        (["model=timm", "mixer=builtin"], "model.name: expected the name of a model, since model.source=timm"),
         (
             ["model=timm", "mixer=builtin", "model.name=deit_tiny_patch16_224", "model.norm=layer"],
             "model.norm=layer: 'deit_tiny_patch16_224' has its own",

@@ -1,5 +1,6 @@
 """Splits that never change, augmentation that is a function of position, and clear refusals."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import compose
@@ -43,8 +44,8 @@ FASHION_SUM = 743839854
 
 
 def test_no_image_is_in_two_splits(fashion):
-    seen = [{bytes(image.numpy()) for image in s.images} for s in (fashion.train, fashion.val)]
-    assert not seen[0] & seen[1]
+    train, val, test = ({bytes(image.numpy()) for image in s.images} for s in fashion.splits().values())
+    assert not (train & val) | (train & test) | (val & test)
 
 
 def test_normalisation_gives_zero_mean_and_unit_variance(fashion):
@@ -210,3 +211,24 @@ def test_torchvision_sets_are_found_locally(tmp_path):
     assert [len(data.train), len(data.val), len(data.test)] == [5000, 5000, 3000]
     assert torch.equal(data.test.images, fashion.test.images)
     assert data.classes == fashion.classes
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_torchvisions_sets_in_colour(monkeypatch, name, kind):
+    from torchvision import datasets
+
+    class Theirs:
+        """As torchvision has them: an array in colour, and a list of labels."""
+
+        classes = ["cat", "dog"]  # noqa: RUF012
+
+        def __init__(self, root, train):
+            self.data = np.full((40, 32, 32, 3), (10, 20, 30) if train else (1, 2, 3), np.uint8)
+            self.targets = [0, 1] * 20
+
+    monkeypatch.setattr(datasets, kind, Theirs)
+    images = load(compose(f"data={name}", "data.val=10").data)
+    assert [len(part) for part in images.splits().values()] == [30, 10, 40]
+    assert (images.shape, images.classes) == ((3, 32, 32), ["cat", "dog"])
+    assert images.mean.tolist() == [10, 20, 30]
+    assert images.test.pixels[0, 0, 0].tolist() == [1, 2, 3]

@@ -1,6 +1,5 @@
 """One run: what it leaves, what it skips, how it fails, and that a resumed run equals an uninterrupted one."""
 
-import csv
 import json
 import random
 from dataclasses import replace
@@ -11,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, compose, repository, result_of
+from trained import equal, metrics, weights
 
 from metaformer.config.schema import Config, Logger
 from metaformer.config.validate import plain
@@ -43,21 +43,6 @@ def go(*overrides: str) -> Outcome:
 
 def train_in(folder: str, config: Config) -> Outcome:
     return run(replace(resolve(config, CHOICES)[0], folder=Path(folder)))
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without the times."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "weights.pt", weights_only=True)["state_dict"]
-
-
-def equal(a: Path, b: Path) -> bool:
-    first, second = weights(a), weights(b)
-    return metrics(a) == metrics(b) and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_a_run_leaves_its_files_and_is_not_trained_twice(monkeypatch):
@@ -230,6 +215,7 @@ def test_an_unknown_optimizer_names_the_nearest():
 def test_bf16():
     result = go("recipe.precision=bf16", "mixer=fourier").result
     assert result.metrics["train_loss"] < 2.3
+    assert result.metrics["train_loss"] != go("mixer=fourier").result.metrics["train_loss"]
 
 
 def test_frozen_parameters_stay_and_are_counted_apart():
@@ -384,8 +370,7 @@ def test_the_repository_is_what_git_state_describes():
 
     if not (repository() / ".git").exists():
         pytest.skip("not a checkout")
-    state = git_state()
-    assert state is None or len(state["commit"]) == 40
+    assert len(git_state()["commit"]) == 40
 
 
 DRAWS = ("identity", "attention", "random", "sepconv", "afno", "spatial_reduction")  # none, and more and more numbers

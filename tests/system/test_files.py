@@ -34,13 +34,24 @@ def writes(tree: ast.AST) -> list[str]:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
         on = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-        given = {ast.unparse(argument) for argument in node.args}
-        modes = {str(a.value) for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)}
-        opens = name == "open" and bool(modes & {"w", "wb", "x", "xb", "a", "ab", "w+", "r+"})
+        said = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        modes = [a.value for a in said if isinstance(a, ast.Constant) and set(str(a.value)) <= set("rwxabt+")]
+        opens = name == "open" and any(set(mode) & set("wxa+") for mode in modes)
         saves = name in WRITERS or (on, name) in {("torch", "save"), ("np", "save")}
-        if (opens or saves) and not (given | {on}) & (WITHIN | {"svg", "content"}):
+        into = WITHIN | ({"svg", "content"} if name in {"savefig", "savez_compressed"} else set())  # in memory
+        if (opens or saves) and not {on, *(ast.unparse(argument) for argument in node.args[:1])} & into:
             found.append(f"{node.lineno}: {ast.unparse(node)[:60]}")
     return found
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [("path.write_text(content)", 1), ("p.open('r+b')", 1), ("open(p, 'wt')", 1), ("open(p, mode='a')", 1),
+     ("part.write_text(content)", 0), ("p.open('rb')", 0), ("figure.savefig(svg, format='svg')", 0), ("open(p)", 0),
+     ("np.savez(path, file)", 1), ("torch.save(weights, part)", 1)],
+)  # fmt: skip
+def test_a_file_that_is_written_in_place_is_seen(line, wrong):
+    assert len(writes(ast.parse(line))) == wrong
 
 
 def test_every_file_is_written_whole():

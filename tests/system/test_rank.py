@@ -1,6 +1,8 @@
-"""Which of the processes that train one run this is."""
+"""Which of the processes that train one run this is, and what a cluster says of it."""
 
-from metaformer.system.machine import rank
+import pytest
+
+from metaformer.system.machine import CORES, RESTARTS, cores, rank, restarted
 
 
 def test_whose_turn_it_is(monkeypatch):
@@ -14,3 +16,25 @@ def test_whose_turn_it_is(monkeypatch):
     assert rank() == 3
     monkeypatch.setenv("RANK", "5")
     assert rank() == 5
+
+
+@pytest.mark.parametrize("name", ["SLURM_CPUS_PER_TASK", CORES])
+def test_a_job_has_the_cores_that_it_was_given(monkeypatch, name):
+    for other in ("SLURM_CPUS_PER_TASK", CORES):
+        monkeypatch.delenv(other, raising=False)
+    there = cores()
+    monkeypatch.setenv(name, "1")
+    assert cores() == 1
+    monkeypatch.setenv(name, str(there + 7))  # that many are not there
+    assert cores() == there
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", RESTARTS])
+def test_a_run_that_was_preempted_does_not_begin_again(monkeypatch, name):
+    for other in ("SLURM_RESTART_COUNT", RESTARTS):
+        monkeypatch.delenv(other, raising=False)
+    assert not restarted()
+    monkeypatch.setenv(name, "0")
+    assert not restarted()
+    monkeypatch.setenv(name, "2")
+    assert restarted()

@@ -69,8 +69,9 @@ def test_a_student_with_and_without_a_distillation_token(teacher):
     distill = ("recipe.distill.teacher=test_resnet", f"recipe.distill.weights={teacher}")
     with_teacher, without = (go("recipe.epochs=1", *words).result for words in (distill, ()))
     assert with_teacher.metrics["train_loss"] != without.metrics["train_loss"]
-    seen = []
+    seen, classed, loss_of = [], [], Classifier._loss
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "_loss", lambda self, z, *rest: (classed.append(z), loss_of(self, z, *rest))[1])
         patch.setattr(
             classification, "distillation_loss", lambda z, *rest: (seen.append(z), distillation_loss(z, *rest))[1]
         )
@@ -78,6 +79,8 @@ def test_a_student_with_and_without_a_distillation_token(teacher):
         words = ("recipe.epochs=1", "model=timm", name, "mixer=builtin", "data=fashion_small", "data.train=64")
         result = go(*distill, *words).result
     assert len(seen) == 1
+    assert len(classed) >= 1
+    assert not torch.equal(classed[0], seen[0])  # the teacher is that of the other token
     assert result.metrics["test_accuracy"] >= 0
 
 

@@ -1,4 +1,4 @@
-"""Segmentation: metrics and losses to the number, and runs that are stopped, compared and reported."""
+"""Segmentation: metrics and losses to the number, and runs that are stopped, looked at, compared and reported."""
 
 import csv
 import json
@@ -77,7 +77,9 @@ def test_a_logit_that_is_not_finite_gives_no_number():
     logits, masks = drawn()
     logits[0, 0, 0, 0] = torch.nan
     masks[0, 0, 0] = 0
-    assert all(np.isnan(value) for value in scores_of(logits, masks).measured().values())
+    measured = scores_of(logits, masks).measured()
+    assert {"mean_iou", "loss"} <= measured.keys()
+    assert all(map(np.isnan, measured.values()))
 
 
 @pytest.mark.parametrize("name", ["mean_iou", "mean_dice", "pixel_accuracy", "loss"])
@@ -236,6 +238,22 @@ def test_the_commands_about_a_run_know_of_segmentation(cli):
 
 
 def test_debug_modes_with_masks():
-    go("debug=overfit", "recipe.batch=4")  # stops early, by the accuracy of pixels
+    assert go("debug=overfit", "recipe.batch=4").result.epochs < 200  # stops early, by the accuracy of pixels
     assert go("debug=batch").shown.exists()
     assert go("debug=profile").shown.row_count == 15
+
+
+def test_a_sweep_is_reported_with_its_classes_and_pictures(cli):
+    done = cli("train", "-m", *WORDS, "mixer=pooling,identity", "seed=0,1", "recipe.epochs=1", "study.name=mine")
+    assert done.returncode == 0, done.stderr
+    folder = Path("runs/reports/mine")
+    rows = rows_of(str(folder / "tables" / "accuracy.csv"))
+    kept = [read_result(path) for path in Path("runs").glob("*-*")]
+    for row, name in zip(rows, ("pooling", "identity"), strict=True):
+        values = [r.metrics["test_mean_iou"] for r in kept if r.choices["mixer"] == name]
+        assert (row["mixer"], row["n"]) == (name, "2")
+        assert float(row["test"].split()[0]) == pytest.approx(100 * np.mean(values), abs=0.005)
+    page = (folder / "report.html").read_text()
+    assert "mean IoU" in page
+    assert "T-shirt/top" in page
+    assert {"predictions.svg", "predictions.pdf"} <= {path.name for path in (folder / "figures").iterdir()}

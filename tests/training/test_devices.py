@@ -122,8 +122,9 @@ def test_words_that_lightning_adds_for_the_second_process_are_not_refused(monkey
     assert ran == [1]
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # which is set while a command runs
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         train.main()
+    assert (left.value.code, ran) == (2, [1])
 
 
 def test_a_sweep_on_several_devices_is_refused_with_what_works(cli):

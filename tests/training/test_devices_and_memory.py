@@ -9,8 +9,9 @@ from metaformer.models.build import build, checkpoint_blocks
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import places
+from metaformer.training import trainer as trainer_module
 from metaformer.training.fit import prepare
-from metaformer.training.trainer import PRECISION, fitting_trainer
+from metaformer.training.trainer import fitting_trainer
 
 SMALL = ("data=digits", "data.train=192", "recipe.epochs=1", "recipe.batch=64", "recipe.warmup_epochs=0")
 TIMM = ("model=timm", "mixer=builtin", "model.name=test_resnet")
@@ -88,5 +89,16 @@ def test_what_lightning_is_told(tmp_path):
     one = compose("runtime.strategy=ddp", "runtime.accelerator=cpu")
     trainer = fitting_trainer(one, one.recipe, [], [], epochs=1, parts=1, folder=tmp_path, show=False)
     assert type(trainer.strategy).__name__ == "DDPStrategy"
-    assert PRECISION.keys() == {"fp32", "bf16", "fp16"}
+    assert trainer.precision == "32-true"
+    half = compose("recipe.precision=bf16", "runtime.accelerator=cpu")
+    precise = fitting_trainer(half, half.recipe, [], [], epochs=1, parts=1, folder=tmp_path, show=False)
+    assert precise.precision == "bf16-mixed"
     assert (places("mps", 1), places("mps", 2)) == (1, 2)  # one device, however many cores there are
+
+
+def test_nodes_and_devices_are_lightnings(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(trainer_module.L, "Trainer", lambda **options: asked.update(options))
+    config = compose("runtime.devices=2", "runtime.nodes=3", "recipe.batch=60", "runtime.accelerator=cpu")
+    fitting_trainer(config, config.recipe, [], [], epochs=1, parts=1, folder=tmp_path, show=False)
+    assert (asked["devices"], asked["num_nodes"]) == (2, 3)

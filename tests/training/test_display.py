@@ -69,6 +69,7 @@ def test_where_a_run_is_is_told_while_it_trains_and_tests(tmp_path, monkeypatch)
 
 
 def test_it_is_told_once_a_second_at_most(tmp_path, monkeypatch):
+    assert display.EVERY == 1.0
     monkeypatch.setattr(display, "EVERY", 3600.0)
     look = Look(tmp_path)
     trained([ProgressFile(tmp_path, Recipe(batch=4)), look])

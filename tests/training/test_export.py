@@ -47,6 +47,17 @@ def test_every_mixer_is_exported(format):
     assert made.difference < 1e-5
 
 
+@pytest.mark.parametrize("format", ["safetensors", *TRACED])
+def test_a_network_that_segments_is_exported(format):
+    config = compose("task=segmentation", "data=fashion_mosaics", "model=tiny_pyramid", "task.width=8")
+    net = build(config.model, config.mixer, 0, shape=(1, 64, 64), classes=11, task=config.task)
+    told = {"classes": [str(i) for i in range(11)], "mean": torch.tensor([100.0]), "std": torch.tensor([50.3])}
+    saved = {"state_dict": net.state_dict(), "config": plain(config), "shape": [1, 64, 64], **told}
+    made = export.export(trained_from(saved, "a test"), format)
+    assert made.difference is not None
+    assert made.difference < 1e-4
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize("name", NOT_IN_ONNX)
 def test_what_onnx_cannot_say_is_told(name):

@@ -3,19 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import compose
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from PIL import Image
 from trained import CHOICES, equal, go, weights
 
 from metaformer.config.schema import Runtime
 from metaformer.data.images import load
 from metaformer.data.module import ImageData
-from metaformer.models.build import build
 from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
+from metaformer.training.debug import picture
 from metaformer.training.trainer import workers
 
 
@@ -50,13 +52,9 @@ def test_the_average_is_what_is_tested_and_kept(monkeypatch):
 
     monkeypatch.setattr(EMAWeightAveraging, "on_train_batch_end", watch)
     folder = go("recipe.epochs=1", "recipe.ema=0.8").folder
-    config = compose("data=digits")
-    average = build(config.model, config.mixer, config.seed, shape=(1, 8, 8), classes=10).state_dict()
-    first = True
-    for state in history:
-        # torch's AveragedModel begins with a copy of the weights after the first step
-        average = state if first else {k: v.lerp(state[k], 0.2) for k, v in average.items()}
-        first = False
+    average = history[0]  # torch's AveragedModel begins with a copy of the weights after the first step
+    for state in history[1:]:
+        average = {k: v.lerp(state[k], 0.2) for k, v in average.items()}
     kept = weights(folder)
     assert all(torch.allclose(kept[k], average[k], atol=1e-6) for k in kept)
     assert not all(torch.equal(kept[k], history[-1][k]) for k in kept)
@@ -139,8 +137,14 @@ def test_a_picture_of_the_first_batch():
     assert file.stat().st_size > 1000
 
 
-def test_the_debug_picture_shows_what_training_sees():
-    config = compose("data=digits")
-    source = ImageData(load(config.data), config.recipe, 0)
-    assert torch.equal(next(iter(source.train_dataloader()))[0], next(iter(source.train_dataloader()))[0])
+def test_the_debug_picture_shows_what_training_sees(tmp_path):
+    config = compose("data=digits", "recipe.crop=2")
+    images = load(config.data)
+    batch = next(iter(ImageData(images, config.recipe, 0).train_dataloader()))[0]
+    shown = torch.from_numpy(np.asarray(Image.open(picture(config.recipe, 0, images, tmp_path)))[..., 0].copy())
+    first = (batch[0, 0] * images.std + images.mean).round().byte()
+    torch.testing.assert_close(shown[2:10, 2:10], first, atol=1, rtol=0)  # behind the edge of the grid
+
+
+def test_as_many_processes_read_as_are_asked_for():
     assert workers(Runtime(workers=3, devices=1), 1) == 3

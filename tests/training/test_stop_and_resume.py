@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import rows, start, wait_for
-from trained import equal, go, steps_of, stop_at
+from trained import equal, go, same, steps_of, stop_at
 
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
@@ -228,4 +228,4 @@ def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert rows(tmp_path / "runs") == rows(tmp_path / "whole")
     a, b = (torch.load(next(tmp_path.glob(f"{r}/*/weights.pt")), weights_only=True) for r in ("runs", "whole"))
-    assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
+    assert same(a["state_dict"], b["state_dict"])
