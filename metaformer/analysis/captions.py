@@ -58,6 +58,11 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
             f"adjusted. Dotted: the mean of {study.reference}. {_dashed(verdicts)}Differences are paired by seed: "
             f"they may be surer than these intervals look. {colours}{_near_chance(verdicts)}",
         ),
+        "gaps": Caption(
+            f"Differences to {study.reference} along the other factor",
+            f"Each {factor} minus {study.reference} along the other factor, on a logarithmic axis, with the 95% "
+            "intervals of the tables, not adjusted. How a gap moves is a contrast of its own, where the study has one.",
+        ),
         "variance": Caption(
             f"Shares of the variance in {words}", "Where the variance comes from; lines are 95% intervals over seeds."
         ),

@@ -1,4 +1,4 @@
-"""The pictures of how training went: learning curves, and what each learning rate gave."""
+"""The pictures of how training went: learning curves, what each rate gave, and gaps as training grows."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from metaformer.analysis.cells import Cell
-from metaformer.analysis.colours import PAPER, level_colours
-from metaformer.analysis.comparison import best_rate, by_rate
+from metaformer.analysis.colours import COLOURS, PAPER, QUIET, level_colours
+from metaformer.analysis.comparison import Comparison, best_rate, by_rate
 from metaformer.analysis.figures import WIDTH, legend_of, levels_of, with_unit
 from metaformer.analysis.inference import mean_interval
 from metaformer.config.metrics import metric_of
+from metaformer.config.study_nodes import Analysis
 from metaformer.runs.launch import Run
 
 
@@ -68,6 +69,47 @@ def rates(cells: Sequence[Cell], metric: str, factor: str) -> Figure | None:
     axes.set_ylabel(with_unit(metric))
     figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure
+
+
+def gaps(comparisons: Sequence[Comparison], analysis: Analysis, reference: str) -> Figure | None:
+    """The differences to the reference along the one other factor, where that is a number, as epochs or images are."""
+    drawn = [(c, level) for c in comparisons if c.crossed.seeds and (level := _number(c)) is not None]
+    along = sorted({level for _, level in drawn})
+    if len(along) < 2:
+        return None
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    axes.axhspan(-analysis.margin, analysis.margin, color=COLOURS["equivalent"][0], alpha=0.12, linewidth=0)
+    axes.axhline(0, color=QUIET, linewidth=0.8)
+    levels = list(dict.fromkeys(c.level for c, _ in drawn))
+    colours = level_colours(levels_of([cell for c, _ in drawn for cell in c.cells], analysis.factor)[0])
+    for place, name in enumerate(levels):
+        own = {level: c.difference for c, level in sorted(drawn, key=lambda pair: pair[1]) if c.level == name}
+        aside = (along[-1] / along[0]) ** (0.01 * (place - (len(levels) - 1) / 2))  # so that intervals do not cover
+        ends = [[e.mean - e.low for e in own.values()], [e.high - e.mean for e in own.values()]]
+        at, means = [level * aside for level in own], [e.mean for e in own.values()]
+        axes.errorbar(at, means, ends, color=colours[name], marker="D", markersize=5, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(along, [f"{level:,g}" for level in along], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(_named(drawn[0][0]))
+    axes.set_ylabel(f"minus {reference}, in {metric_of(analysis.metric).unit}")
+    figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)
+    return figure
+
+
+def _named(comparison: Comparison) -> str:
+    """The one factor beside that of the mixers; empty where there are several or none, or where `rates` has it."""
+    others = [name for name in comparison.cell.levels if name != comparison.factor]
+    return others[0] if len(others) == 1 and others != ["lr"] else ""
+
+
+def _number(comparison: Comparison) -> float | None:
+    """The level of that factor, where it is a number above zero."""
+    try:
+        level = float(comparison.cell.levels.get(_named(comparison), ""))
+    except ValueError:
+        return None
+    return level if 0 < level < float("inf") else None
 
 
 def _trace(run: Run, metric: str) -> dict[int, float]:

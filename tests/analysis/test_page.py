@@ -16,6 +16,7 @@ from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, decisive, judge
 from metaformer.config.schema import Data
 from metaformer.config.tasks import Task
+from metaformer.runs.launch import Run
 
 LONG = "block-with-quite-a-long-name"
 TEXT = '<text x="9" y="20" style="font-size: 9px">a map</text>'
@@ -220,3 +221,38 @@ def test_a_curve_has_the_epochs_that_were_validated():
     drawn = training_figures.curves(runs, judge(study(), runs).cells, "val_accuracy", "mixer")
     (line,) = drawn.axes[0].lines
     assert line.get_xydata().tolist() == [[2, 50]]
+
+
+def trained_longer() -> list[Run]:
+    """Three mixers after 6, 24 and 96 epochs, three seeds each."""
+    gaps = {"pooling": (0, 0, 0), "identity": (-1, -3, -6), "depthwise": (5, 4, 2)}
+    cells = {
+        f"{epochs}_{mixer}": [0.6 + (10 * i + gap[i] + seed / 4) / 100 for seed in range(3)]
+        for mixer, gap in gaps.items()
+        for i, epochs in enumerate((6, 24, 96))
+    }
+    return [replace(r, levels={"epochs": r.levels["architecture"], "mixer": r.mixer}) for r in runs_of(**cells)]
+
+
+def test_gaps_are_drawn_along_a_number():
+    verdicts = judge(study(), trained_longer())
+    figure = training_figures.gaps(verdicts.confirmatory, study().analysis, "pooling")
+    axes = figure.axes[0]
+    found = {}
+    for bars in axes.containers:
+        line = bars.lines[0]
+        found[bars.get_label()] = (line.get_xdata().tolist(), line.get_ydata().tolist())
+    assert found.keys() == {"identity", "depthwise"}
+    for name, expected in (("identity", [-1, -3, -6]), ("depthwise", [5, 4, 2])):
+        assert found[name][0] == pytest.approx([6, 24, 96], rel=0.05)
+        assert found[name][1] == pytest.approx(expected)
+    assert axes.get_xlabel() == "epochs"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["6", "24", "96"]
+    assert "along the other factor" in captions(study(), verdicts)["gaps"].text
+
+
+@pytest.mark.parametrize("names", [("short", "long", "longer"), ("6", "6", "6"), ("-1", "nan", "inf")])
+def test_gaps_along_names_are_not_drawn(names):
+    to = dict(zip(("6", "24", "96"), names, strict=True))
+    runs = [replace(r, levels=r.levels | {"epochs": to[r.levels["epochs"]]}) for r in trained_longer()]
+    assert training_figures.gaps(judge(study(), runs).confirmatory, study().analysis, "pooling") is None
