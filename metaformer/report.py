@@ -15,7 +15,7 @@ from rich.console import Console
 
 from metaformer.analysis.page import summarise
 from metaformer.cli import answer, flag, words
-from metaformer.config.compose import compose
+from metaformer.config.compose import compose, key_of
 from metaformer.config.validate import judged
 from metaformer.runs.launch import check_study, read_launch, source_of
 from metaformer.runs.packed import gather
@@ -29,8 +29,8 @@ def report(arguments: Sequence[str]) -> None:
     """Judge the study that the command line names, from what is finished of it."""
     given = words(arguments, own=("publish",))
     overrides, publish = given.overrides, flag(given.own, "publish")
-    changed, launched = bool(changes(overrides)), None
-    if not changed:
+    changed, launched = changes(overrides), None
+    if all(key_of(word).startswith("study.") for word in changed):  # how its runs are judged, and not which
         config = compose(overrides)
         launched = read_launch(config.study.name) if config.study.name else None
     if launched is None or launched.source != source_of(launched.study):
@@ -46,7 +46,7 @@ def report(arguments: Sequence[str]) -> None:
     check_study(study, entries, keys_of(overrides) if changed else None)
     runs = gather(study.name, entries, Path(config.runtime.runs))
     console = Console(width=None if sys.stdout.isatty() else 140)
-    folder = written_to(Path(config.runtime.runs), study.name, changes(overrides), publish=publish)
+    folder = written_to(Path(config.runtime.runs), study.name, changed, publish=publish)
     summarise(study, runs, console, folder, whole=not changed)
     if all(run.problem for run in runs):
         raise SystemExit(1)

@@ -72,6 +72,17 @@ class Comparison(Tested):
         return " - ".join(cell.levels[self.factor] for cell in self.cells)
 
     @property
+    def alike(self) -> bool:
+        """Whether both cells say the same of each image at each seed, as two networks do that compute the same."""
+        a, b = (cell.terms for cell in self.cells)
+        whole = bool(a) and a.keys() == b.keys() == self.cell.values.keys()
+        return whole and all(np.array_equal(a[seed], b[seed]) for seed in a)
+
+    def equal_p(self, margin: float) -> float:
+        """How sure it is that the two do not differ by as much as the margin."""
+        return 0.0 if self.alike else self.crossed.equivalence_p(margin)
+
+    @property
     def pairing(self) -> float:
         """Variance of the paired difference by that of seeds without anything in common: below 1 pairing helps."""
         if len(self.differences) < 2:

@@ -230,6 +230,8 @@ def _untestable(t: Tested, look: Look, analysis: Analysis) -> str:
         return "; ".join(f"{cell.name} has {len(cell.values)} of {n} planned seeds" for cell in short)
     if n < FEWEST:
         return f"{n} seed{'s' * (n > 1)}: it takes {FEWEST}"
+    if isinstance(t, Comparison) and t.alike:
+        return "they say the same of every image at each seed, as two names of one network do"
     if np.ptp(t.differences) < 1e-9:
         return "no variance between seeds: the difference is the same at each of them"
     return ""
@@ -287,7 +289,7 @@ def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
         levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in c.cells)
         usable = [not _untestable(c, stage.look, analysis) for c in pairs]
         checked = list(zip(pairs, usable, strict=True))
-        equal = [c.crossed.equivalence_p(analysis.margin) if ok else 1.0 for c, ok in checked]
+        equal = [c.equal_p(analysis.margin) if ok or c.alike else 1.0 for c, ok in checked]
         beyond = holm([c.crossed.beyond_p(analysis.margin) if ok else 1.0 for c, ok in checked])
         refuting = [c for c, p in zip(pairs, beyond, strict=True) if p <= stage.look.alpha]
         open_ = [c for c, p in zip(pairs, equal, strict=True) if p > stage.look.alpha]

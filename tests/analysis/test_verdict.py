@@ -372,6 +372,18 @@ def test_the_claim_is_an_intersection_union_test():
     assert with_identity.outcome == "refuted"
 
 
+def test_two_names_of_one_network_do_not_keep_a_claim_from_being_shown():
+    """As a window of attention that is as large as the map, and attention: they say the same of every image."""
+    values = {"pooling": BASE, "x": shifted(0, 0.1, 1), "same": shifted(0, 0.1, 1)}
+    (claim,) = judge(study(), answered(runs_of(**values))).claims
+    assert claim.outcome == "shown"
+    (found,) = judge(study(), answered(runs_of(pooling=BASE, same=BASE))).confirmatory
+    assert found.verdict == NONE  # there is nothing to test
+    assert "two names of one network" in found.notes[0]
+    (unknown,) = judge(study(), runs_of(**values)).claims  # without their predictions nobody knows
+    assert unknown.outcome == "not shown"
+
+
 def test_a_contrast_is_tested_like_a_comparison():
     runs = runs_of(layer_pooling=BASE, layer_identity=shifted(-5, 0.2), group_pooling=BASE,
                    group_identity=shifted(-1, 0.2, 1))  # fmt: skip

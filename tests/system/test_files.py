@@ -39,7 +39,7 @@ def writes(tree: ast.AST) -> list[str]:
         opens = name == "open" and any(set(mode) & set("wxa+") for mode in modes)
         saves = name in WRITERS or (on, name) in {("torch", "save"), ("np", "save")}
         into = WITHIN | ({"svg", "content"} if name in {"savefig", "savez_compressed"} else set())  # in memory
-        if (opens or saves) and not {on, *(ast.unparse(argument) for argument in node.args[:1])} & into:
+        if (opens or saves) and not {on, *(ast.unparse(argument) for argument in node.args)} & into:
             found.append(f"{node.lineno}: {ast.unparse(node)[:60]}")
     return found
 
@@ -48,7 +48,7 @@ def writes(tree: ast.AST) -> list[str]:
     ("line", "wrong"),
     [("path.write_text(content)", 1), ("p.open('r+b')", 1), ("open(p, 'wt')", 1), ("open(p, mode='a')", 1),
      ("part.write_text(content)", 0), ("p.open('rb')", 0), ("figure.savefig(svg, format='svg')", 0), ("open(p)", 0),
-     ("np.savez(path, file)", 1), ("torch.save(weights, part)", 1)],
+     ("np.savez(path, weights)", 1), ("torch.save(weights, part)", 0), ("torch.save(weights, path)", 1)],
 )  # fmt: skip
 def test_a_file_that_is_written_in_place_is_seen(line, wrong):
     assert len(writes(ast.parse(line))) == wrong

@@ -97,8 +97,11 @@ def test_what_lightning_is_told(tmp_path):
 
 
 def test_nodes_and_devices_are_lightnings(tmp_path, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(trainer_module.L, "Trainer", lambda **options: asked.update(options))
+    asked, trainer = {}, trainer_module.L.Trainer
+    one = {"devices": 1, "num_nodes": 1}  # what is here
+    monkeypatch.setattr(
+        trainer_module.L, "Trainer", lambda **options: asked.update(options) or trainer(**options | one)
+    )
     config = compose("runtime.devices=2", "runtime.nodes=3", "recipe.batch=60", "runtime.accelerator=cpu")
     fitting_trainer(config, config.recipe, [], [], epochs=1, parts=1, folder=tmp_path, show=False)
     assert (asked["devices"], asked["num_nodes"]) == (2, 3)
