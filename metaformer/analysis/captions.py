@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from metaformer.analysis.colours import LEVELS
 from metaformer.analysis.text_table import first_up
 from metaformer.analysis.verdict import NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
@@ -49,7 +50,8 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
     """Of each figure of a report."""
     metric, factor = study.analysis.metric, study.analysis.factor
     words, validated = in_words(metric), in_words(selecting(metric))
-    colours = f"One colour for each {factor} in all figures."
+    again = " They start again after ten." if len({c.levels[factor] for c in verdicts.cells}) > len(LEVELS) else ""
+    colours = f"One colour for each {factor} in all figures.{again}"
     return {
         "differences": Caption(f"Differences to {study.reference} with their intervals", _differences(study, verdicts)),
         "accuracy": Caption(

@@ -256,3 +256,9 @@ def test_gaps_along_names_are_not_drawn(names):
     to = dict(zip(("6", "24", "96"), names, strict=True))
     runs = [replace(r, levels=r.levels | {"epochs": to[r.levels["epochs"]]}) for r in trained_longer()]
     assert training_figures.gaps(judge(study(), runs).confirmatory, study().analysis, "pooling") is None
+
+
+@pytest.mark.parametrize(("mixers", "again"), [(10, False), (11, True)])
+def test_colours_that_start_again_are_told(mixers, again):
+    verdicts = judge(study(), runs_of(pooling=[0.7, 0.8], **{f"m{i}": [0.7, 0.8] for i in range(mixers - 1)}))
+    assert ("start again after ten" in captions(study(), verdicts)["accuracy"].text) == again

@@ -75,6 +75,8 @@ def test_committed_results_are_those_of_the_study(name):
     file = repository() / "experiments" / name / "results.csv"
     if not file.exists():
         pytest.skip("no results committed")
+    if name == "shaken_or_stirred":
+        pytest.skip("its images and the weights of two stages have to be made first")
     points = expand([f"experiments={name}"])
     if points[0].run.fingerprint is None and points[0].config.data.name == "image_folder":
         pytest.skip("the ids carry a fingerprint of images that are not here")
