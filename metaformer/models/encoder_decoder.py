@@ -39,7 +39,7 @@ class EncoderDecoder(nn.Module):
     Args:
         encoder: puts out a list of maps, the finest first.
         dims, reductions: channels and strides of the maps.
-        first_convs: the convolutions of the encoder that see the image; `pretrained_cfg` names them as timm does.
+        first: the convolutions of the encoder that see the image; `pretrained_cfg` names them as timm does.
         skipped: how many of the finest maps the decoder does not look at.
 
     Raises:
@@ -54,7 +54,7 @@ class EncoderDecoder(nn.Module):
         task: Task,
         classes: int,
         seed: int,
-        first_convs: Sequence[str],
+        first: Sequence[str],
         skipped: int = 0,
     ) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class EncoderDecoder(nn.Module):
                 f"{strides}; expected a hierarchical one, like model=s12 or model=tiny_pyramid"
             )
         self.encoder, self.skipped, self.num_classes = encoder, skipped, classes
-        self.pretrained_cfg = {"classifier": "classifier", "first_conv": tuple(f"encoder.{n}" for n in first_convs)}
+        self.pretrained_cfg = {"classifier": "classifier", "first_conv": tuple(f"encoder.{name}" for name in first)}
         with seeded(seed, "decoder"):
             self.decoder = DECODERS[task.decoder](dims[skipped:], reductions[skipped:], task.width)
             self.classifier = nn.Conv2d(task.width, classes, 1)
@@ -96,9 +96,9 @@ def over_timm(encoder: nn.Module, task: Task, classes: int, seed: int) -> Encode
     """A segmenter whose encoder is a model of timm made with `features_only`."""
     info: Any = encoder.feature_info
     skipped = 0 if task.decoder == "unet" else sum(reduction < FINEST for reduction in info.reduction())
-    first = in_features(dict.fromkeys(f"{name}.weight" for name in first_convs(encoder)), encoder)
-    names = [key.removesuffix(".weight") for key in first]
-    return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, names, skipped)
+    named = in_features(dict.fromkeys(f"{name}.weight" for name in first_convs(encoder)), encoder)
+    first = [key.removesuffix(".weight") for key in named]
+    return EncoderDecoder(encoder, info.channels(), info.reduction(), task, classes, seed, first, skipped)
 
 
 def in_features(named: Mapping[str, T], features: nn.Module) -> dict[str, T]:

@@ -29,6 +29,7 @@ from metaformer.system.seeds import derive
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import fit, trainer
+from metaformer.training.debug import one_batch
 
 CHOICES = {"mixer": "pooling", "model": "tiny", "data": "digits"}
 
@@ -470,21 +471,20 @@ def test_a_damaged_checkpoint_is_named():
 
 @pytest.mark.parametrize("content", ["[1]", "{}", "null", '{"metrics": {}}'])
 def test_a_result_that_is_none_is_not_redone_unasked(content):
-    folder = go().folder
+    folder = planned().folder
+    folder.mkdir(parents=True)
     (folder / "result.json").write_text(content)
     with pytest.raises(ConfigError, match=r"result\.json: cannot be read"):
         go()
 
 
-def test_overfitting_takes_every_class(monkeypatch):
-    seen = []
-    step = Classifier.training_step
-    monkeypatch.setattr(Classifier, "training_step", lambda self, b: (seen.append(b[1]), step(self, b))[1])
-    go("debug=overfit", "recipe.batch=20")
-    assert seen[0].bincount().tolist() == [2] * 10
-    seen.clear()
-    go("debug=overfit", "recipe.batch=60", "data.train=60")  # all that there are
-    assert len(seen[0]) == 60
+def test_overfitting_takes_every_class():
+    config = compose(*TINY, "recipe.batch=20")
+    part, recipe = one_batch(load(config.data), config.recipe)
+    assert part.train.labels.bincount().tolist() == [2] * 10
+    assert (recipe.epochs, recipe.label_smoothing) == (200, 0.0)
+    whole = compose(*TINY, "recipe.batch=60", "data.train=60")  # all that there are
+    assert len(one_batch(load(whole.data), whole.recipe)[0].train) == 60
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,8 @@ def test_costs_are_measured_on_the_gpu(cli):
         torch.cuda.reset_peak_memory_stats()
         assert 0 < cell_cost.step_seconds(compose(*words, f"runtime.compile={compiled}")) < 1
         assert torch.cuda.max_memory_allocated() > 0
+    timed = cli("cost", "-m", *words, "mixer=pooling,identity", "budget=time", "budget.target=pooling")
+    assert timed.returncode == 0, timed.stderr  # by a process of its own, with a place on the GPU
 
 
 @two_gpus

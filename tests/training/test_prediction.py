@@ -51,9 +51,9 @@ def test_several_devices_are_refused(run, command, capsys):
     assert "runtime.devices, runtime.nodes: expected 1 of each" in capsys.readouterr().err
 
 
-@pytest.fixture
-def run():
-    return go("mixer=pooling").folder
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return go("mixer=pooling", f"runtime.runs={tmp_path_factory.mktemp('run')}").folder
 
 
 def test_a_folder_of_images_and_the_test_images_of_the_run(run, command):

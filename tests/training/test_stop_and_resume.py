@@ -22,9 +22,14 @@ EVERYTHING = (
 )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    return go(*EVERYTHING, f"runtime.runs={tmp_path_factory.mktemp('whole')}").folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_saves_at_the_step_and_the_run_goes_on_there(monkeypatch, capfd, number):
-    whole = go(*EVERYTHING, "runtime.runs=whole").folder
+def test_a_signal_saves_at_the_step_and_the_run_goes_on_there(whole, monkeypatch, capfd, number):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         stop_at(patch, number, at=24)  # of 18 an epoch
@@ -95,8 +100,7 @@ def test_a_loss_that_is_no_number_keeps_the_training(monkeypatch):
     assert seen == []
 
 
-def test_at_the_last_step_of_an_epoch_it_is_validated_first(monkeypatch):
-    whole = go(*EVERYTHING, "runtime.runs=whole").folder
+def test_at_the_last_step_of_an_epoch_it_is_validated_first(whole, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, signal.SIGTERM, at=35)
         with pytest.raises(SystemExit):
@@ -121,9 +125,8 @@ def test_several_stops_in_one_epoch_and_accumulated_parts(monkeypatch):
     assert equal(next(Path("runs").glob("*-*")), whole)
 
 
-def test_after_the_last_epoch_only_the_test_is_left(monkeypatch):
+def test_after_the_last_epoch_only_the_test_is_left(whole, monkeypatch):
     """Of the averaged weights, although nothing is trained any more."""
-    whole = go(*EVERYTHING, "runtime.runs=whole").folder
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_test_epoch_start", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -136,8 +139,7 @@ def test_after_the_last_epoch_only_the_test_is_left(monkeypatch):
     assert resumed.result.metrics == first
 
 
-def test_a_checkpoint_every_few_minutes_is_where_a_killed_run_goes_on(monkeypatch):
-    whole = go(*EVERYTHING, "runtime.runs=whole").folder
+def test_a_checkpoint_every_few_minutes_is_where_a_killed_run_goes_on(whole, monkeypatch):
     with monkeypatch.context() as patch:
         step = Classifier.training_step
         patch.setattr(Classifier, "training_step", lambda s, b: 1 / 0 if s.global_step == 30 else step(s, b))
@@ -158,8 +160,7 @@ def interrupted(monkeypatch, at: int) -> Path:
 
 
 @pytest.mark.parametrize("spoil", ["half", "empty", "missing"])
-def test_a_checkpoint_cut_in_half_falls_back_to_the_one_before(monkeypatch, capfd, spoil):
-    whole = go(*EVERYTHING, "runtime.runs=whole").folder
+def test_a_checkpoint_cut_in_half_falls_back_to_the_one_before(whole, monkeypatch, capfd, spoil):
     folder = interrupted(monkeypatch, at=24)
     last = folder / "last.ckpt"
     content = last.read_bytes()
