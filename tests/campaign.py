@@ -1,6 +1,7 @@
 """Random kills of a sweep: every run has to end as one that was left alone, and no process may be left over.
 
     python tests/campaign.py --kills 50 --seed 1
+    python tests/campaign.py --kills 10 --seed 1 --photographs   # which processes of their own read
     CAMPAIGN_KILLS=10 pytest -m campaign -n 0
 
 Launcher, one worker, or all of them at once are killed (SIGKILL) or asked to stop (SIGTERM; all of them Ctrl-C too) at
@@ -23,14 +24,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-COMMAND = (
-    *("-m", "mixer=pooling,depthwise", "seed=0,1", "data=digits", "data.train=400", "model.dims=[8,8,8,8]"),
-    *("recipe.epochs=8", "recipe.batch=20", "recipe.mixup=0.4", "recipe.ema=0.9", "model.drop_path=0.1"),
-    *("runtime.threads=1", "hydra.launcher.n_jobs=2"),
+ALL = (
+    *("-m", "mixer=pooling,depthwise", "seed=0,1", "model.dims=[8,8,8,8]", "recipe.batch=20", "recipe.mixup=0.4"),
+    *("recipe.ema=0.9", "model.drop_path=0.1", "runtime.threads=1", "hydra.launcher.n_jobs=2"),
 )
+COMMANDS = {
+    "in memory": (*ALL, "data=digits", "data.train=400", "recipe.epochs=8"),
+    "photographs": (
+        *(*ALL, "data=image_folder", "data.root=photographs", "data.size=32", "data.decode=always"),
+        *("recipe.scale=[0.5,1]", "recipe.epochs=4", "runtime.workers=1"),
+    ),
+}
 GRACE = 60  # seconds within which every process of a command is to end with its launcher
 MOST = 8  # kills before the command is left to finish, which takes as long as two of them
 MARK = "METAFORMER_CAMPAIGN"
@@ -50,11 +59,23 @@ class Campaign:
         return "\n".join([*lines, f"{len(self.orphans)} orphans", *self.unlike, *self.orphans])
 
 
-def start(folder: Path, runs: str, mark: str) -> subprocess.Popen:
+def photographs(folder: Path) -> None:
+    """400 images of noise in two classes, to train on, and some for the other splits."""
+    drawn = np.random.default_rng(0)
+    for split, images in {"train": 200, "val": 20, "test": 20}.items():
+        for name in ("dark", "light"):
+            place = folder / "photographs" / split / name
+            place.mkdir(parents=True)
+            for row in range(images):
+                pixels = drawn.integers(0, 160, (40, 40, 3), np.uint8) + np.uint8(90 * (name == "light"))
+                Image.fromarray(pixels).save(place / f"{row:03}.png")
+
+
+def start(folder: Path, runs: str, mark: str, images: str) -> subprocess.Popen:
     """The command, whose processes all have a mark in their environment."""
     with (folder / f"{runs}.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "metaformer.train", *COMMAND, f"runtime.runs={runs}"],
+            [sys.executable, "-m", "metaformer.train", *COMMANDS[images], f"runtime.runs={runs}"],
             cwd=folder, env={**os.environ, MARK: mark}, stdout=log, stderr=log, start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
@@ -95,10 +116,10 @@ def left_over(mark: str) -> list[str]:
     return [f"orphan {pid}: {words}" for pid, words in there.items()]
 
 
-def finish(folder: Path, runs: str) -> float:
+def finish(folder: Path, runs: str, images: str) -> float:
     """Leave the command alone; the seconds that it took."""
     begun = time.monotonic()
-    assert start(folder, runs, "").wait(timeout=1800) == 0, (folder / f"{runs}.log").read_text()
+    assert start(folder, runs, "", images).wait(timeout=1800) == 0, (folder / f"{runs}.log").read_text()
     return time.monotonic() - begun
 
 
@@ -117,16 +138,18 @@ def unlike(run: Path, control: Path) -> str:
     return ", ".join([name for name, equal in named.items() if not equal] + left)
 
 
-def campaign(kills: int, seed: int, folder: Path) -> Campaign:
+def campaign(kills: int, seed: int, folder: Path, images: str) -> Campaign:
     """So many kills, and the comparison of all runs that went through them."""
     draw, seen = random.Random(seed), Campaign()
-    print(f"campaign of {kills} kills, seed {seed}", flush=True)
-    whole = finish(folder, "control")
+    print(f"campaign of {kills} kills, seed {seed}, {images}", flush=True)
+    if images == "photographs":
+        photographs(folder)
+    whole = finish(folder, "control", images)
     while len(seen.kills) < kills:
         runs = f"runs{seen.compared}"
         for _ in range(draw.randint(1, min(MOST, kills - len(seen.kills)))):
             mark = secrets.token_hex(8)
-            process = start(folder, runs, mark)
+            process = start(folder, runs, mark, images)
             time.sleep(whole * draw.uniform(0.2, 0.9))
             told = kill(process, mark, draw) if process.poll() is None else ""
             process.wait(timeout=1800)
@@ -135,7 +158,7 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
             print(f"{len(seen.kills)}: {told or 'it was over'}", flush=True)
             if not told:
                 break
-        finish(folder, runs)
+        finish(folder, runs, images)
         for control in sorted((folder / "control").glob("*-*")):
             seen.compared += 1
             if difference := unlike(folder / runs / control.name, control):
@@ -144,9 +167,10 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
 
 
 @pytest.mark.campaign
-def test_no_kill_changes_a_result_or_leaves_a_process(tmp_path):
+@pytest.mark.parametrize("images", COMMANDS)
+def test_no_kill_changes_a_result_or_leaves_a_process(tmp_path, images):
     seed = int(os.environ.get("CAMPAIGN_SEED", random.randrange(10**6)))
-    seen = campaign(int(os.environ.get("CAMPAIGN_KILLS", 50)), seed, tmp_path)
+    seen = campaign(int(os.environ.get("CAMPAIGN_KILLS", 25)), seed, tmp_path, images)
     print(seen)
     assert seen.compared
     assert (seen.unlike, seen.orphans) == ([], []), f"seed {seed}"
@@ -156,9 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--photographs", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seen = campaign(given.kills, given.seed, Path(folder))
+        seen = campaign(given.kills, given.seed, Path(folder), "photographs" if given.photographs else "in memory")
     print(seen)
     raise SystemExit(bool(seen.unlike or seen.orphans))
 
