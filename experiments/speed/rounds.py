@@ -118,5 +118,5 @@ def keep(rows: Sequence[Row], script: str, out: Path) -> None:
         kept = list(csv.DictReader(StringIO(out.read_text()))) if out.exists() else []
         old = [row for row in kept if (row["script"], row["device"], row["what"]) not in fresh]
         every = sorted([*old, *rows], key=lambda row: row["script"])  # stable: within a script as measured
-        write(out, as_csv([{column: row[column] for column in COLUMNS} for row in every]))
+        write(out, as_csv([{column: row.get(column, "") for column in COLUMNS} for row in every]))
     print(f"written: {out}")
