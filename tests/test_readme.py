@@ -41,6 +41,7 @@ def readme_folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("command", [c for c in OURS if ".train" in c])
 def test_commands_that_train(command, readme_folder):
     """With fewer images, epochs and seeds, so that they fit into a test."""
@@ -53,6 +54,7 @@ def test_commands_that_train(command, readme_folder):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.pages
 def test_the_other_commands(readme_folder):
     assert shell(f"python -m metaformer.train {' '.join(TINY)}").returncode == 0
     run = next(readme_folder.glob("runs/pooling-*")).relative_to(readme_folder)

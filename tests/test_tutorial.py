@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import repository
 
 CELLS = json.loads((repository() / "docs" / "tutorial.ipynb").read_text())["cells"]
@@ -17,6 +18,7 @@ def said(cell: dict) -> str:
     return "".join(text for output in cell["outputs"] for text in output.get("text", []))
 
 
+@pytest.mark.pages
 def test_it_runs_and_ends_in_a_verdict():
     Path("tutorial.py").write_text("\n".join("".join(cell["source"]) for cell in CODE))
     done = subprocess.run([sys.executable, "tutorial.py"], capture_output=True, text=True, check=False)
