@@ -4,6 +4,7 @@ Whatever is drawn is a function of (seed, epoch, place of the image): the same f
 devices, accumulated parts and worker processes, and after a resume in the middle of an epoch.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -167,6 +168,10 @@ class Places:
             yield [(self.epoch, row) for row in rows.tolist()]
 
 
+# As torch starts them, by its name: a worker of joblib has a way of its own, which starts no process of torch's
+START = "fork" if sys.platform == "linux" else "spawn"
+
+
 class Stream:
     """Batches of images that are read and transformed one at a time, ahead of time and in worker processes."""
 
@@ -177,9 +182,10 @@ class Stream:
     def end(self) -> None:
         """End the worker processes, if there are any; new ones start with the next batch."""
         self.places = Places(None, [])
-        self.loader = DataLoader(
-            self.dataset, batch_sampler=self.places, num_workers=self.workers, persistent_workers=self.workers > 0
+        processes: dict[str, Any] = (
+            {"persistent_workers": True, "multiprocessing_context": START} if self.workers else {}
         )
+        self.loader = DataLoader(self.dataset, batch_sampler=self.places, num_workers=self.workers, **processes)
 
     def of(self, batches: Sequence[Tensor], epoch: int | None = None, done: Callable[[], int] = lambda: 0) -> "Stream":
         """The same worker processes, about to read these batches without the first `done()` of them."""

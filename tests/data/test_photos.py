@@ -196,6 +196,17 @@ def test_photos_read_at_every_access_need_a_crop(cli, pets):
     )
 
 
+def test_the_workers_of_a_sweep_have_processes_that_read(cli, pets):
+    """joblib has a way of its own to start processes, which is the default of whatever runs in its workers."""
+    words = ("data=image_folder", f"data.root={pets}", "data.size=32", "recipe.scale=[0.5,1]", "recipe.epochs=1")
+    small = ("model.dims=[8,8,8,8]", "recipe.batch=4", "runtime.threads=1", "runtime.workers=1")
+    done = cli("train", "-m", "mixer=pooling", "seed=0,1", "hydra.launcher.n_jobs=2", *words, *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cli("train", "mixer=pooling", "seed=1", *words, *small, "runtime.runs=alone").returncode == 0
+    (alone,) = Path("alone").glob("*-*")
+    assert equal(alone, Path("runs") / alone.name)
+
+
 def test_data_sets_of_timm(tmp_path):
     """timm gives the test images of torchvision's sets for validation too: here it is carved out of the others."""
     fashion = read(compose().data)
