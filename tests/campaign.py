@@ -10,7 +10,6 @@ the control: the curve, the metrics, and the weights bit for bit. Linux only, as
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -26,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from trained import metrics, same, weights
 
 ALL = (
     *("-m", "mixer=pooling,depthwise", "seed=0,1", "model.dims=[8,8,8,8]", "recipe.batch=20", "recipe.mixup=0.4"),
@@ -125,15 +124,15 @@ def finish(folder: Path, runs: str, images: str) -> float:
 
 def unlike(run: Path, control: Path) -> str:
     """In what a run differs from that of the control, or nothing."""
-    curves, results, weights = [], [], []
+    results = []
     for folder in (run, control):
-        with (folder / "metrics.csv").open(newline="") as file:
-            curves.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
         result = json.loads((folder / "result.json").read_text())
         results.append({key: result[key] for key in ("metrics", "recall", "confusion", "run_id", "epochs")})
-        weights.append(torch.load(folder / "weights.pt", weights_only=True)["state_dict"])
-    same = weights[0].keys() == weights[1].keys() and all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
-    named = {"curve": curves[0] == curves[1], "metrics": results[0] == results[1], "weights": same}
+    named = {
+        "curve": metrics(run) == metrics(control),
+        "metrics": results[0] == results[1],
+        "weights": same(weights(run), weights(control)),
+    }
     left = [path.name for path in run.glob("*.ckpt")] + [path.name for path in run.glob(".part-*")]
     return ", ".join([name for name, equal in named.items() if not equal] + left)
 

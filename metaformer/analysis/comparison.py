@@ -78,10 +78,6 @@ class Comparison(Tested):
         whole = bool(a) and a.keys() == b.keys() == self.cell.values.keys()
         return whole and all(np.array_equal(a[seed], b[seed]) for seed in a)
 
-    def equal_p(self, margin: float) -> float:
-        """How sure it is that the two do not differ by as much as the margin."""
-        return 0.0 if self.alike else self.crossed.equivalence_p(margin)
-
     @property
     def pairing(self) -> float:
         """Variance of the paired difference by that of seeds without anything in common: below 1 pairing helps."""

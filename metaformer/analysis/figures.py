@@ -112,7 +112,8 @@ def differences(comparisons: Sequence[Comparison], analysis: Analysis, reference
     ]
     figure.legend(handles=handles, ncol=4, loc="outside upper center", frameon=False)
     n, unit = span(c.crossed.seeds for c in comparisons), metric_of(analysis.metric).unit
-    axes.set_xlabel(f"minus {reference}, in {unit}, n = {n} pairs; band: ±{margin:g}")
+    # To the right: long names of rows leave less room than the words take, and would have them cut
+    axes.set_xlabel(f"minus {reference}, in {unit}, n = {n} pairs; band: ±{margin:g}", loc="right")
     return figure
 
 

@@ -180,7 +180,7 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
     drawn = {
         "accuracy": figures.accuracy(verdicts.cells, metric, factor, study.reference, verdicts.baselines),
         "differences": figures.differences(verdicts.confirmatory, study.analysis, study.reference),
-        "gaps": training_figures.gaps(verdicts.confirmatory, study.analysis, study.reference),
+        "gaps": training_figures.gaps(verdicts, study.analysis, study.reference),
         "variance": figures.variance(shares.everything, shares.without_identity, metric) if shares.everything else None,
         "cost": figures.cost(verdicts, metric, factor),
         "curves": training_figures.curves(runs, verdicts.cells, validated, factor),

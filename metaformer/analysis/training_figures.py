@@ -1,6 +1,7 @@
 """The pictures of how training went: learning curves, what each rate gave, and gaps as training grows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from metaformer.analysis.colours import COLOURS, PAPER, QUIET, level_colours
 from metaformer.analysis.comparison import Comparison, best_rate, by_rate
 from metaformer.analysis.figures import WIDTH, legend_of, levels_of, with_unit
 from metaformer.analysis.inference import mean_interval
+from metaformer.analysis.verdict import Verdicts
 from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Analysis
 from metaformer.runs.launch import Run
@@ -61,19 +63,23 @@ def rates(cells: Sequence[Cell], metric: str, factor: str) -> Figure | None:
         best, at_edge = best_rate(values, metric)
         face = PAPER if at_edge else colours[name]
         axes.plot([best], [values[best]], "o", markersize=8, markerfacecolor=face, markeredgecolor=colours[name])
-    axes.set_xscale("log")
-    ticks = sorted({float(cell.levels["lr"]) for cell in cells})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("learning rate")
+    _logarithmic(axes, sorted({float(cell.levels["lr"]) for cell in cells}), "learning rate")
     axes.set_ylabel(with_unit(metric))
     figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure
 
 
-def gaps(comparisons: Sequence[Comparison], analysis: Analysis, reference: str) -> Figure | None:
+def _logarithmic(axes: Any, ticks: Sequence[float], name: str) -> None:
+    """An axis of numbers that were chosen as multiples of each other, with a mark at each and no other."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(name)
+
+
+def gaps(verdicts: Verdicts, analysis: Analysis, reference: str) -> Figure | None:
     """The differences to the reference along the one other factor, where that is a number, as epochs or images are."""
-    drawn = [(c, level) for c in comparisons if c.crossed.seeds and (level := _number(c)) is not None]
+    drawn = [(c, n) for c in verdicts.confirmatory if c.crossed.seeds and (n := _number(c)) is not None]
     along = sorted({level for _, level in drawn})
     if len(along) < 2:
         return None
@@ -81,17 +87,14 @@ def gaps(comparisons: Sequence[Comparison], analysis: Analysis, reference: str) 
     axes.axhspan(-analysis.margin, analysis.margin, color=COLOURS["equivalent"][0], alpha=0.12, linewidth=0)
     axes.axhline(0, color=QUIET, linewidth=0.8)
     levels = list(dict.fromkeys(c.level for c, _ in drawn))
-    colours = level_colours(levels_of([cell for c, _ in drawn for cell in c.cells], analysis.factor)[0])
+    colours = level_colours(levels_of(verdicts.cells, analysis.factor)[0])
     for place, name in enumerate(levels):
         own = {level: c.difference for c, level in sorted(drawn, key=lambda pair: pair[1]) if c.level == name}
         aside = (along[-1] / along[0]) ** (0.01 * (place - (len(levels) - 1) / 2))  # so that intervals do not cover
         ends = [[e.mean - e.low for e in own.values()], [e.high - e.mean for e in own.values()]]
         at, means = [level * aside for level in own], [e.mean for e in own.values()]
         axes.errorbar(at, means, ends, color=colours[name], marker="D", markersize=5, label=name)
-    axes.set_xscale("log")
-    axes.set_xticks(along, [f"{level:,g}" for level in along], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel(_named(drawn[0][0]))
+    _logarithmic(axes, along, _named(drawn[0][0]))
     axes.set_ylabel(f"minus {reference}, in {metric_of(analysis.metric).unit}")
     figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)
     return figure

@@ -23,6 +23,7 @@ from metaformer.config.study_nodes import Analysis, Study
 from metaformer.runs.launch import Run, check_contrasts
 
 EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclusive", "no verdict"
+SAME = "they say the same of every image at each seed, as two names of one network do"
 BOTH = "equivalent (a difference smaller than the margin)"
 SHOWN, REFUTED, NOT_SHOWN = "shown", "refuted", "not shown"
 
@@ -231,7 +232,7 @@ def _untestable(t: Tested, look: Look, analysis: Analysis) -> str:
     if n < FEWEST:
         return f"{n} seed{'s' * (n > 1)}: it takes {FEWEST}"
     if isinstance(t, Comparison) and t.alike:
-        return "they say the same of every image at each seed, as two names of one network do"
+        return SAME
     if np.ptp(t.differences) < 1e-9:
         return "no variance between seeds: the difference is the same at each of them"
     return ""
@@ -287,10 +288,9 @@ def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
         if not pairs:
             continue
         levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in c.cells)
-        usable = [not _untestable(c, stage.look, analysis) for c in pairs]
-        checked = list(zip(pairs, usable, strict=True))
-        equal = [c.equal_p(analysis.margin) if ok or c.alike else 1.0 for c, ok in checked]
-        beyond = holm([c.crossed.beyond_p(analysis.margin) if ok else 1.0 for c, ok in checked])
+        checked = [(c, _untestable(c, stage.look, analysis)) for c in pairs]
+        equal = [float(why != SAME) if why else c.crossed.equivalence_p(analysis.margin) for c, why in checked]
+        beyond = holm([1.0 if why else c.crossed.beyond_p(analysis.margin) for c, why in checked])
         refuting = [c for c, p in zip(pairs, beyond, strict=True) if p <= stage.look.alpha]
         open_ = [c for c, p in zip(pairs, equal, strict=True) if p > stage.look.alpha]
         outcome = REFUTED if refuting else NOT_SHOWN if open_ else SHOWN

@@ -6,7 +6,7 @@ state, which belongs to whoever set it up first.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,10 @@ def flags() -> list[str]:
     return [*get_args_parser()._option_string_actions]
 
 
-def begin_workers_with(launcher: Launcher, function: Callable[..., None], *arguments: Any) -> None:
-    """Each worker of joblib's launcher calls this first; other launchers have no workers."""
+def begin_workers_with(launcher: Launcher, options: Mapping[str, Any]) -> None:
+    """Give joblib's launcher more options for its workers than Hydra lets it have; other launchers have no workers."""
     if type(launcher).__name__ == "JoblibLauncher":
-        vars(launcher)["joblib"] |= {"initializer": function, "initargs": arguments}
+        vars(launcher)["joblib"] |= options
 
 
 def register_plugin(plugin: type[Plugin]) -> None:

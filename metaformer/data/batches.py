@@ -182,10 +182,10 @@ class Stream:
     def end(self) -> None:
         """End the worker processes, if there are any; new ones start with the next batch."""
         self.places = Places(None, [])
-        processes: dict[str, Any] = (
-            {"persistent_workers": True, "multiprocessing_context": START} if self.workers else {}
-        )
-        self.loader = DataLoader(self.dataset, batch_sampler=self.places, num_workers=self.workers, **processes)
+        self.loader = DataLoader(
+            self.dataset, batch_sampler=self.places, num_workers=self.workers, persistent_workers=self.workers > 0,
+            multiprocessing_context=START if self.workers else None,
+        )  # fmt: skip
 
     def of(self, batches: Sequence[Tensor], epoch: int | None = None, done: Callable[[], int] = lambda: 0) -> "Stream":
         """The same worker processes, about to read these batches without the first `done()` of them."""

@@ -10,6 +10,18 @@ from metaformer.mixers.layout import to_map, to_tokens
 from metaformer.system.errors import ConfigError
 
 
+def module_class(named: str | type, key: str) -> type[nn.Module]:
+    """A class of modules, or the one at a dotted path. Nothing else is called, as a stranger's file may name it.
+
+    Raises:
+        ConfigError: it is something else, or cannot be imported.
+    """
+    found = import_object(named, key) if isinstance(named, str) else named
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f"{key}={named}: expected a torch.nn.Module class")
+    return found
+
+
 class AsTokens(nn.Module):
     """Adapter for a `[B, N, C] -> [B, N, C]` layer of another library, given as a class or its dotted path.
 
@@ -32,9 +44,7 @@ class AsTokens(nn.Module):
         resolution: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        kind = import_object(layer, "mixer.layer") if isinstance(layer, str) else layer
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):  # the word may come out of a stranger's file
-            raise ConfigError(f"mixer.layer={layer}: expected a torch.nn.Module class")
+        kind = module_class(layer, "mixer.layer")
         self.resolution = resolution if tokens else None
         number = {tokens: math.prod(resolution or ())} if tokens else {}
         self.layer = kind(dim, **(options or {}), **number)

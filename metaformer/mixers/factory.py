@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from metaformer.config.compose import mixer_named
-from metaformer.config.named_code import import_object
 from metaformer.config.options import check_options
 from metaformer.config.validate import mixer_nodes
-from metaformer.system.errors import ConfigError
+from metaformer.mixers.adapter import module_class
 
 MixerFactory = Callable[..., nn.Module]
 AnyMixer = MixerFactory | str
@@ -66,9 +65,7 @@ def _plain(value: Any) -> bool:
 
 def _factory(node: Mapping[str, Any], key: str) -> MixerFactory:
     """The class that `_target_` names, with its options bound; an option that it does not name is an error."""
-    target = import_object(node["_target_"], f"{key}._target_")
-    if not (isinstance(target, type) and issubclass(target, nn.Module)):
-        raise ConfigError(f"{key}._target_={node['_target_']}: expected a torch.nn.Module class")
+    target = module_class(node["_target_"], f"{key}._target_")
     options = {name: value for name, value in node.items() if name != "_target_"}
     check_options(target, options, key, given=("dim", "resolution"))
     return partial(target, **options) if options else target

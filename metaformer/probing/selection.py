@@ -15,7 +15,7 @@ from metaformer.runs.launch import collect, read_launch, setting_of
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError, nearest
 from metaformer.system.files import output_to
-from metaformer.system.orphans import end_with_launcher
+from metaformer.system.orphans import first_of_workers
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def all_of(asked: Sequence[Asked], console: Console) -> dict[str, dict[str, dict
 
     runtime = asked[0].run.config.runtime
     jobs = min(machine.places(runtime.accelerator, runtime.per_gpu), len(asked))
-    ends = {"initializer": end_with_launcher, "initargs": (os.getpid(),)} if jobs > 1 else {}
-    results = Parallel(n_jobs=jobs, return_as="generator", **ends)(delayed(probe)(a.run, jobs) for a in asked)
+    first = first_of_workers() if jobs > 1 else {}
+    results = Parallel(n_jobs=jobs, return_as="generator", **first)(delayed(probe)(a.run, jobs) for a in asked)
     found: dict[str, dict[str, dict[int, Probed]]] = {}
     shown = track(zip(asked, results, strict=True), "probing", len(asked), console=console)
     for a, probed in shown if console.is_terminal else zip(asked, results, strict=True):

@@ -9,7 +9,6 @@ only where there is a budget.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,7 +25,7 @@ from metaformer.system import locks
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 from metaformer.system.machine import lacks_place, take, trains_on
-from metaformer.system.orphans import end_with_launcher
+from metaformer.system.orphans import first_of_workers
 
 FAR = 0.1  # a cell that misses its target by more is not matched by anybody's standard
 UNITS = {"params": "parameters", "macs": "MACs", "time": "seconds for an image"}
@@ -121,7 +120,7 @@ def _timed(config: Config) -> Match:
         return solve(config, _cost)
     from joblib.externals.loky import ProcessPoolExecutor  # as the runs of a sweep have it
 
-    with ProcessPoolExecutor(1, initializer=end_with_launcher, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(1, **first_of_workers()) as pool:
         found: Match = pool.submit(_in_place, config).result()
     return found
 

@@ -37,7 +37,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
 from metaformer.system.locks import held
 from metaformer.system.machine import how_to_share, memory_of_workers
-from metaformer.system.orphans import end_with_launcher, saved_before_the_end
+from metaformer.system.orphans import first_of_workers, saved_before_the_end
 
 EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
 
@@ -57,7 +57,7 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.launcher = make_launcher(hydra_context, job, config)
-        begin_workers_with(self.launcher, end_with_launcher, os.getpid())
+        begin_workers_with(self.launcher, first_of_workers())
 
     def sweep(self, arguments: list[str]) -> None:
         listed = points(self.hydra_context.config_loader, self.config, arguments)

@@ -16,7 +16,6 @@ from metaformer.system.locks import is_held
 EVERY = 0.5  # seconds between two looks at the parent
 GRACE = 120.0  # seconds that runs have to save at their step when a sweep is stopped
 PATIENCE = 2.0  # seconds until those are asked that the signal has not reached
-KEPT = "what is finished is kept, the workers save and stop, and the same command goes on from here"
 _launcher: list[int] = []  # of this process, if it is a worker
 
 
@@ -36,14 +35,15 @@ def saved_before_the_end(locks: Sequence[Path]) -> Iterator[None]:
         while held and (waited := time.monotonic() - start) < GRACE:
             if waited > PATIENCE and not asked:
                 asked = True
-                for worker in _holding(held):
+                for worker in holding(held):
                     worker.terminate()
             time.sleep(EVERY / 5)
             held = list(filter(is_held, held))
         raise KeyboardInterrupt
 
     def terminated(number: int, _: Any) -> None:
-        print(f"SIGTERM: {KEPT}", file=sys.stderr, flush=True)
+        kept = "what is finished is kept, the workers save and stop, and the same command goes on from here"
+        print(f"SIGTERM: {kept}", file=sys.stderr, flush=True)
         signal.signal(number, before[number])
         signal.raise_signal(number)
 
@@ -56,7 +56,7 @@ def saved_before_the_end(locks: Sequence[Path]) -> Iterator[None]:
             signal.signal(number, listener)
 
 
-def _holding(locks: Collection[Path], parent: int | None = None) -> list[Any]:
+def holding(locks: Collection[Path], parent: int | None = None) -> list[Any]:
     """The children of a process, or of this one, that have one of the locks, as psutil has processes."""
     import psutil
 
@@ -67,6 +67,11 @@ def _holding(locks: Collection[Path], parent: int | None = None) -> list[Any]:
             if paths & {file.path for file in child.open_files()}:
                 found.append(child)
     return found
+
+
+def first_of_workers() -> dict[str, Any]:
+    """What joblib's workers of this process do first, as options of whoever starts them."""
+    return {"initializer": end_with_launcher, "initargs": (os.getpid(),)}
 
 
 def end_with_launcher(launcher: int) -> None:

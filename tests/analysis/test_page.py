@@ -11,7 +11,7 @@ from rich.console import Console
 
 from metaformer.analysis import figures, header, page, sentences, training_figures
 from metaformer.analysis.captions import PROBES, captions
-from metaformer.analysis.colours import COLOURS, on_page
+from metaformer.analysis.colours import COLOURS, level_colours, on_page
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, decisive, judge
 from metaformer.config.schema import Data
@@ -236,7 +236,7 @@ def trained_longer() -> list[Run]:
 
 def test_gaps_are_drawn_along_a_number():
     verdicts = judge(study(), trained_longer())
-    figure = training_figures.gaps(verdicts.confirmatory, study().analysis, "pooling")
+    figure = training_figures.gaps(verdicts, study().analysis, "pooling")
     axes = figure.axes[0]
     found = {}
     for bars in axes.containers:
@@ -247,6 +247,10 @@ def test_gaps_are_drawn_along_a_number():
         assert found[name][0] == pytest.approx([6, 24, 96], rel=0.05)
         assert found[name][1] == pytest.approx(expected)
     assert axes.get_xlabel() == "epochs"
+    colours = level_colours(["pooling", "identity", "depthwise"])  # in the order of the cells, as in all figures
+    assert {bars.get_label(): bars.lines[0].get_color() for bars in axes.containers} == {
+        name: colours[name] for name in ("identity", "depthwise")
+    }
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["6", "24", "96"]
     assert "along the other factor" in captions(study(), verdicts)["gaps"].text
 
@@ -255,7 +259,7 @@ def test_gaps_are_drawn_along_a_number():
 def test_gaps_along_names_are_not_drawn(names):
     to = dict(zip(("6", "24", "96"), names, strict=True))
     runs = [replace(r, levels=r.levels | {"epochs": to[r.levels["epochs"]]}) for r in trained_longer()]
-    assert training_figures.gaps(judge(study(), runs).confirmatory, study().analysis, "pooling") is None
+    assert training_figures.gaps(judge(study(), runs), study().analysis, "pooling") is None
 
 
 @pytest.mark.parametrize(("mixers", "again"), [(10, False), (11, True)])

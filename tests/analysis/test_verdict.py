@@ -380,6 +380,8 @@ def test_two_names_of_one_network_do_not_keep_a_claim_from_being_shown():
     (found,) = judge(study(), answered(runs_of(pooling=BASE, same=BASE))).confirmatory
     assert found.verdict == NONE  # there is nothing to test
     assert "two names of one network" in found.notes[0]
+    (few,) = judge(study(), answered(runs_of(pooling=BASE[:2], same=BASE[:2]))).claims
+    assert few.outcome == "not shown"  # two seeds show nothing, of one network either
     (unknown,) = judge(study(), runs_of(**values)).claims  # without their predictions nobody knows
     assert unknown.outcome == "not shown"
 

@@ -56,6 +56,6 @@ def test_a_point_is_composed_over_the_study():
 def test_workers_of_joblib_begin_with_a_function_of_ours():
     """Hydra's launcher hands what it has to joblib.Parallel, which hands the rest to its workers."""
     launcher = JoblibLauncher(n_jobs=2)
-    begin_workers_with(launcher, os.putenv, "WORKER_OF", "me")
+    begin_workers_with(launcher, {"initializer": os.putenv, "initargs": ("WORKER_OF", "me")})
     assert Parallel(**launcher.joblib)(delayed(os.system)("test $WORKER_OF = me") for _ in range(2)) == [0, 0]
-    begin_workers_with(BasicLauncher(), os.putenv)
+    begin_workers_with(BasicLauncher(), {"initializer": os.putenv})

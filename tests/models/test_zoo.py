@@ -100,7 +100,7 @@ def test_m48_on_the_meta_device_is_quick():
     started = time.process_time()
     with torch.device("meta"):
         zoo.create("poolformer_m48")
-    assert time.process_time() - started < 10  # below 1 s; with its weights it would be more
+    assert time.process_time() - started < 5  # below 1 s; with its weights it would be more
 
 
 @pytest.mark.parametrize("name", ["poolformer_s12", "poolformer_s24", "poolformer_m36"])

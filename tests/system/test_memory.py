@@ -42,7 +42,7 @@ def test_pages_are_taken_once():
         whole = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}  # pages of one size
         done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True, env=whole)
         faults[how] = int(done.stdout)
-    assert faults["kept"] * 20 < faults["given back"]
+    assert faults["kept"] < 100 < 10_000 < faults["given back"]
 
 
 def test_who_has_set_it_keeps_it(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from conftest import TINY
 from trained import same, start
 
 from metaformer.runs.folder import is_held
-from metaformer.system.orphans import _holding
+from metaformer.system.orphans import holding
 
 BREAKS = """
 import torch
@@ -49,13 +50,17 @@ def results(folder: Path) -> dict[str, dict]:
     return {p.parent.name: json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")}
 
 
-def test_help_and_errors_leave_nothing_behind(cli, tmp_path):
+def test_help_and_errors_answer_at_once(cli, tmp_path):
+    cli("train", "--help")  # the first one starts the process that answers the others
     for arguments, code, text in (
         (["--help"], 0, "mixer: afno, attention"),
         (["recipe.lrr=1"], 2, "did you mean 'lr'"),
         (["--mixer=pooling"], 2, "error: --mixer=pooling: no such flag; expected key=value; did you mean 'mixer=pool"),
     ):
+        started = time.perf_counter()
         done = cli("train", *arguments)
+        # Loosely here, where tests share the machine; 0.7-1.2 s alone.
+        assert time.perf_counter() - started < 5
         assert done.returncode == code
         assert text in done.stdout + done.stderr
     assert cli("train", "recipe.lrr=1").stderr.count("\n") == 1
@@ -164,7 +169,11 @@ def test_a_study_writes_its_files_once_it_is_whole(cli, tmp_path):
             ("identity", "0"), ("identity", "1"), ("pooling", "0"), ("pooling", "1")
         ]  # fmt: skip
 
-    assert "4 runs, 4 finished, 0 to do" in cli("train", "experiments=mine").stdout
+    code = "import sys; from metaformer import train; sys.argv[1:] = ['experiments=mine']; train.main()"
+    code += "; assert 'torch' not in sys.modules"  # in a process of its own, since that of `cli` has it
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "4 runs, 4 finished, 0 to do" in again.stdout
 
 
 def test_a_study_with_failures_reports_them_and_a_narrowed_one_leaves_its_files(cli, tmp_path):
@@ -320,7 +329,7 @@ def test_a_worker_that_is_asked_to_stop_leaves_the_others_alone(cli, tmp_path):
     process = start(*command, "hydra.launcher.n_jobs=2")
     wait_for(lambda: at_work(tmp_path), process)
     (stopped, *_) = at_work(tmp_path)
-    (worker,) = _holding([stopped / ".lock"], process.pid)
+    (worker,) = holding([stopped / ".lock"], process.pid)
     worker.terminate()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
