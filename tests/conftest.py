@@ -23,6 +23,7 @@ MIXERS += ("shift", "max_pooling", "global_filter", "afno", "window_attention", 
 MIXERS += ("spatial_reduction", "large_kernel", "conv", "grouped_conv", "neighbourhood_attention", "state_space")
 MIXERS += ("xca", "outlook_attention", "focal_modulation", "gated_conv", "spatial_gating")
 TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress=false")
+HERE = "hydra.launcher.n_jobs=1"  # a sweep that is not about its workers, which import all for seconds of a core each
 
 
 def compose(*overrides: str) -> Config:
@@ -55,13 +56,13 @@ def preloaded():
 
 
 @pytest.fixture
-def cli(tmp_path, tmp_path_factory, preloaded):
-    """Run `python -m metaformer.<verb> ...` in the test's folder."""
+def cli(tmp_path_factory, preloaded):
+    """Run `python -m metaformer.<verb> ...` in the folder where the test is."""
 
     def call(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "COLUMNS": "200"}
         said = tmp_path_factory.mktemp("said")
-        return preloaded.run(f"metaformer.{verb}", arguments, tmp_path, environment, said)
+        return preloaded.run(f"metaformer.{verb}", arguments, Path.cwd(), environment, said)
 
     return call
 

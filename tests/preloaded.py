@@ -50,6 +50,8 @@ class Preloaded:
 def _serve() -> str:
     """Fork for each line of the standard input; in a fork, return the module that it is to run."""
     import lightning  # noqa: F401
+    import sklearn.datasets  # noqa: F401
+    import timm  # noqa: F401
 
     gc.freeze()  # else the forks copy what its collector touches
     for line in sys.stdin:
@@ -63,7 +65,8 @@ def _serve() -> str:
         os.environ.clear()
         os.environ.update(environment)
         tempfile.tempdir = None  # TMPDIR may be another one
-        sys.path[0], sys.argv = folder, [module, *arguments]
+        elsewhere = environment.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:1], sys.argv = [folder, *filter(None, elsewhere)], [module, *arguments]
         return module
     return ""
 

@@ -1,9 +1,6 @@
 """One fact, one place: a mixer and a data set from outside, a metric and an option of the block by one line each."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,14 +19,15 @@ FILES = {
     "my_noise.py": "import numpy as np\ndef load():\n    r = np.random.default_rng(0)\n    make = lambda n: "
                    "(r.integers(256, size=(n, 8, 8, 3), dtype=np.uint8), r.integers(4, size=n))\n"
                    "    return {'train': make(240), 'test': make(80)}\n",
-    "experiments/mine.yaml": "# @package _global_\ndefaults: [override /data: noise]\nhydra: {mode: MULTIRUN, sweeper: "
-                             "{params: {mixer: 'pooling,flip', seed: '0,1'}}}\nrecipe: {epochs: 1, warmup_epochs: 0}\n"
+    "experiments/mine.yaml": "# @package _global_\ndefaults: [override /data: noise]\nhydra: {mode: MULTIRUN, "
+                             "launcher: {n_jobs: 1}, sweeper: {params: {mixer: 'pooling,flip', seed: '0,1'}}}\n"
+                             "recipe: {epochs: 1, warmup_epochs: 0}\n"
                              "study: {name: mine, analysis: {metric: test_top3, tolerance: null}}\n",
 }  # fmt: skip
 
 
 @pytest.fixture
-def edited(tmp_path):
+def edited(tmp_path, cli, monkeypatch):
     """Runs a verb of an edited copy of the package, in a folder with a mixer, a data set and a study."""
     site = tmp_path / "site"
     for part in ("metaformer", "conf", "experiments"):
@@ -43,13 +41,8 @@ def edited(tmp_path):
     for name, text in FILES.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
-
-    def call(verb: str, *words: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "160"}
-        command = [sys.executable, "-m", f"metaformer.{verb}", *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-    return call
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return cli
 
 
 def test_each_is_seen_in_help_in_validation_in_cost_and_in_a_report(edited):

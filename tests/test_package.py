@@ -1,13 +1,12 @@
 """The wheel carries the configuration and the studies, and runs elsewhere."""
 
 import configparser
-import os
 import subprocess
 import sys
 import zipfile
 
 import pytest
-from conftest import TINY, repository, write_readme_files
+from conftest import HERE, TINY, repository, write_readme_files
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +37,20 @@ def test_what_the_wheel_holds(installed):
     assert not [n for n in names if n.startswith(("tests", "conf", "experiments")) or n.endswith((".png", ".csv"))]
 
 
-def test_it_runs_from_another_folder_and_writes_there(installed, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(installed / "site")}
-
-    def python(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-
-    where = python("-c", "import metaformer; print(metaformer.__file__)").stdout
+def test_it_runs_from_another_folder_and_writes_there(installed, tmp_path, cli, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(installed / "site"))
+    where = [sys.executable, "-c", "import metaformer; print(metaformer.__file__)"]
+    where = subprocess.run(where, capture_output=True, text=True, check=True).stdout
     assert where.startswith(str(installed / "site"))
     write_readme_files(tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
     assert {"my_mixer.py", "mixer"} <= before
-    done = python("-m", "metaformer.train", "experiments=quickstart", "mixer=pooling,my_shift", "seed=0", *TINY)
+    done = cli("train", "experiments=quickstart", "mixer=pooling,my_shift", "seed=0", *TINY, HERE)
     assert done.returncode == 0, done.stderr
     assert "2 runs, 0 finished, 2 to do" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == before | {"runs"}
     (run,) = tmp_path.glob("runs/my_shift-*")
-    done = python("-m", "metaformer.probe", str(run), "runtime.threads=1")  # its pages are in the wheel
+    done = cli("probe", str(run), "runtime.threads=1")  # its pages are in the wheel
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "probes" / "probes.html").exists()
 

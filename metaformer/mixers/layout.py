@@ -24,6 +24,8 @@ def full(dtype: torch.dtype) -> torch.dtype:
 
 def init_weights(layer: nn.Linear | nn.Conv2d) -> None:
     """The official initialisation of weights: normal with a deviation of 0.02, cut at 2; biases are zero."""
+    if layer.weight.is_meta:  # a network that is only counted
+        return
     trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

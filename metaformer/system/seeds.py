@@ -19,7 +19,11 @@ def seed_globals(seed: int, *place: object) -> None:
     derived = derive(seed, *place)
     random.seed(derived)
     np.random.seed(derived % 2**32)
-    # What torch.manual_seed does, without asking each kind of device that there might be at each step.
+    _seed_torch(derived)
+
+
+def _seed_torch(derived: int) -> None:
+    """What torch.manual_seed does, which asks each kind of device that there might be and notes down who called."""
     torch.default_generator.manual_seed(derived)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(derived)
@@ -34,5 +38,5 @@ def seeded(seed: int | None, *place: object) -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        torch.manual_seed(derive(seed, *place))
+        _seed_torch(derive(seed, *place))
         yield

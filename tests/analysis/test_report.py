@@ -24,7 +24,7 @@ from metaformer.runs.report_folder import report_folder
 BASE = [0.70, 0.74, 0.72]
 YAML = """\
 # @package _global_
-hydra: { mode: MULTIRUN, sweeper: { params: { mixer: "pooling,identity", seed: "0,1,2" } } }
+hydra: { mode: MULTIRUN, launcher: { n_jobs: 1 }, sweeper: { params: { mixer: "pooling,identity", seed: "0,1,2" } } }
 data: { name: digits, val: 300 }
 recipe: { epochs: 1 }
 study: { name: mine, question: "Which <one>?", reference: pooling, analysis: { margin: 3.0 } }

@@ -2,9 +2,8 @@
 
 import json
 import math
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,10 @@ from metaformer.runs.finished import finished
 
 STUDY = """# @package _global_
 defaults: [{override /data: digits}]
-hydra: {mode: MULTIRUN, sweeper: {params: {model.norm: "group,layer", mixer: "identity,pooling", seed: "0,1"}}}
+hydra:
+  mode: MULTIRUN
+  launcher: {n_jobs: 1}
+  sweeper: {params: {model.norm: "group,layer", mixer: "identity,pooling", seed: "0,1"}}
 model: {stem: [2, 2, 0], depths: [1, 1], dims: [16, 16], position: [true, false], layer_scale: 1.0}
 recipe: {epochs: 1}
 study: {name: mine, reference: pooling, analysis: {margin: 2.0}}
@@ -33,13 +35,13 @@ RUNTIME = ("runtime.threads=1", "runtime.progress=false")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, preloaded):
     """A study of two norms, two mixers and two seeds."""
     folder = tmp_path_factory.mktemp("probe")
     (folder / "experiments").mkdir()
     (folder / "experiments" / "mine.yaml").write_text(STUDY)
-    command = [sys.executable, "-m", "metaformer.train", "experiments=mine", *RUNTIME]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    said = tmp_path_factory.mktemp("said")
+    done = preloaded.run("metaformer.train", ["experiments=mine", *RUNTIME], folder, dict(os.environ), said)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -89,9 +91,9 @@ def test_what_cannot_be_read_or_is_of_other_images_is_measured_again(here):
     assert not np.array_equal(probe(folder, "data.val=50").fields[0], first.fields[0])
 
 
-def test_runs_beside_each_other(here, cli_in):
+def test_runs_beside_each_other(here, cli):
     runs = [run_of(here, mixer, seed=seed) for mixer in ("identity", "pooling") for seed in (0, 1)]
-    done = cli_in(*map(str, runs))
+    done = cli("probe", *map(str, runs))
     assert done.returncode == 0, done.stderr
     written = Path("probes/probes.html").read_text()
     assert "2 cells, 2 seeds each" in written
@@ -106,34 +108,25 @@ def test_runs_beside_each_other(here, cli_in):
         assert Path(f"probes/{name}.png").stat().st_size > 5000
 
 
-def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli_in):
-    done = cli_in("experiments=mine")
+def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli):
+    done = cli("probe", "experiments=mine")
     assert done.returncode == 0, done.stderr
     for setting in ("group", "layer"):
         assert (
             f"<h1>What the trained mixers do: {setting}</h1>"
             in Path(f"runs/reports/mine/probes/{setting}-probes.html").read_text()
         )
-    command = [sys.executable, "-m", "metaformer.report", "experiments=mine"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = cli("report", "experiments=mine")
     assert done.returncode == 0, done.stderr
     shown = page._probes(Path("runs/reports/mine"))
     assert [probe["setting"] for probe in shown] == ["group", "layer"]
     report = Path("runs/reports/mine/report.html").read_text()
     assert [picture in report for probe in shown for picture, _ in probe["figures"]] == [True] * 8
     assert not Path("experiments/mine/probes").exists()  # which git would track
-    assert cli_in("experiments=mine", "publish=true").returncode == 0
+    assert cli("probe", "experiments=mine", "publish=true").returncode == 0
     assert Path("experiments/mine/probes/layer-probes.html").exists()
     for probe in shown:
         assert Path(probe["page"]).exists()
-
-
-@pytest.fixture
-def cli_in(here):
-    def call(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "metaformer.probe", *arguments], capture_output=True, text=True)
-
-    return call
 
 
 @pytest.mark.parametrize(

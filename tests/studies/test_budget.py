@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, compose
+from conftest import HERE, TINY, compose
 from torch import nn
 
 from metaformer import cost
@@ -254,7 +254,7 @@ def test_a_bad_budget_gets_one_line(overrides, message, refusal):
 
 
 def test_a_sweep_of_matched_cells(cli, tmp_path):
-    words = ["-m", "mixer=pooling,attention", "seed=0,1", "budget=params", "budget.by=mlp_ratio", *TINY]
+    words = ["-m", "mixer=pooling,attention", "seed=0,1", "budget=params", "budget.by=mlp_ratio", *TINY, HERE]
     done = cli("train", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     words_of_match = r"attention: model\.mlp_ratio=2\.0, 13\d,\d{3} parameters \(-0\.\d% of the budget\)"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import HERE, TINY
 from hydra.errors import MissingConfigException
 
 from metaformer.config.compose import loader
@@ -29,7 +29,7 @@ def best_of() -> dict:
 
 def test_a_search_is_repeatable_judged_on_validation_and_goes_on(cli):
     pytest.importorskip("optuna")
-    done = cli("train", *SEARCH, "mixer=pooling")
+    done = cli("train", *SEARCH, "mixer=pooling", HERE)
     assert done.returncode == 0, done.stderr
     trials = results()
     assert len(trials) == 3
@@ -40,7 +40,7 @@ def test_a_search_is_repeatable_judged_on_validation_and_goes_on(cli):
     assert best["best_params"]["recipe.lr"] == chosen["config"]["recipe"]["lr"]
     assert done.stderr.count(": lr 0.0") == 3
 
-    again = cli("train", *SEARCH, "mixer=pooling", "hydra.sweeper.n_trials=4")
+    again = cli("train", *SEARCH, "mixer=pooling", "hydra.sweeper.n_trials=4", HERE)
     assert again.returncode == 0, again.stderr
     assert len(results()) == 4  # the first three were found
     assert results().items() >= trials.items()

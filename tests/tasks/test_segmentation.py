@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import compose
+from conftest import HERE, compose
 from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 from trained import CHOICES, equal, metrics, stop_at
@@ -244,7 +244,7 @@ def test_debug_modes_with_masks():
 
 
 def test_a_sweep_is_reported_with_its_classes_and_pictures(cli):
-    done = cli("train", "-m", *WORDS, "mixer=pooling,identity", "seed=0,1", "recipe.epochs=1", "study.name=mine")
+    done = cli("train", "-m", *WORDS, "mixer=pooling,identity", "seed=0,1", "recipe.epochs=1", "study.name=mine", HERE)
     assert done.returncode == 0, done.stderr
     (folder,) = Path("runs/reports").iterdir()
     rows = rows_of(str(folder / "tables" / "accuracy.csv"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import HERE, TINY
 from trained import same, start
 
 from metaformer.runs.folder import is_held
@@ -39,6 +39,7 @@ defaults:
   - override /data: digits
 hydra:
   mode: MULTIRUN
+  launcher: {n_jobs: 1}
   sweeper:
     params: {mixer: "identity,pooling", seed: "0,1"}
 recipe: {epochs: 2}
@@ -138,7 +139,7 @@ def test_a_sweep_goes_on_past_a_failure_and_tells_it(cli, tmp_path):
     assert "Traceback" not in done.stderr
 
     (tmp_path / "breaks.py").write_text(BREAKS.replace("if self.training", "if False"))
-    done = cli("train", "-m", "mixer=identity,breaks", "seed=0,1", "model.dims=[40,40,40,40]", *TINY)
+    done = cli("train", "-m", "mixer=identity,breaks", "seed=0,1", "model.dims=[40,40,40,40]", *TINY, HERE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 runs, 2 finished, 2 to do" in done.stdout
     assert "[4/4]" not in done.stdout  # runtime.progress=false
