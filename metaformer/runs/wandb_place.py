@@ -34,14 +34,15 @@ def mark(folder: Path, logger: Logger, tags: list[str], more: list[str]) -> None
 
 
 def marked(folder: Path, logger: Logger) -> Mark | None:
-    """Where a run is in this project; None where it is not."""
+    """Where a run is in this project; None where it is not. What waits in its folder can go to any project."""
     try:
         found = Mark(**json.loads((folder / MARK).read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{folder / MARK}: cannot be read ({error}); remove it to upload this run again") from error
-    return found if (found.project, found.entity) == (logger.project, logger.entity) else None
+    here = (found.project, found.entity) == (logger.project, logger.entity)
+    return found if here or (found.mode == "offline" and waiting(folder)) else None
 
 
 def waiting(folder: Path) -> list[Path]:
@@ -76,14 +77,14 @@ def upload(folders: Sequence[Path], logger: Logger) -> list[Path]:
     if not folders:
         return []
     where = ["--project", logger.project, *(["--entity", logger.entity] if logger.entity else [])]
+    known = {folder: marked(folder, logger) for folder in folders}
     parts = [str(part) for folder in folders for part in waiting(folder)]
     command = [sys.executable, "-m", "wandb", "sync", *where, *parts]
     patience = {
         "WANDB_X_GRAPHQL_RETRY_MAX": "4"
     }  # a server that does not answer: about a minute, not a quarter of an hour
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env={**patience, **os.environ})
-    for folder in folders:
-        found = marked(folder, logger)
+    for folder, found in known.items():
         if found is not None and not waiting(folder):
             mark(folder, replace(logger, mode="online"), found.tags, found.more)
     return [folder for folder in folders if waiting(folder)]

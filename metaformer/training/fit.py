@@ -186,7 +186,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         if config.logger.wandb and config.logger.every:  # on all devices: the norm may be that of parts
             callbacks.append(StepValues(mirror, config.logger.every, recipe.batch))
         if loggers := loggers_of(config, planned.folder):
-            callbacks.append(Steps({**planned.choices, **flat(config)}))
+            callbacks.append(Steps({**planned.choices, **flat(config)}, f"val_{config.task.leading}"))
         callbacks += brought_callbacks(config)
         epochs = recipe.epochs_on(len(images.train))
         trainer = fitting_trainer(

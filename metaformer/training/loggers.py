@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from metaformer.config.schema import Config
@@ -73,16 +73,24 @@ class Guarded(Logger):
 class Steps(NthSteps):
     """Gives loggers the configuration, and of every `trainer.log_every_n_steps`-th step the loss and the rate.
 
-    It reads a loss back from its device, which takes time: a run without loggers has no such callback.
+    It reads a loss back from its device, which takes time: a run without loggers has no such callback. TensorBoard is
+    told at the end how good the configuration was, by the metric `leading`: its page HPARAMS lists no run without one.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], leading: str) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.leading = settings, leading
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":  # a later hook is too late: Lightning has loggers save what they know before training starts
+            for logger in trainer.loggers:
+                logger.log_hyperparams(dict(self.settings))
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for logger in trainer.loggers:
-            logger.log_hyperparams(dict(self.settings))
+            found = trainer.callback_metrics.get(self.leading)
+            if found is not None and isinstance(getattr(logger, "logger", None), TensorBoardLogger):
+                logger.log_hyperparams(dict(self.settings), {"hp_metric": float(found)})
 
     def every(self, trainer: L.Trainer) -> int:
         n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -166,10 +166,10 @@ def test_an_upload_that_breaks_off_goes_on(server, launched):
 
 
 def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypatch):
-    """With wandb itself, and a stand-in for its server."""
+    """With wandb itself, and a stand-in for its server; what was written for nobody in particular goes to anybody."""
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
-    offline = ["--sync", "experiments=mine", "logger.mode=offline", "logger.entity=e"]
+    offline = ["--sync", "experiments=mine", "logger.mode=offline"]
     broken = launched[0].folder / "wandb" / "offline-run-20260101_000000-pooling0" / "run-pooling0.wandb"
     broken.parent.mkdir(parents=True)
     broken.touch()  # of a training that ended without a mark: what is written now is the whole run
@@ -186,7 +186,7 @@ def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypa
         for sent, there in ((6, 0), (0, 6)):
             dashboard.command(["sync=true", "experiments=mine", "logger.entity=e"])
             assert f"{sent} runs uploaded to project metaformer, {there} were there\n" in capsys.readouterr().out
-        dashboard.command(offline)
+        dashboard.command([*offline, "logger.entity=e"])
         assert "0 runs written for project metaformer, 6 were sent before; 0 wait" in capsys.readouterr().out
     assert set(server.runs) == {run.run_id for run in launched}
     assert [row["val_accuracy"] for row in server.history["pooling0"] if "epoch" in row] == pytest.approx(

@@ -175,6 +175,30 @@ def test_a_run_that_a_callback_stopped_is_not_trained_on_when_it_goes_on(mine, m
     assert (again.result.epochs, again.result.metrics) == (whole.result.epochs, whole.result.metrics)
 
 
+def test_tensorboard_has_settings_steps_epochs_and_how_good_they_were():
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    done = trained("recipe.epochs=2", "logger=tensorboard", "trainer.log_every_n_steps=1")
+    events = EventAccumulator(str(done.folder / "tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("train_loss_step")]
+    assert steps == list(range(len(steps)))
+    curve = [float(row["val_accuracy"]) for row in rows_of(done.folder / "metrics.csv")]
+    assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx(curve)
+    (best,) = events.Scalars("hp_metric")
+    assert best.value == pytest.approx(curve[-1])
+    assert "mixer: pooling\n" in (done.folder / "tensorboard" / "hparams.yaml").read_text()
+    (told,) = (
+        found.session_start_info.hparams
+        for content in events.summary_metadata.values()
+        if content.plugin_data.plugin_name == "hparams"
+        and (found := HParamsPluginData.FromString(content.plugin_data.content)).HasField("session_start_info")
+    )
+    assert (told["mixer"].string_value, told["recipe.batch"].number_value) == ("pooling", 32)
+
+
 def test_mlflow_has_the_run(monkeypatch):
     pytest.importorskip("mlflow")
     import sqlite3

@@ -1,14 +1,17 @@
 """What wandb gets of single steps, and that it costs no result and no step between."""
 
+import signal
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import wandb
 from torch.overrides import TorchFunctionMode
-from trained import equal, go
+from trained import equal, go, stop_at
 from wandb_server import Server, serving
 
+from metaformer.analysis import wandb_study
+from metaformer.config.schema import Logger
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training import fit
@@ -81,6 +84,23 @@ def test_a_run_is_the_same_with_and_without_wandb(server, monkeypatch):
         assert all(np.array_equal(a[key], b[key]) for key in a)
     go("logger=wandb", "logger.every=0", "runtime.runs=c")
     assert [any(isinstance(c, StepValues) for c in each) for each in callbacks[1::2]] == [True, False, False]
+
+
+def test_a_stopped_run_that_was_written_offline_has_each_step_once(server, monkeypatch):
+    words = ("logger=wandb", "logger.mode=offline", "logger.every=4")
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at=24)  # of 18 an epoch
+        with pytest.raises(SystemExit):
+            go(*words)
+    run = go(*words)
+    assert not server.runs
+    assert wandb_study.sync([run.folder], None, Logger(wandb=True, entity="e")).now == 1
+    history = server.history[run.result.run_id]
+    assert [row["_step"] for row in history if "step/loss" in row] == list(range(4, 37, 4))
+    assert [row["_step"] for row in history if "epoch" in row] == [18, 36]
+    assert server.summary[run.result.run_id]["final/test_accuracy"] == pytest.approx(
+        run.result.metrics["test_accuracy"]
+    )
 
 
 def test_steps_between_compute_nothing(monkeypatch):
