@@ -8,6 +8,8 @@ from metaformer.analysis.verdict import NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.study_nodes import Study
 
+PICTURED = 12  # cells whose predictions are shown
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -52,6 +54,7 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
     words, validated = in_words(metric), in_words(selecting(metric))
     again = " They start again after ten." if len({c.levels[factor] for c in verdicts.cells}) > len(LEVELS) else ""
     colours = f"One colour for each {factor} in all figures.{again}"
+    shown = f"each of the first {PICTURED} cells" if len(verdicts.cells) > PICTURED else "each cell"
     return {
         "differences": Caption(f"Differences to {study.reference} with their intervals", _differences(study, verdicts)),
         "accuracy": Caption(
@@ -76,7 +79,7 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
         "curves": Caption(
             f"{validated} by epoch",
             f"{first_up(validated)} by epoch: the mean over seeds and its 95% t band, a panel for each setting of "
-            f"the other factors. {colours}",
+            f"the other factors. {colours}{' Then their lines are dashed.' if again else ''}",
         ),
         "rates": Caption(
             f"{validated} by learning rate",
@@ -85,8 +88,8 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
         ),
         "predictions": Caption(
             "The first test images with their masks and predictions",
-            "The first test images in their order, their masks, and what the first seed of each cell predicts. They "
-            "are examples: no verdict rests on them.",
+            f"The first test images in their order, their masks, and what the first seed of {shown} predicts. "
+            "They are examples: no verdict rests on them.",
         ),
         "confusion": Caption(
             "Confusion matrix of each cell",

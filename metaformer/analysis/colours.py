@@ -37,6 +37,11 @@ def level_colours(levels: Sequence[str]) -> dict[str, str]:
     return {level: LEVELS[i % len(LEVELS)] for i, level in enumerate(levels)}
 
 
+def level_lines(levels: Sequence[str]) -> dict[str, str]:
+    """The style of the line of each level, another one each time that the colours start again."""
+    return {level: ("-", "--", ":", "-.")[i // len(LEVELS) % 4] for i, level in enumerate(levels)}
+
+
 def on_page(svg: str, *, recolour: bool = True) -> str:
     """A picture of matplotlib for a page: without a background, in the page's type and, unless told, its colours."""
     svg = svg[svg.index("<svg") :]

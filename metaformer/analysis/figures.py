@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metaformer.analysis.cells import Cell
-from metaformer.analysis.colours import COLOURS, INK, LINE, PAPER, QUIET, level_colours
+from metaformer.analysis.colours import COLOURS, INK, LINE, PAPER, QUIET, level_colours, level_lines
 from metaformer.analysis.comparison import Comparison
 from metaformer.analysis.shares import Component
 from metaformer.analysis.stats import Estimate
@@ -228,9 +228,11 @@ def levels_of(cells: Sequence[Cell], factor: str) -> tuple[list[str], list[str]]
     return levels, list(dict.fromkeys(cell.setting(factor) for cell in cells))
 
 
-def legend_of(levels: Sequence[str], settings: Sequence[str]) -> list[Any]:
+def legend_of(levels: Sequence[str], settings: Sequence[str], *, lines: bool = False) -> list[Any]:
+    """A mark for each level, with the style of its line where the picture has `lines`, and for each setting."""
+    styles: dict[str, Any] = level_lines(levels) if lines else dict.fromkeys(levels, "")
     handles = [
-        Line2D([], [], color=colour, marker="o", linestyle="", label=level)
+        Line2D([], [], color=colour, marker="o", linestyle=styles[level], label=level)
         for level, colour in level_colours(levels).items()
     ]
     if len(settings) > 1:

@@ -1,18 +1,18 @@
 """The first test images of a study of segmentation, their masks, and what the networks of its cells make of them."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 
+from metaformer.analysis.captions import PICTURED
 from metaformer.analysis.figures import WIDTH
 from metaformer.config.tasks import IGNORED
 from metaformer.runs.answers import Examples, PixelAnswers
 from metaformer.runs.launch import Run
-
-MOST = 12  # cells
 
 
 def predictions(runs: Sequence[Run]) -> Figure | None:
@@ -26,7 +26,7 @@ def predictions(runs: Sequence[Run]) -> Figure | None:
     run, first = next(iter(found.values()))
     names = list(run.result.recall) if run.result else []
     rows = [("image", first.images), ("mask", first.masks)]
-    rows += [(cell, examples.predictions) for cell, (_, examples) in list(found.items())[:MOST]]
+    rows += [(cell, examples.predictions) for cell, (_, examples) in list(found.items())[:PICTURED]]
     columns = len(first.images)
     figure, panels = plt.subplots(
         len(rows), columns, figsize=(WIDTH, 0.4 + len(rows) * WIDTH / columns), layout="constrained", squeeze=False
@@ -41,7 +41,7 @@ def predictions(runs: Sequence[Run]) -> Figure | None:
                 axes.imshow(shown, cmap=palette, vmin=0, vmax=len(names), interpolation="none")
             axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
-        line[0].set_ylabel(name, fontsize=7)
+        line[0].set_ylabel("\n".join(wrap(name.replace("_", "_ "), 16)).replace("_ ", "_"), fontsize=7)
     marks = [plt.Rectangle((0, 0), 1, 1, color=palette(i)) for i in range(len(names))]
     figure.legend(marks, names, loc="outside lower center", ncols=6, fontsize=6, frameon=False)
     return figure

@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from metaformer.analysis.cells import Cell
-from metaformer.analysis.colours import COLOURS, PAPER, QUIET, level_colours
+from metaformer.analysis.colours import COLOURS, PAPER, QUIET, level_colours, level_lines
 from metaformer.analysis.comparison import Comparison, best_rate, by_rate
 from metaformer.analysis.figures import WIDTH, legend_of, levels_of, with_unit
 from metaformer.analysis.inference import mean_interval
@@ -34,10 +34,11 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], metric: str, factor: str)
         if not traces[cell.name]:
             continue
         axes = panels.flat[settings.index(cell.setting(factor))]
-        colour = level_colours(levels)[cell.levels[factor]]
+        level = cell.levels[factor]
+        colour, line = level_colours(levels)[level], level_lines(levels)[level]
         epochs = sorted(set.intersection(*(set(trace) for trace in traces[cell.name])))
         estimates = [mean_interval([trace[epoch] for trace in traces[cell.name]]) for epoch in epochs]
-        axes.plot(epochs, [e.mean for e in estimates], color=colour, linewidth=1.5, marker=".", markersize=4)
+        axes.plot(epochs, [e.mean for e in estimates], line, color=colour, linewidth=1.5, marker=".", markersize=4)
         if len(traces[cell.name]) > 1:
             axes.fill_between(
                 epochs, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.12, linewidth=0
@@ -47,7 +48,8 @@ def curves(runs: Sequence[Run], cells: Sequence[Cell], metric: str, factor: str)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel(with_unit(metric), fontsize=9)
-    figure.legend(handles=legend_of(levels, [""]), ncol=4, loc="outside upper center", frameon=False, fontsize=8)
+    handles = legend_of(levels, [""], lines=True)
+    figure.legend(handles=handles, ncol=4, loc="outside upper center", frameon=False, fontsize=8, handlelength=3)
     return figure
 
 
@@ -57,9 +59,10 @@ def rates(cells: Sequence[Cell], metric: str, factor: str) -> Figure | None:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
     found, levels = by_rate(cells, metric), levels_of(cells, factor)[0]
-    colours = level_colours(levels if found.keys() <= set(levels) else list(found))
+    levels = levels if found.keys() <= set(levels) else list(found)
+    colours, lines = level_colours(levels), level_lines(levels)
     for name, values in found.items():
-        axes.plot(list(values), list(values.values()), color=colours[name], marker=".", label=name)
+        axes.plot(list(values), list(values.values()), lines[name], color=colours[name], marker=".", label=name)
         best, at_edge = best_rate(values, metric)
         face = PAPER if at_edge else colours[name]
         axes.plot([best], [values[best]], "o", markersize=8, markerfacecolor=face, markeredgecolor=colours[name])
@@ -87,13 +90,14 @@ def gaps(verdicts: Verdicts, analysis: Analysis, reference: str) -> Figure | Non
     axes.axhspan(-analysis.margin, analysis.margin, color=COLOURS["equivalent"][0], alpha=0.12, linewidth=0)
     axes.axhline(0, color=QUIET, linewidth=0.8)
     levels = list(dict.fromkeys(c.level for c, _ in drawn))
-    colours = level_colours(levels_of(verdicts.cells, analysis.factor)[0])
+    everything = levels_of(verdicts.cells, analysis.factor)[0]
+    colours, lines = level_colours(everything), level_lines(everything)
     for place, name in enumerate(levels):
         own = {level: c.difference for c, level in sorted(drawn, key=lambda pair: pair[1]) if c.level == name}
         aside = (along[-1] / along[0]) ** (0.01 * (place - (len(levels) - 1) / 2))  # so that intervals do not cover
         ends = [[e.mean - e.low for e in own.values()], [e.high - e.mean for e in own.values()]]
         at, means = [level * aside for level in own], [e.mean for e in own.values()]
-        axes.errorbar(at, means, ends, color=colours[name], marker="D", markersize=5, label=name)
+        axes.errorbar(at, means, ends, color=colours[name], linestyle=lines[name], marker="D", markersize=5, label=name)
     _logarithmic(axes, along, _named(drawn[0][0]))
     axes.set_ylabel(f"minus {reference}, in {metric_of(analysis.metric).unit}")
     figure.legend(ncol=4, loc="outside upper center", frameon=False, fontsize=8)

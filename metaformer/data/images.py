@@ -13,7 +13,7 @@ from torch import Tensor
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Config, Data
 from metaformer.config.tasks import IGNORED
-from metaformer.data.registry import find
+from metaformer.data.registry import check_task, find
 from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import cache_dir
@@ -193,12 +193,8 @@ def load(data: Data, cache: str | None = None, *, training: bool = True) -> Imag
 
 
 def check_masks(config: Config, images: Images) -> None:
-    """A ConfigError where the classes of the images are not what the task learns."""
-    name = config.task.name
-    if config.task.segments and not images.masked:
-        raise ConfigError(f"task={name}: data={config.data.name} has a class for each image; expected masks")
-    if images.masked and not config.task.segments:
-        raise ConfigError(f"task={name}: data={config.data.name} has masks; expected task=segmentation")
+    """A ConfigError where the classes of the images are not what the task learns, or masks have too few."""
+    check_task(config.data, config.task, masked=images.masked)
     for split, part in images.splits().items():
         masks = part.masks if isinstance(part, Split) else None
         if masks is not None and masks.numel() and (masks == IGNORED).all():

@@ -7,6 +7,7 @@ from typing import Any
 from metaformer.config.identity import COLUMNS
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data, Recipe
+from metaformer.config.tasks import Task
 from metaformer.data.listing import Listing, arrange, tell
 from metaformer.system.errors import ConfigError, by_closeness
 
@@ -27,17 +28,18 @@ class DataSet:
     classes: int | None = None
     images: int | None = None  # of the training set, those of a carved validation split included
     tested: int | None = None  # images of the test set
+    masks: bool | None = None  # whether it has a class for each pixel; None: its images say it
 
 
 def _known(reader: str, shape: tuple[int, int, int], classes: int, images: int, tested: int, *reads: str) -> DataSet:
     reads, reader = ("train", *reads), f"{READERS}.in_memory.{reader}"
-    return DataSet(reads, reader, shape=shape, classes=classes, images=images, tested=tested)
+    return DataSet(reads, reader, shape=shape, classes=classes, images=images, tested=tested, masks=False)
 
 
 DATASETS = {
     "fashion_small": _known("fashion_small", (1, 28, 28), 10, 8000, 3000),
     "fashion_mosaics": DataSet(
-        reader=f"{READERS}.mosaics.fashion_mosaics", shape=(1, 64, 64), classes=11, images=2000, tested=750
+        reader=f"{READERS}.mosaics.fashion_mosaics", shape=(1, 64, 64), classes=11, images=2000, tested=750, masks=True
     ),
     "fashion_mnist": _known("torchvision_set", (1, 28, 28), 10, 60000, 10000, "root", "val"),
     "cifar10": _known("torchvision_set", (3, 32, 32), 10, 50000, 10000, "root", "val"),
@@ -95,9 +97,11 @@ def fingerprint(data: Data) -> str | None:
     return import_object(known.contents, "data.name")(data) if known.contents else None
 
 
-def check(data: Data, recipe: Recipe) -> None:
-    """Raise a ConfigError for a key that the data set would not read, or that does not fit the recipe."""
+def check(data: Data, recipe: Recipe, task: Task) -> None:
+    """Raise a ConfigError for a key that the data set would not read, or that does not fit the recipe or the task."""
     known, default = find(data.name), Data()
+    if known.masks is not None:
+        check_task(data, task, masked=known.masks)
     for key in Data.__dataclass_fields__:
         value = getattr(data, key)
         if key not in ("name", *known.reads) and value != getattr(default, key):
@@ -117,6 +121,14 @@ def check(data: Data, recipe: Recipe) -> None:
     if recipe.crop >= min(height, width):
         raise ConfigError(f"recipe.crop={recipe.crop}: expected less than the {min(height, width)} pixels of an image")
     _check_decoding(data, recipe)
+
+
+def check_task(data: Data, task: Task, *, masked: bool) -> None:
+    """A ConfigError where the classes of the images are not what the task learns."""
+    if task.segments and not masked:
+        raise ConfigError(f"task={task.name}: data={data.name} has a class for each image; expected masks")
+    if masked and not task.segments:
+        raise ConfigError(f"task={task.name}: data={data.name} has masks; expected task=segmentation")
 
 
 def _check_decoding(data: Data, recipe: Recipe) -> None:

@@ -57,7 +57,7 @@ def resolve(
         known: `folders_by_id`, where it is asked for many runs.
         identify: the fingerprint of the images of a data set.
     """
-    check(config.data, config.recipe)
+    check(config.data, config.recipe, config.task)
     config, match = matched(config)
     config = replace(config, study=judged(config))
     return planned(config, choices, identify(config.data), known), match

@@ -52,7 +52,7 @@ def restore(config: Config, path: Path) -> tuple[nn.Module, Images]:
     Raises:
         ConfigError: they do not fit together.
     """
-    check(config.data, config.recipe)
+    check(config.data, config.recipe, config.task)
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # whatever torch raises of half a file
@@ -96,7 +96,7 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
         raise ConfigError(f"data.decoded_size={config.data.decoded_size}: expected null, since weights={file}")
     config = replace(config, data=replace(config.data, decode="always"))
     config = replace(config, recipe=replace(config.recipe, scale=[0.08, 1.0], crop=0, auto_augment=None))
-    check(config.data, config.recipe)
+    check(config.data, config.recipe, config.task)
     images = load(config.data, config.runtime.cache, training=False)
     channels = config.data.channels or 3
     heads = classifiers(on_meta(config.model, config.mixer, shape=images.shape, classes=len(images.classes)))

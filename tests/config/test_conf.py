@@ -32,6 +32,8 @@ def test_every_file_of_conf_composes_and_builds(file):
         "model/timm": ["mixer=builtin", "model.name=resnet18"],
         "data/image_folder": ["data.classes=7"],
         "data/custom": ["data._target_=my_data.load", "data.classes=7"],
+        "data/fashion_mosaics": ["task=segmentation"],
+        "task/segmentation": ["data=fashion_mosaics"],
         "data/timm": ["data.dataset=torch/pets", "data.classes=7"],
         "data/hub": ["data.dataset=pets", "data.classes=7"],
         "data/table": ["data.classes=7"],
@@ -42,7 +44,7 @@ def test_every_file_of_conf_composes_and_builds(file):
         "callbacks/throughput": ["logger=steps"],
     }
     config = compose(f"{group}={name}", *needed.get(file, []))
-    check(config.data, config.recipe)
+    check(config.data, config.recipe, config.task)
     (channels, *sides), classes = shape(config.data)
     height, width = (max(side, 32) if "iso_s" in name else side for side in sides)
     net = on_meta(config.model, config.mixer, shape=(channels, height, width), classes=classes).eval()

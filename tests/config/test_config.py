@@ -34,7 +34,7 @@ def error_of(*overrides: str) -> str:
     """The one line that these overrides get."""
     try:
         config = compose(*overrides)
-        check(config.data, config.recipe)
+        check(config.data, config.recipe, config.task)
     except ConfigError as error:
         line = str(error)
     except Exception as error:

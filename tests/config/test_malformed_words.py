@@ -59,7 +59,7 @@ def judge(word: str, attempt: Callable[[str], Config]) -> str:
     """What is wrong with how a word was answered, or nothing."""
     try:
         config = attempt(word)
-        check(config.data, config.recipe)
+        check(config.data, config.recipe, config.task)
     except USER_ERRORS as error:
         line = explain(error)
     except Exception as error:

@@ -243,6 +243,6 @@ def test_what_timm_does_not_have_is_one_line(pets):
         with pytest.raises(ConfigError, match=message):
             read(compose("data=timm", f"data.dataset={dataset}", f"data.root={pets}").data)
     with pytest.raises(ConfigError, match=r"data.dataset: expected torch/NAME, since data=timm"):
-        registry.check(compose("data=timm").data, compose().recipe)
+        registry.check(compose("data=timm").data, compose().recipe, compose().task)
     with pytest.raises(ConfigError, match=r"data.root: expected the folder of the data set"):
         registry.fingerprint(compose("data=timm", "data.dataset=torch/mnist").data)

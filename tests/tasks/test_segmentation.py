@@ -14,6 +14,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 from trained import CHOICES, equal, metrics, stop_at
 
+from metaformer import cost, plan
 from metaformer.analysis.pixel_terms import terms_of_pixels
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data.images import load
@@ -173,6 +174,14 @@ def test_what_does_not_go_together_is_refused(words, message):
         own = [w for w in own if not w.startswith("task.")]
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         run(resolve(compose(*own, "runtime.progress=false", *words), CHOICES)[0])
+
+
+@pytest.mark.parametrize("command", [cost, plan])
+def test_who_reads_no_image_refuses_images_of_another_task(refusal, command):
+    told = refusal(command, "task=segmentation", "data=digits", "model=tiny_pyramid")
+    assert "task=segmentation: data=digits has a class for each image; expected masks" in told
+    told = refusal(command, "data=fashion_mosaics")
+    assert "task=classification: data=fashion_mosaics has masks; expected task=segmentation" in told
 
 
 def test_masks_without_anything_in_them_are_refused(tmp_path):
