@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib
+import importlib.util
 import re
 import sys
 import sysconfig
@@ -71,6 +72,8 @@ def _hash_of(path: str) -> str:
         return " ".join(f"{name} {version(name)}" for name in names)  # nothing for the standard library
     files: dict[str, Path] = {}
     _follow(path, files)
+    if not files:
+        return ""  # a folder of that name is there by chance
     digest = hashlib.sha256()
     for name, file in sorted(files.items()):
         digest.update(f"{name}\n".encode() + file.read_bytes())
@@ -91,7 +94,7 @@ class Found(NamedTuple):
 def _find(module: str) -> Found | None:
     """Where a module is, without running it or the packages that it is in; the working directory counts as well."""
     found = Found(None, [Path.cwd(), *map(Path, sys.path)])
-    for part in module.split("."):
+    for depth, part in enumerate(module.split(".")):
         folders = [place / part for place in found.places]
         files = [file for folder in folders for file in (folder / "__init__.py", folder.with_name(f"{part}.py"))]
         file = next((file for file in files if file.is_file()), None)
@@ -100,9 +103,24 @@ def _find(module: str) -> Found | None:
             found = Found(file, [file.parent] if file.name == "__init__.py" else [])
         elif inside:
             found = Found(None, inside)  # a package without __init__.py
+        elif depth == 0 and (editable := _known_to_a_finder(part)) is not None:
+            found = editable
         else:
             return None
     return found
+
+
+def _known_to_a_finder(name: str) -> Found | None:
+    """A module that is in no folder of the path, as one of an editable install."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    file = Path(spec.origin) if spec.has_location and spec.origin else None
+    places = [Path(place) for place in spec.submodule_search_locations or []]
+    return Found(file, places) if file or places else None
 
 
 def _follow(path: str, files: dict[str, Path]) -> None:

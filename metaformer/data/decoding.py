@@ -115,5 +115,7 @@ def scaled(values: np.ndarray, sixteen: bool, name: str, data: Data) -> np.ndarr
     if data.range is None and not sixteen:
         raise ConfigError(f"{name}: {values.dtype}, whose range nobody can know; set data.range=[low,high]")
     low, high = data.range if data.range is not None else (0, 65535)
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{name}: has NaN or infinity among its pixels; expected numbers")
     shares = (values.astype(np.float64) - low) / (high - low)
     return np.asarray((255 * shares.clip(0, 1)).round(), dtype=np.uint8)

@@ -10,9 +10,10 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ class Findings:
 
     splits: dict[str, Found]  # train, val and test, as far as they are there
     skipped: Counter[str] = field(default_factory=Counter)  # kinds of files that are not read
+    notes: list[str] = field(default_factory=list)  # what else its user should know
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,15 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
         raise ConfigError(f"data.root={source}: some splits have masks; expected them in all")
     classes = _classes(named, data, str(source), training)
     parts: dict[str, Part] = {}
-    notes: list[str] = []
+    notes = list(findings.notes)
     for name in ("train", "val", "test"):
         if name in splits:
-            parts[name] = _part(splits[name], classes, name)
-            labels = parts[name].labels
-            empty = [c for i, c in enumerate(classes) if named.masks is None and not (labels == i).any()]
-            notes += (
-                [f"{name} has no image of {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"] if empty else []
-            )
+            part = parts[name] = _part(splits[name], classes, name)
+            if named.masks is None:
+                notes += [*without_images(name, classes, part.labels), *_two_labels(name, part)]
     if findings.skipped:
         notes.append(not_read(findings.skipped))
-    _check_overlap(parts, data)
+    check_overlap({n: (part.digests, part.name) for n, part in parts.items()}, data)
     return Listing(classes, parts, _fingerprint(classes, parts), [f"{source}: {note}" for note in notes])
 
 
@@ -146,17 +145,38 @@ def _part(found: Found, classes: list[str], split: str) -> Part:
     return Part(found.items, np.array(order), np.array([numbers[i] for i in order]), digests, found.masks, of_masks)
 
 
-def _check_overlap(parts: dict[str, Part], data: Data) -> None:
-    """An image of two splits would be selected or tested on after it was trained on."""
-    names = list(parts)
+def without_images(split: str, classes: Sequence[str], labels: np.ndarray) -> list[str]:
+    """A note where a split has no image of some classes."""
+    there = set(np.unique(labels).tolist())
+    empty = [name for i, name in enumerate(classes) if i not in there]
+    return [f"{split} has no image of {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"] if empty else []
+
+
+def _two_labels(split: str, part: Part) -> list[str]:
+    """A note where an image is in a split twice, as two classes; the images are in the order of their contents."""
+    same = [a == b for a, b in pairwise(part.digests)]
+    rows = [row for row, equal in enumerate(same) if equal and part.labels[row] != part.labels[row + 1]]
+    pair = f"{part.name(rows[0])} and {part.name(rows[0] + 1)}" if rows else ""
+    return [f"{split} has {len(rows)} images twice, as two classes, like {pair}"] if rows else []
+
+
+def check_overlap(splits: Mapping[str, tuple[Sequence[bytes], Callable[[int], str]]], data: Data) -> None:
+    """An image of two splits would be selected or tested on after it was trained on.
+
+    Args:
+        splits: the hashes of the images, and the name of an image by its place among them.
+
+    Raises:
+        ConfigError: there is one, and `data.overlap` does not allow it.
+    """
+    names = list(splits) if data.overlap == "refuse" else []
     for one, other in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
-        rows = {digest: row for row, digest in enumerate(parts[one].digests)}
-        shared = [(rows[d], row) for row, d in enumerate(parts[other].digests) if d in rows]
-        if shared and data.overlap == "refuse":
-            first, second = parts[one].name(shared[0][0]), parts[other].name(shared[0][1])
+        (before, name), (later, other_name) = splits[one], splits[other]
+        rows = {digest: row for row, digest in enumerate(before)}
+        if shared := [(rows[d], row) for row, d in enumerate(later) if d in rows]:
             raise ConfigError(
-                f"{len(shared)} of the {len(parts[other].digests)} images of {other} are in {one} too, like {second} "
-                f"and {first}; remove them, or set data.overlap=allow"
+                f"{len(shared)} of the {len(later)} images of {other} are in {one} too, like "
+                f"{other_name(shared[0][1])} and {name(shared[0][0])}; remove them, or set data.overlap=allow"
             )
 
 
@@ -179,7 +199,7 @@ def normal(name: str) -> str:
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A key that puts 2 before 10, as timm does."""
     pieces = re.split(r"(\d+)", name.lower())
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces] + [(1, 0, name)]
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces] + [(1, 0, name)]
 
 
 def split_of(word: str) -> str | None:

@@ -60,14 +60,14 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
         labels, rows = torch.from_numpy(part.labels), torch.arange(len(part.labels))
         images, masks = Photos(Decoded(part, data), labels, rows), Photos(Masks(part, data, classes), labels, rows)
         pixels = decoded(images, (*size, channels), cache / _file(listing.fingerprint, name, (*size, channels), data))
-        kept = cache / f"{listing.fingerprint}-{name}-masks-{size[0]}x{size[1]}-{classes}-{data.ignore}-v{VERSION}.npy"
+        kept = cache / f"{listing.fingerprint}-{name}-masks-{size[0]}x{size[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
         splits[name] = Split(pixels, labels, masks=decoded(masks, size, kept, NEAREST))
     return carved(splits, listing.classes, data, size, channels)
 
 
 def _file(fingerprint: str, split: str, shape: tuple[int, ...], data: Data) -> str:
     """The name of the decoded images of a split."""
-    scale = "" if data.range is None else f"-{data.range[0]:g}-{data.range[1]:g}"
+    scale = "" if data.range is None else f"-{data.range[0]!r}-{data.range[1]!r}"
     return f"{fingerprint}-{split}-{'x'.join(map(str, shape))}{scale}-v{VERSION}.npy"
 
 

@@ -7,7 +7,7 @@ first class is 1, as in ADE20K.
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metaformer.config.schema import Data
 from metaformer.config.tasks import IGNORED, MOST_CLASSES
@@ -69,7 +69,7 @@ class Masks:
         with opened(part.masks.read(place), name) as mask:
             if mask.format == "JPEG":
                 raise ConfigError(f"{name}: is a JPEG, whose compression makes other numbers of some; expected a PNG")
-            values = np.asarray(mask)
+            values = np.asarray(ImageOps.exif_transpose(mask))  # as its image is turned
         if values.ndim != 2:
             raise ConfigError(f"{name}: has {values.shape[-1]} channels; expected {EXPECTED}")
         with opened(part.items.read(place), part.name(row)) as image:

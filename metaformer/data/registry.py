@@ -1,6 +1,6 @@
 """Every data set in one place: its shape, the keys that it reads, and who reads it. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +41,26 @@ DATASETS = {
     "fashion_mosaics": DataSet(
         reader=f"{READERS}.mosaics.fashion_mosaics", shape=(1, 64, 64), classes=11, images=2000, tested=750, masks=True
     ),
-    "fashion_mnist": _known("torchvision_set", (1, 28, 28), 10, 60000, 10000, "root", "val"),
+    "fashion_mnist": replace(
+        _known("torchvision_set", (1, 28, 28), 10, 60000, 10000, "root", "val"),
+        contents=f"{READERS}.arrays.contents_of_fashion_mnist",
+    ),
     "cifar10": _known("torchvision_set", (3, 32, 32), 10, 50000, 10000, "root", "val"),
     "cifar100": _known("torchvision_set", (3, 32, 32), 100, 50000, 10000, "root", "val"),
     "digits": _known("digits", (1, 8, 8), 10, 1497, 300, "val"),
     "image_folder": DataSet(PHOTOGRAPHS, find=f"{READERS}.folder.find"),
     "table": DataSet((*PHOTOGRAPHS, *COLUMNS), find=f"{READERS}.columns.find"),
-    "hub": DataSet(("dataset", *PHOTOGRAPHS, *COLUMNS[:-1]), find=f"{READERS}.columns.find_on_hub"),
+    "hub": DataSet(("dataset", *PHOTOGRAPHS[1:], *COLUMNS[:-1]), find=f"{READERS}.columns.find_on_hub"),
     "npz": DataSet(
-        (*SPLITS, "ignore", "size", "channels", "range"),
+        (*SPLITS, "ignore", "size", "channels", "range", "overlap"),
         reader=f"{READERS}.in_memory.npz",
         contents=f"{READERS}.arrays.contents_of_file",
     ),
     "timm": DataSet(
-        ("dataset", *PHOTOGRAPHS), reader=f"{READERS}.timm_sets.timm_set", contents=f"{READERS}.folder.contents"
+        ("dataset", *PHOTOGRAPHS[:-1]), reader=f"{READERS}.timm_sets.timm_set", contents=f"{READERS}.folder.contents"
     ),
     "custom": DataSet(
-        (*SPLITS, "ignore", "size", "channels", "_target_", "options"),
+        (*SPLITS, "ignore", "size", "channels", "range", "overlap", "_target_", "options"),
         reader=f"{READERS}.in_memory.custom",
         contents=f"{READERS}.arrays.contents_of_custom",
     ),

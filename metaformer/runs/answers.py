@@ -1,6 +1,7 @@
 """What a trained network says of each test image: predictions.npz of a run. Imports no torch."""
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,5 +108,5 @@ def read_answers(folder: Path, *, logits: bool = False) -> Answers | PixelAnswer
                 return pixels
             scores = kept["logits"] if logits and "logits" in kept else None
             return Answers(kept["predictions"].astype(int), kept["labels"].astype(int), scores)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); evaluate run={folder} tells what the run says") from error

@@ -7,6 +7,7 @@ needs them. Imports no torch.
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def unpack(path: Path) -> dict[str, Packed]:
         with np.load(path, allow_pickle=False) as kept:
             told = json.loads(kept["runs"].tobytes())
             found = [_unpacked(entry, i, kept) for i, entry in enumerate(told)]
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back, or remove it") from error
     for run in found:
         accuracy = run.result.accuracy

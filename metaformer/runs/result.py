@@ -161,7 +161,7 @@ def failure_of(folder: Path) -> str:
         return str(json.loads((folder / "failed.json").read_text())["reason"])
     except FileNotFoundError:
         return ""
-    except (ValueError, LookupError, OSError) as error:
+    except (ValueError, LookupError, TypeError, OSError) as error:
         return f"its failed.json cannot be read ({error})"
 
 

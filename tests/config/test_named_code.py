@@ -1,5 +1,7 @@
 """Foreign code is part of the run id, in whatever form it is named and imported; the package's own is not."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,28 @@ def test_an_option_is_one_number_however_it_is_written():
         run_id(content_of(compose("mixer=afno", f"mixer.sparsity={n}"), None)) for n in ("0", "0.0", "1")
     )
     assert one == other != third
+
+
+def test_the_code_of_an_editable_install_counts(monkeypatch, tmp_path):
+    """Some of these are in no folder of sys.path: a finder knows where they are."""
+    place = tmp_path / "elsewhere" / "mine_editable"
+    place.mkdir(parents=True)
+    (place / "__init__.py").touch()
+    (place / "layers.py").write_text(LAYER)
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "mine_editable":
+                file = place / "__init__.py"
+                return importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(place)])
+            return None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert edited("mine_editable.layers.Mine", str(place / "layers.py"))
+    assert "mine_editable" not in sys.modules
+
+
+def test_a_folder_that_looks_like_a_name_is_no_code():
+    Path("images").mkdir()
+    assert hashes_of_code({"file": "images.npz"}) == {}

@@ -11,6 +11,7 @@ from metaformer.data.images import load
 from metaformer.data.registry import fingerprint
 from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
+from metaformer.training.fit import prepare
 
 
 def pixels(count: int, *shape: int, dtype: type = np.uint8, most: int = 256) -> np.ndarray:
@@ -152,3 +153,89 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
             load(config(target=target).data)
     with pytest.raises(ConfigError, match="there is a label 2 and 2 names of classes"):
         load(config("+data.options.classes=[a,b]").data)
+
+
+def test_an_image_in_two_splits_is_refused(tmp_path):
+    arrays = medmnist()
+    arrays["val_images"][3] = arrays["train_images"][5]
+    path = npz(arrays, tmp_path / "a")
+    line = (
+        r"^1 of the 6 images of val are in train too, like val 3 and train 5; remove them, or set data.overlap=allow$"
+    )
+    with pytest.raises(ConfigError, match=line):
+        load(data_of(path))
+    assert len(load(data_of(path, "data.overlap=allow")).val) == 6
+
+
+def test_a_class_without_images_is_told(tmp_path, capfd):
+    load(data_of(npz(medmnist(train_labels=(np.arange(20) % 2 * 4).astype(np.uint8)), tmp_path / "a")))
+    assert "note: " in (told := capfd.readouterr().err)
+    assert "train has no image of 1, 2, 3" in told
+
+
+def test_a_split_of_another_name_is_refused(tmp_path, monkeypatch):
+    arrays = medmnist()
+    arrays |= {f"vaild_{kind}": arrays.pop(f"val_{kind}") for kind in ("images", "labels")}
+    line = "has vaild_images, which is no split; expected train, val or test; did you mean 'valid'?"
+    with pytest.raises(ConfigError, match=line.replace("?", r"\?")):
+        load(data_of(npz(arrays, tmp_path / "a")))
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def make(n): return np.random.default_rng(n).integers(0, 256, (n, 8, 8), dtype=np.uint8), np.arange(n) % 2\n"
+        "def good(): return {'train': make(20), 'valid': make(6), 'test': make(10)}\n"
+        "def bad(): return {'train': make(20), 'tset': make(10)}\n"
+        "def few(): return {'train': make(20), 'test': make(10), 'classes': 2}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def own(name: str):
+        return load(compose("data=custom", f"data._target_=mine.{name}").data)
+
+    assert [len(part) for part in own("good").splits().values()] == [20, 6, 10]
+    with pytest.raises(ConfigError, match=r"mine.bad: returned tset, which is no split; expected .* mean 'test'"):
+        own("bad")
+    with pytest.raises(ConfigError, match=r"mine.few: classes is 2; expected the names of the classes"):
+        own("few")
+
+
+def test_the_id_of_masks_does_not_hang_on_what_was_read_before(tmp_path):
+    arrays = {}
+    for split, count in {"train": 12, "val": 4, "test": 4}.items():
+        arrays[f"{split}_images"] = pixels(count, 8, 8)
+        arrays[f"{split}_masks"] = np.where(pixels(count, 8, 8) < 128, 1, 2).astype(np.uint8)
+    path = npz(arrays, tmp_path / "a")
+    words = ("task=segmentation", "model=tiny_pyramid")
+    before = fingerprint(data_of(path, *words, "data.ignore=2"))
+    assert before != fingerprint(data_of(path, *words))
+    assert before == fingerprint(data_of(path, *words, "data.ignore=2"))
+    wide = {name: a.astype(np.int64) if name.endswith("masks") else a for name, a in arrays.items()}
+    assert fingerprint(data_of(npz(wide, tmp_path / "b"), *words)) == fingerprint(data_of(path, *words))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train_images": np.array(5), "train_labels": np.arange(3)}, "train_images: is no array of images"),
+        ({"train_images": np.full((4, 8, 8), np.nan), "train_labels": np.arange(4)}, "has NaN or infinity among its"),
+    ],
+)
+def test_what_is_no_image_is_one_line(tmp_path, content, message):
+    with pytest.raises(ConfigError, match=message):
+        load(data_of(npz(content, tmp_path / "a"), "data.range=[0,1]"))
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **medmnist())
+    content = bytearray(path.read_bytes())
+    content[300:500] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read as arrays"):
+        load(data_of(path))
+
+
+def test_a_crop_is_compared_with_the_images_that_there_are(tmp_path):
+    path = npz(medmnist(), tmp_path / "a")
+    config = compose("data=npz", f"data.root={path}", "recipe.crop=30", "recipe.batch=4")
+    with pytest.raises(ConfigError, match=r"^recipe.crop=30: expected less than the 28 pixels of an image$"):
+        prepare(config)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metaformer.data.batches import Batches, EvalBatches, Share, Transformed
 from metaformer.data.images import Images, load
 from metaformer.data.readers import in_memory
-from metaformer.data.registry import shape
+from metaformer.data.registry import fingerprint, shape
 from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.scores import in_order
@@ -211,6 +211,16 @@ def test_torchvision_sets_are_found_locally(tmp_path):
     assert [len(data.train), len(data.val), len(data.test)] == [5000, 5000, 3000]
     assert torch.equal(data.test.images, fashion.test.images)
     assert data.classes == fashion.classes
+
+
+def test_files_that_are_not_those_of_fashion_mnist_are_other_images(tmp_path):
+    words = ("data=fashion_mnist", f"data.root={tmp_path}")
+    assert fingerprint(compose(*words).data) is None  # they are downloaded when it trains
+    write_raw(tmp_path / "FashionMNIST" / "raw", load(compose("data.train=500").data))
+    others = fingerprint(compose(*words).data)
+    labels = tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x07")
+    assert len({None, others, fingerprint(compose(*words).data)}) == 3
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])

@@ -240,6 +240,36 @@ def test_what_makes_a_tar_unreadable_is_said(tmp_path):
         images.train.read(0)
 
 
+def test_a_tar_that_ends_too_early_does_not_lose_images_without_a_word(tmp_path):
+    root = tars(items_of(), tmp_path / "a")
+    shard = root / "train.tar"
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-1].offset
+    damaged = bytearray(whole)
+    damaged[last : last + 100] = b"\xff" * 100
+    for content in (whole[:last], whole[: last + 200], bytes(damaged)):
+        shard.write_bytes(content)
+        assert "train.tar: is cut or damaged after " in refused(root)
+    shard.write_bytes(whole)
+    assert counts(read(root, "data.val=2")) == [6, 2, 4]
+
+
+def test_what_is_in_no_split_is_told(tmp_path):
+    root = folder([*items_of(), *(item._replace(split="vaild") for item in items_of(2, 0))], tmp_path / "a")
+    (root / "loose.png").write_bytes(png(77))
+    notes = listing_of(data_of(root)).notes
+    assert f"{root}: vaild is no split; did you mean 'valid'?, and not read" in notes
+    assert f"{root}: 1 images are in no split and not read, like loose.png" in notes
+
+
+def test_an_image_of_two_classes_is_told(tmp_path):
+    items = items_of()
+    root = folder([*items, items[0]._replace(label="dog", name="again.png")], tmp_path / "a")
+    (note,) = listing_of(data_of(root)).notes
+    assert "train has 1 images twice, as two classes, like " in note
+
+
 def test_every_bad_file_is_one_line_with_its_path(tmp_path):
     for way in ("folder", "tar", "webdataset", "csv", "parquet", "hub"):
         if way in ("parquet", "hub"):
@@ -356,6 +386,24 @@ def test_columns_of_a_table(tmp_path):
     assert counts(read(file, *chosen, "data.test=3", "data.val=2", name="table")) == [7, 2, 3]
 
 
+def test_paths_in_a_parquet_are_relative_to_its_folder(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    root = tmp_path / "a"
+    root.mkdir()
+    items = items_of()
+    for i, item in enumerate(items):
+        (root / f"{i}.png").write_bytes(item.content)
+    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(len(items))]
+    columns = {"image": cells, "label": [i.label for i in items], "split": [i.split for i in items]}
+    parquet.write_table(pa.table(columns), root / "t.parquet")
+    assert counts(read(root / "t.parquet", "data.val=2", name="table")) == [6, 2, 4]
+    (root / "0.png").unlink()
+    assert "0.png: cannot be read (No such file" in refused(root / "t.parquet", name="table")
+
+
 def test_bad_rows_are_named(tmp_path):
     file = table(items_of(), tmp_path / "a", "\t")
     whole = file.read_text()
@@ -363,6 +411,8 @@ def test_bad_rows_are_named(tmp_path):
     for old, new, message in (
         ("images/train/dog/1.png", "images/train/dog/one.png", "row 2: images/train/dog/one.png: no such file beside"),
         ("\tcat\ttrain", "\t\ttrain", "row 1: has no label"),
+        ("\tcat\ttrain", "\tnan\ttrain", "row 1: has no label"),
+        (whole.splitlines()[0], whole.splitlines()[0].replace("split", "label"), "has label twice in its first line"),
         ("\tcat\ttrain", "\tcat\tsecret", "row 1: split='secret' is no split; expected train, val or test"),
         ("\tcat\ttrain", "\tcat", "line 2 has 2 cells, the first 3"),
     ):
@@ -385,6 +435,16 @@ def test_sets_of_the_hub(tmp_path):
     datasets.DatasetDict({"train": many, "test": many}).save_to_disk(str(tmp_path / "many"))
     assert "has 2 labels; expected one class for each image" in refused(tmp_path / "many", name="hub", key="dataset")
     parts = datasets.load_from_disk(str(root))
+    some = parts["test"].map(lambda row, i: {"label": -1 if i == 1 else row["label"]}, with_indices=True)
+    datasets.DatasetDict({**parts, "test": some}).save_to_disk(str(tmp_path / "c"))
+    assert "test row 2: has no label, and others have" in refused(tmp_path / "c", name="hub", key="dataset")
+    none = some.map(lambda row: {"label": -1})
+    datasets.DatasetDict({**parts, "vaild": parts["test"], "test": none}).save_to_disk(str(tmp_path / "d"))
+    notes = listing_of(compose("data=hub", f"data.dataset={tmp_path / 'd'}", "data.size=8", "data.test=2").data).notes
+    assert [note.partition(": ")[2] for note in notes] == [
+        "its split vaild is not read; did you mean 'valid'?",
+        "its split test has no labels and is not read",
+    ]
     datasets.DatasetDict({**parts, "validation": parts["test"], "dev": parts["test"]}).save_to_disk(str(tmp_path / "b"))
     assert "are both the val split; expected one of them" in refused(tmp_path / "b", name="hub", key="dataset")
 

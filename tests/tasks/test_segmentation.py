@@ -185,8 +185,10 @@ def test_who_reads_no_image_refuses_images_of_another_task(refusal, command):
 
 
 def test_masks_without_anything_in_them_are_refused(tmp_path):
+    draw = np.random.default_rng(0).integers
     found = {
-        f"{split}_images": np.zeros((n, 16, 16), np.uint8) for split, n in {"train": 40, "val": 4, "test": 4}.items()
+        f"{split}_images": draw(256, size=(n, 16, 16), dtype=np.uint8)
+        for split, n in {"train": 40, "val": 4, "test": 4}.items()
     }
     found |= {name.replace("images", "masks"): np.zeros_like(images) for name, images in found.items()}
     np.savez(tmp_path / "a.npz", **found)

@@ -1,7 +1,8 @@
 """Arrays of images: of an .npz file, as MedMNIST has them, and of a function of yours. Imports no torch itself."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from metaformer.config.named_code import import_object
 from metaformer.config.schema import Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import digest, digests_of
-from metaformer.data.listing import once, root_of, split_of
-from metaformer.system.errors import ConfigError
+from metaformer.data.listing import WORDS, once, root_of, split_of
+from metaformer.data.readers.folder import Files
+from metaformer.system.errors import ConfigError, nearest
 
 EXPECTED = "a file .npz with train_images, train_labels (or train_masks), test_images, test_labels"
+FASHION_MNIST = "09847be8f4ba0c5c"  # of the four files of its authors
 # By split: images [N, H, W, C] uint8, and labels [N] int64 or masks [N, H, W] of any integers
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -39,6 +42,7 @@ class Whole:
         stat = Path(self.names[0]).stat()
         scale = "" if self.data.range is None else f"::{self.data.range}"
         classes = "" if self.data.classes is None else f"::{self.data.classes} classes"
+        classes += "" if self.data.ignore is None else f"::{self.data.ignore} ignored"
         return [(f"{Path(self.names[0]).absolute()}{scale}{classes}", stat.st_size, stat.st_mtime_ns)]
 
 
@@ -53,8 +57,18 @@ def contents_of_custom(data: Data) -> str:
     return digest(_bytes_of(arrays) + repr(classes).encode()).hex()[:16]
 
 
+def contents_of_fashion_mnist(data: Data) -> str | None:
+    """A hash of its files where they are not those of its authors, which torchvision does not look at."""
+    files = sorted((root_of(data, "the folder of FashionMNIST") / "FashionMNIST" / "raw").glob("*-ubyte"))
+    found = digest(b"".join(digests_of(Files([str(file) for file in files])))).hex()[:16]
+    return found if files and found != FASHION_MNIST else None
+
+
 def _bytes_of(arrays: Arrays) -> bytes:
-    parts = (s.encode() + repr(i.shape).encode() + i.tobytes() + t.tobytes() for s, (i, t) in sorted(arrays.items()))
+    parts = (
+        s.encode() + repr(i.shape).encode() + i.tobytes() + t.astype(np.int64).tobytes()
+        for s, (i, t) in sorted(arrays.items())
+    )
     return b"".join(parts)
 
 
@@ -79,9 +93,23 @@ def returned(data: Data) -> tuple[Arrays, list[str]]:
         raise ConfigError(
             f"data._target_={data._target_}: returned {what}; expected a dict with train, and test or val"
         )
-    names = [name for name in ("train", "val", "test") if name in found]
-    arrays = {name: _pair(found[name], f"{data._target_}: {name}", data) for name in names}
-    return arrays, [str(name) for name in found.get("classes", [])] or numbered(arrays, data)
+    words = _splits([str(key) for key in found if key != "classes"], f"data._target_={data._target_}", "returned {}")
+    arrays = {split: _pair(found[word], f"{data._target_}: {word}", data) for split, word in words}
+    names = found.get("classes", [])
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ConfigError(f"data._target_={data._target_}: classes is {names!r}; expected the names of the classes")
+    return arrays, [str(name) for name in names] or numbered(arrays, data)
+
+
+def _splits(words: Sequence[str], where: str, told: str) -> list[tuple[str, str]]:
+    """The splits that words name, with these words; a ConfigError for one that names none."""
+    for word in words:
+        if split_of(word) is None:
+            what = f"{told.format(word)}, which is no split"
+            raise ConfigError(f"{where}: {what}; expected train, val or test{nearest(word, WORDS)}")
+    splits = [(str(split_of(word)), word) for word in words]
+    once(splits, where)
+    return splits
 
 
 def numbered(arrays: Arrays, data: Data) -> list[str]:
@@ -125,14 +153,12 @@ def read(data: Data) -> Arrays:
     path = root_of(data, EXPECTED)
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # TypeError: an array alone
+            arrays = {name: file[name] for name in file.files}  # TypeError where the file is one array
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"data.root={path}: cannot be read as arrays ({error}); expected {EXPECTED}") from error
-    words = [name.removesuffix("_images") for name in arrays if name.endswith("_images")]
-    splits = [(split, word) for word in words if (split := split_of(word)) is not None]
-    once(splits, str(path))
     found: Arrays = {}
-    for split, word in splits:
+    words = [name.removesuffix("_images") for name in arrays if name.endswith("_images")]
+    for split, word in _splits(words, str(path), "has {}_images"):
         name, own = f"{word}_images", [key for key in (f"{word}_labels", f"{word}_masks") if key in arrays]
         if len(own) != 1:
             there = " and ".join(own) or f"no {word}_labels"
@@ -146,6 +172,8 @@ def read(data: Data) -> Arrays:
 
 
 def _labels(labels: np.ndarray, name: str) -> np.ndarray:
+    if not isinstance(labels, np.ndarray):
+        raise ConfigError(f"{name}: is no array; expected whole numbers from 0")
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ConfigError(f"{name}: has {labels.shape[1]} labels for each image; expected one class for each")
     flat = labels.reshape(-1)
@@ -156,6 +184,8 @@ def _labels(labels: np.ndarray, name: str) -> np.ndarray:
 
 def _masks(masks: np.ndarray, name: str) -> np.ndarray:
     """[N, H, W], of which there may be one channel."""
+    if not isinstance(masks, np.ndarray):
+        raise ConfigError(f"{name}: is no array; expected [N, H, W], the number of the class of each pixel")
     masks = masks[..., 0] if masks.ndim == 4 and masks.shape[3] == 1 else masks
     if masks.ndim != 3:
         raise ConfigError(f"{name}: {masks.shape}; expected [N, H, W], the number of the class of each pixel")
@@ -163,6 +193,8 @@ def _masks(masks: np.ndarray, name: str) -> np.ndarray:
 
 
 def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np.ndarray:
+    if not isinstance(images, np.ndarray) or images.ndim == 0:
+        raise ConfigError(f"{name}: is no array of images; expected [N, H, W] or [N, H, W, 3]")
     if not len(images):
         raise ConfigError(f"{name}: holds no image")
     if images.ndim == 3:

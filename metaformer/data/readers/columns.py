@@ -1,6 +1,7 @@
 """Images in a table (.csv or .tsv with paths, .parquet with paths or encoded images), and Hugging Face's data sets."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from metaformer.config.schema import Data
 from metaformer.data.digests import Items
-from metaformer.data.listing import Findings, Found, once, root_of, split_of
+from metaformer.data.listing import WORDS, Findings, Found, once, root_of, split_of
 from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, install, nearest
 
@@ -26,13 +27,14 @@ class Cells:
 
     names: list[str]
     column: Any
+    folder: Path = Path()  # which paths in it are relative to
 
     def read(self, place: int) -> bytes:
         cell = self.column[place]
         cell = cell.as_py() if hasattr(cell, "as_py") else cell
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if content is None and isinstance(cell, dict) and cell.get("path"):
-            return Path(cell["path"]).read_bytes()
+            return Files([str(self.folder / cell["path"])]).read(0)
         if not isinstance(content, bytes):
             raise ConfigError(f"{self.names[place]}: holds {type(content).__name__}; expected an encoded image")
         return content
@@ -75,7 +77,8 @@ def _items(column: Any, rows: Sequence[int], path: Path, name: str) -> Items:
     first = first.as_py() if hasattr(first, "as_py") else first
     if not isinstance(first, str):
         names = [f"{path}: row {i + 1}" for i in rows]
-        return Cells(names, column.take(list(rows)) if hasattr(column, "take") else [column[i] for i in rows])
+        cells = column.take(list(rows)) if hasattr(column, "take") else [column[i] for i in rows]
+        return Cells(names, cells, path.parent)
     files = []
     for i in rows:
         file = path.parent / str(column[i]).removeprefix("file://")
@@ -94,7 +97,7 @@ def _label(value: Any, where: str) -> str:
     value = value.as_py() if hasattr(value, "as_py") else value
     if isinstance(value, list | tuple | dict):
         raise ConfigError(f"{where}: has {len(value)} labels; expected one class for each image")
-    if value is None or str(value).strip() == "":
+    if value is None or str(value).strip().lower() in ("", "nan"):
         raise ConfigError(f"{where}: has no label")
     return str(value).strip()
 
@@ -123,6 +126,8 @@ def _text(path: Path) -> dict[str, Any]:
     if len(rows) < 2:
         raise ConfigError(f"{path}: has no rows; expected a line of names of columns, and a row for each image")
     header = [name.strip() for name in rows[0]]
+    if twice := [name for name, n in Counter(header).items() if n > 1]:
+        raise ConfigError(f"{path}: has {twice[0]} twice in its first line; expected each name of a column once")
     for i, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
             raise ConfigError(f"{path}: line {i} has {len(row)} cells, the first {len(header)}")
@@ -158,12 +163,13 @@ def find_on_hub(data: Data) -> Findings:
     name = str(data.dataset)
     try:
         local = (Path(name).expanduser() / "dataset_dict.json").exists()
-        found = datasets.load_from_disk(name) if local else datasets.load_dataset(name, data.root)
+        found = datasets.load_from_disk(name) if local else datasets.load_dataset(name)
     except Exception as error:  # whatever the hub and the network raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"data.dataset={name}: {type(error).__name__}: {reason}") from error
     words = [(split, word) for word in found if (split := split_of(word)) is not None]
     once(words, f"data.dataset={name}")
+    notes = [f"its split {word} is not read{nearest(word, WORDS)}" for word in found if split_of(word) is None]
     splits = {}
     for split, word in words:
         part = found[word]
@@ -181,6 +187,9 @@ def find_on_hub(data: Data) -> Findings:
         values = part[label]
         labels = [kind.int2str(v) if v is not None and hasattr(kind, "int2str") and v >= 0 else v for v in values]
         if all(v == -1 for v in labels):
-            continue  # the test images of a challenge come without labels
+            notes.append(f"its split {word} has no labels and is not read")  # as the test images of a challenge
+            continue
+        if hasattr(kind, "int2str") and -1 in values:
+            raise ConfigError(f"{places[list(values).index(-1)]}: has no label, and others have")
         splits[split] = Found(Cells(places, part[image]), [_label(v, p) for v, p in zip(labels, places, strict=True)])
-    return Findings(splits)
+    return Findings(splits, notes=notes)

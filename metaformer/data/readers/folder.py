@@ -18,7 +18,7 @@ from metaformer.config.schema import Data
 from metaformer.data.decoding import SUFFIXES
 from metaformer.data.digests import digests_of
 from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, not_read, once, root_of, split_of, tell
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, nearest
 
 EXPECTED = "a folder with train/<class>/ and test/<class>/, or train*.tar and test*.tar"
 MASKS = ("masks", "annotations")  # what their folder may be called, beside one of images
@@ -96,7 +96,11 @@ def find(data: Data) -> Findings:
         splits["train"] = _in_folder(root, skipped)  # a folder for each class, and data.test of them are for the test
     if not any(len(found) for found in splits.values()):
         raise ConfigError(f"data.root={data.root}: no images in it; expected {EXPECTED}")
-    return Findings(splits, skipped)
+    notes = [f"{path.name} is no split{nearest(path.name, WORDS)}, and not read" for path in there
+             if path.is_dir() and path not in folders and (folders or shards)]  # fmt: skip
+    if loose := [path.name for path in there if path.is_file() and path.suffix.lower() in SUFFIXES]:
+        notes.append(f"{len(loose)} images are in no split and not read, like {loose[0]}")
+    return Findings(splits, skipped, notes)
 
 
 def images_below(data: Data) -> Files:
@@ -264,6 +268,10 @@ def _members(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
                 if info.isfile() and name.endswith(".cls"):
                     text = tar.extractfile(info)
                     texts[_key(name)] = text.read().decode("ascii").strip() if text else ""
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(512) != bytes(512):
+                last = next(reversed(inside), "its beginning")
+                raise ConfigError(f"{path}: is cut or damaged after {last}; expected the end of a tar file there")
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
         reason = "it is compressed; unpack it, since images are read from the middle" if compressed else error
         raise ConfigError(f"{path}: cannot be read as a tar file ({reason})") from error

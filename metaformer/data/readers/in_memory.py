@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from metaformer.config.schema import Data
+from metaformer.data.digests import digest
 from metaformer.data.images import Images, carved
+from metaformer.data.listing import check_overlap, tell, without_images
 from metaformer.data.pixel_labels import labels_of
 from metaformer.data.readers import arrays
 from metaformer.data.registry import size_of
@@ -119,4 +121,9 @@ def _images(found: arrays.Arrays, classes: list[str], data: Data) -> Images:
         raise ConfigError(f"data.size={data.size}: the images have {images.size[0]}x{images.size[1]} pixels")
     if data.channels not in (None, images.channels):
         raise ConfigError(f"data.channels={data.channels}: the images have {images.channels}")
+    for name, (_, labels) in found.items() if not masks else ():
+        for note in without_images(name, classes, labels):
+            tell(f"{data.root or data._target_}: {note}")
+    rows = {name: [digest(row.tobytes()) for row in pixels] for name, (pixels, _) in found.items()}
+    check_overlap({name: (hashes, f"{name} {{}}".format) for name, hashes in rows.items()}, data)
     return images
