@@ -110,7 +110,7 @@ class Recipe:
     # betas, momentum, eps, layer_decay, ...: as timm's create_optimizer_v2 takes them
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     lr: float = number(2e-3, at_least=0)  # learning rate after the warm-up
-    weight_decay: float = number(0.05, at_least=0)  # of weights, not of norms and biases
+    weight_decay: float = number(0.05, at_least=0)  # of weights, not of vectors: biases, norms, scales
     warmup_epochs: float = number(1.0, at_least=0)  # in which the rate rises to lr
     warmup_lr: float = number(1e-6, at_least=0)  # where it rises from
     min_lr: float = number(1e-5, at_least=0)  # where the cosine ends

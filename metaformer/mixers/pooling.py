@@ -17,7 +17,7 @@ class Identity(nn.Identity):
 class Pooling(nn.Module):
     """Average over a window minus the input, since the block adds it back (arXiv:2111.11418, Eq. 4).
 
-    Padding is not counted, so a constant input gives exactly zero, borders included.
+    Padding is not counted, so a constant input gives zero up to rounding, borders included.
     """
 
     def __init__(self, pool_size: int = 3) -> None:

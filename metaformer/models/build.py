@@ -10,6 +10,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedParameter
 
 from metaformer.config.schema import Architecture, Config, Model
 from metaformer.config.tasks import Task
@@ -98,6 +99,8 @@ def on_meta(model: Model, mixer: Any, *, shape: Shape, classes: int, task: Task 
 
 def ready(net: nn.Module, sample: Tensor) -> nn.Module:
     """The network about to train: in channels_last, tried on two images."""
+    if lazy := next((name for name, p in net.named_parameters() if isinstance(p, UninitializedParameter)), None):
+        raise ConfigError(f"{lazy}: a lazy module has no weights before its first input; expected one with its sizes")
     net = net.to(memory_format=torch.channels_last)
     try_on(net, sample)
     return net

@@ -1,7 +1,8 @@
 """What a model costs: parameters, multiply-accumulates (MACs), activations, and the memory of training it.
 
 Convolutions, matrix products and attention are counted with torch's own formulas; pooling as one MAC for each
-element of its window, a bilinear value as four, a Fourier transform of M points as 5/2 M log2 M. Norms, activations
+element of its window, a bilinear value as four, a Fourier transform of M points as 5/2 M log2 M, or half of that where
+its points are real numbers, a product of complex numbers as four. Norms, activations
 and element-wise arithmetic are free by convention. An op with no formula and not known to be free is named, never
 counted as zero. A module with a method `macs`, which takes what its `forward` takes, is counted by that and not by its
 ops.
@@ -131,7 +132,8 @@ class _Counter(TorchDispatchMode):
         if op in FORMULAS:
             self.add(FORMULAS[op](*args, out=out), out)
         elif op in flop_registry:
-            self.add(flop_registry[op](*args, **kwargs, out_val=out) // 2, out)
+            products = 4 if isinstance(args[0], Tensor) and args[0].is_complex() else 1
+            self.add(products * flop_registry[op](*args, **kwargs, out_val=out) // 2, out)
         return out
 
 

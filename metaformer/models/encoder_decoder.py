@@ -76,6 +76,19 @@ class EncoderDecoder(nn.Module):
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         return resized(self.classifier(self.decoder(maps)), x.shape[2:])
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters of the encoder belong to which depth, for layer-wise rates; all else has the whole rate."""
+        if not isinstance(self.body, MetaFormer):
+            raise ConfigError("recipe.optimizer_options.layer_decay: is for encoders of this package, not for timm's")
+
+        def inside(pattern: str) -> str:
+            return pattern.replace("^", r"^encoder\.net\.")
+
+        own = self.body.group_matcher(coarse)
+        blocks = own["blocks"]
+        blocks = inside(blocks) if coarse else [(inside(pattern), order) for pattern, order in blocks]
+        return {"stem": inside(own["stem"]), "blocks": blocks}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it: of the encoder."""
         self.body.set_grad_checkpointing(enable)

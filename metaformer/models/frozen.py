@@ -1,5 +1,7 @@
 """Parts of a network that are not trained."""
 
+import re
+
 from torch import nn
 
 from metaformer.models.encoder_decoder import EncoderDecoder
@@ -23,7 +25,9 @@ def freeze(net: nn.Module, which: str) -> list[nn.Module]:
     whole, net = net, net.body if isinstance(net, EncoderDecoder) else net
     if not isinstance(net, MetaFormer):
         raise ConfigError(f"recipe.freeze={which}: is for a model of this package; for one of timm expected none")
-    stages = 0 if which == "stem" else int(which.removeprefix("stages1-"))
+    if (given := re.fullmatch(r"stem|stages1-(\d+)", which)) is None:
+        raise ConfigError(f"recipe.freeze={which}: expected none, stem or stages1-N")
+    stages = int(given[1] or 0)
     if stages > len(net.stages):
         raise ConfigError(f"recipe.freeze={which}: the model has {len(net.stages)} stages")
     parts = [net.stem, *net.stages[:stages]]

@@ -57,7 +57,8 @@ def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None) ->
 def _taken_by_encoder(net: EncoderDecoder, weights: Weights, source: str, stages: int | None) -> Initialized:
     """The weights of a classifier for the stem and the stages of an encoder; what is behind them is new."""
     if isinstance(net.body, MetaFormer):
-        found, behind = _taken(net.body, weights, source, stages or len(net.body.stages)), ["encoder.norms"]
+        count = len(net.body.stages) if stages is None else stages
+        found, behind = _taken(net.body, weights, source, count), ["encoder.norms"]
     else:
         own, behind = net.encoder.state_dict(), []
         theirs = in_features(weights, net.encoder)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from metaformer.config.schema import Architecture
@@ -119,7 +120,7 @@ class MetaFormer(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -134,8 +135,8 @@ class MetaFormer(nn.Module):
         """
         if norm or output_fmt != "NCHW":
             raise ValueError(f"norm={norm}, output_fmt={output_fmt}: expected False and NCHW")
-        every = range(len(self.stages))
-        taken = [every[i] for i in indices] if isinstance(indices, list) else every[-(indices or len(every)) :]
+        wanted = indices if indices is None or isinstance(indices, int) else list(indices)
+        taken, _ = feature_take_indices(len(self.stages), wanted)
         x, maps = self.stem(x), list[Tensor]()
         for i, stage in enumerate(self.stages[: max(taken) + 1] if stop_early else self.stages):
             x = stage(x)
@@ -152,7 +153,7 @@ class MetaFormer(nn.Module):
         return {"stem": r"^stem\.", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def no_weight_decay(self) -> set[str]:
-        """Names that do not decay beyond what is one-dimensional: none, as in the official code."""
+        """Names that do not decay beyond vectors and what is called `bias`: none, as in the official code."""
         return set()
 
 

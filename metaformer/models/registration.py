@@ -27,8 +27,11 @@ def _register(name: str, mixers: tuple[MixerFactory, ...] | None, options: Mappi
     }
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if "drop_path_rate" in kwargs:
-            kwargs["drop_path"] = kwargs.pop("drop_path_rate")
+        for theirs, ours in (("drop_path_rate", "drop_path"), ("drop_rate", "head_dropout")):
+            if theirs in kwargs:
+                kwargs[ours] = kwargs.pop(theirs)
+        if (pool := kwargs.pop("global_pool", "avg")) != "avg":
+            raise ValueError(f"global_pool={pool}: the head of a MetaFormer pools by 'avg'")
         if mixers is not None:
             kwargs["mixer"] = mixers
         return build_model_with_cfg(

@@ -216,7 +216,7 @@ def resize(weights: Weights, net: nn.Module, origin: str) -> Weights:
             elif ".mixer." in key and value.ndim == 2 and value.shape[0] == value.shape[1]:
                 raise ConfigError(
                     f"{origin}: {key} mixes {len(value)} tokens and the model has {len(own[key])}: "
-                    "a matrix over places has no meaning at another resolution"
+                    "it is interpolated with recipe.initialize_stages only"
                 )
     return resized
 

@@ -1,5 +1,6 @@
 """What was measured of a trained run, kept in its folder. Imports no torch."""
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from metaformer.config.validate import plain
+from metaformer.data.registry import fingerprint
 from metaformer.runs.finished import Finished
+from metaformer.system.errors import ConfigError
 from metaformer.system.files import file_hash, replacing
 
 VERSION = 1  # raise it when a measure changes: what was kept is then measured again
@@ -34,7 +37,10 @@ class Probed:
 def key_of(run: Finished) -> str:
     """A hash of what the measures of a run depend on: their version, the weights, the images."""
     images = {key: value for key, value in plain(run.config.data).items() if key != "root"}
-    made_of = json.dumps([VERSION, file_hash(run.folder / "weights.pt"), images], sort_keys=True)
+    weights, contents = file_hash(run.folder / "weights.pt"), run.result.fingerprint
+    with contextlib.suppress(ConfigError):  # without its images a run has what was measured of it
+        contents = fingerprint(run.config.data)
+    made_of = json.dumps([VERSION, weights, images, *([contents] if contents else [])], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 

@@ -56,7 +56,10 @@ class Classifier(Learner):
 
     def training_step(self, batch: Batch) -> Tensor:
         if self.mixup is not None:
-            batch = self.mixup(*batch)
+            if (n := len(batch[0])) % 2:
+                told = f"a batch of {n} images is not made of pairs; expected an even number, as with drop_last=True"
+                raise ConfigError(f"recipe.mixup, recipe.cutmix: {told}")
+            batch = self.mixup(batch[0].clone(), batch[1])  # it writes to the images, which may be a loader's own
         images, labels = batch
         output = self.net(images)
         logits, distilled = (o.float() for o in (output if isinstance(output, tuple) else (output, output)))

@@ -1,5 +1,6 @@
 """A network under a recipe, whatever it learns: seeds of steps, sums of an epoch, scores of a split, optimizer."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -17,7 +18,7 @@ from metaformer.models.frozen import freeze
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
 from metaformer.tasks.divergence import Watch, every, first_not_finite
-from metaformer.tasks.optimization import make_optimizer, make_scheduler
+from metaformer.tasks.optimization import make_optimizer, make_scheduler, rate
 from metaformer.tasks.pixels import PixelScores
 from metaformer.tasks.scores import Running, Scores, in_order, of_all_devices
 
@@ -136,8 +137,7 @@ class Learner(L.LightningModule):
         """
         self.running.update(loss.detach(), len(images), right, count)
         self._list_running()
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.watch.see(loss, self.global_step + 1, self.current_epoch + 1, lr)
+        self.watch.see(loss, self.global_step + 1, self.current_epoch + 1, rate(self.trainer.optimizers[0]))
         if (self.global_step + 1) % every(loss.device) == 0 or self.trainer.is_last_batch:
             self.watch.read(lambda: self.first_not_finite(images))
         return loss
@@ -194,7 +194,14 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.net, self.recipe, on_gpu=self.device.type == "cuda")
         # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
-        updates = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ConfigError("the Trainer has neither a last epoch nor a last step, which the schedule has to know; "
+                              "expected max_epochs or max_steps")  # fmt: skip
+        if self.trainer.max_steps != -1:  # in somebody's own Trainer: the whole schedule in so many steps
+            updates = total / self.recipe.all_epochs
+        else:
+            updates = int(total) // (self.trainer.max_epochs or 1)
         scheduler = make_scheduler(optimizer, self.recipe, updates)
         if scheduler is None:
             return optimizer

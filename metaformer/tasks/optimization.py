@@ -1,8 +1,10 @@
 """Optimizer and schedule of a recipe, by timm."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
+import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -30,18 +32,29 @@ def check_optimizer(recipe: Recipe) -> None:
 
 
 def try_optimizer(net: nn.Module, recipe: Recipe) -> None:
-    """A ConfigError where options have values that the optimizer cannot work with."""
-    if not recipe.optimizer_options:
-        return
+    """A ConfigError where the optimizer, or a value of its options, cannot work: with the network, or in a step.
+
+    The step is one of a small network, so that the weights stay what they are.
+    """
     try:
         make_optimizer(net, recipe, on_gpu=False)
+        small = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 1))
+        grouped = {key: value for key, value in recipe.optimizer_options.items() if key not in GROUPING}
+        optimizer = make_optimizer(small, replace(recipe, optimizer_options=grouped), on_gpu=False)
+        small(torch.ones(1, 1, 2, 2)).sum().backward()
+        optimizer.step()
+    except ConfigError:
+        raise
     except Exception as error:  # whatever an optimizer raises
-        told = f"{recipe.optimizer} with {recipe.optimizer_options}"
-        raise ConfigError(f"recipe.optimizer_options: {told}: {type(error).__name__}: {error}") from error
+        told = f"recipe.optimizer={recipe.optimizer}"
+        told += f", recipe.optimizer_options={recipe.optimizer_options}" if recipe.optimizer_options else ""
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{told}: {type(error).__name__}: {reason}") from error
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer:
-    """timm's optimizer with its parameter groups: no decay on biases, norms and scales."""
+    """timm's optimizer with its parameter groups: no decay on vectors, as norms and scales are, and on what is called
+    `bias`; what a mixer keeps in matrices, as a table of biases, decays."""
     # Fused on a GPU, where torch has it; timm hands the rest of the options on. A fused one unscales the gradients of
     # fp16 by itself, after all who look at them, and for that Lightning refuses to clip, in bf16 too.
     unscales = recipe.precision == "fp16" or (recipe.precision == "bf16" and recipe.clip_grad is not None)
@@ -54,7 +67,12 @@ def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer
     return create_optimizer_v2(net, recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay, **fused, **options)
 
 
-def make_scheduler(optimizer: Optimizer, recipe: Recipe, updates_per_epoch: int) -> Scheduler | None:
+def rate(optimizer: Optimizer) -> float:
+    """The learning rate: the largest where the layers have their own."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def make_scheduler(optimizer: Optimizer, recipe: Recipe, updates_per_epoch: float) -> Scheduler | None:
     """timm's schedule with its warm-up; None where the rate is constant."""
     if recipe.schedule == "constant":
         return None

@@ -10,11 +10,7 @@ import lightning as L
 from metaformer.runs.result import add_to_curve, columns_of, read_curve, write_curve
 from metaformer.runs.wandb_run import Mirror
 from metaformer.system.errors import ConfigError
-
-
-def rate(trainer: L.Trainer) -> float:
-    """The learning rate: the largest where the layers have their own."""
-    return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
+from metaformer.tasks.optimization import rate
 
 
 class CurveFile(L.Callback):
@@ -45,7 +41,7 @@ class CurveFile(L.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.lr = rate(trainer)
+        self.lr = rate(trainer.optimizers[0])
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.before + time.perf_counter() - self.started}

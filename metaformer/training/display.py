@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from metaformer.config.schema import Recipe
 from metaformer.runs.progress_file import Progress, remove, tell
-from metaformer.training.curve_file import rate
+from metaformer.tasks.optimization import rate
 
 EVERY = 1.0  # seconds
 
@@ -51,7 +51,7 @@ class ProgressFile(L.Callback):
     def _tell(self, trainer: L.Trainer, state: str) -> None:
         if trainer.is_global_zero:
             self.told = time.monotonic()
-            lr = rate(trainer) if trainer.optimizers else 0.0
+            lr = rate(trainer.optimizers[0]) if trainer.optimizers else 0.0
             epochs = trainer.max_epochs or 1
             epoch = min(trainer.current_epoch + 1, epochs)
             tell(self.folder, Progress(state, epoch, epochs, trainer.global_step, self.steps, lr, self.speed))
@@ -87,7 +87,7 @@ class Bar(RichProgressBar):
         if time.monotonic() - self.read >= EVERY:
             self.read = time.monotonic()
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning divides it by the parts
-            self.shown = {"loss": f"{loss:.3f}", "lr": f"{rate(trainer):.2e}"}
+            self.shown = {"loss": f"{loss:.3f}", "lr": f"{rate(trainer.optimizers[0]):.2e}"}
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from metaformer.training.restored import unlike
 from metaformer.training.sharding import Sharded, weights_of
 from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Saved
-from metaformer.training.trainer import QUIET, device_name, fitting_trainer, threads, workers
+from metaformer.training.trainer import QUIET, device_name, fitting_trainer, steps_of_an_epoch, threads, workers
 
 
 @dataclass
@@ -92,9 +92,12 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         raise ConfigError(
             "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
         )
+    if recipe.crop >= (side := min(images.shape[1:])):  # arrays say themselves how large they are
+        raise ConfigError(f"recipe.crop={recipe.crop}: expected less than the {side} pixels of an image")
     if recipe.batch > len(images.train):
         raise ConfigError(f"recipe.batch={recipe.batch}: there are {len(images.train)} training images")
-    if recipe.validate_steps is not None and recipe.validate_steps < (whole := len(images.train) // recipe.batch):
+    whole = steps_of_an_epoch(config.trainer.get("limit_train_batches", 1.0), len(images.train), recipe)
+    if recipe.validate_steps is not None and recipe.validate_steps < whole:
         has = f"an epoch, at whose end it is validated, has {whole} steps"
         raise ConfigError(f"recipe.validate_steps={recipe.validate_steps}: {has}; expected at least {whole}")
     metric = config.study.analysis.metric
@@ -196,6 +199,9 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         saved = stop_and_resume.agreed(trainer, saved)
         kept["threads"] = saved.threads if saved else threads(config.runtime, jobs)
         kept["accumulate"] = trainer.accumulate_grad_batches = saved.accumulate if saved else parts
+        if trainer.limit_train_batches != 1.0:
+            steps = steps_of_an_epoch(trainer.limit_train_batches, len(images.train), recipe)
+            trainer.limit_train_batches = steps * kept["accumulate"]
         torch.set_num_threads(kept["threads"])
         check_split(net, config, kept["accumulate"])
         with compiling(net, compiled, planned.cell_id, graph=config.runtime.graph):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from metaformer.runs.wandb_run import Mirror
-from metaformer.training.curve_file import rate
+from metaformer.tasks.optimization import rate
 from metaformer.training.sharding import whole
 
 
@@ -31,7 +31,7 @@ class NthSteps(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.due = (trainer.global_step + 1) % self.every(trainer) == 0
         if self.due:
-            self.lr = rate(trainer)
+            self.lr = rate(trainer.optimizers[0])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -126,6 +126,23 @@ def fitting_trainer(
     )
 
 
+def steps_of_an_epoch(limit: int | float, images: int, recipe: Recipe) -> int:
+    """How many whole batches an epoch has.
+
+    Args:
+        limit: `trainer.limit_train_batches`, a number of them or a share, 1.0 for all. Lightning means the parts of
+            batches that are accumulated, with which the number of steps would change.
+
+    Raises:
+        ConfigError: it leaves none.
+    """
+    whole = images // recipe.batch
+    kept = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+    if not kept:
+        raise ConfigError(f"trainer.limit_train_batches={limit}: leaves none of the {whole} batches of an epoch")
+    return kept
+
+
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or of the processor where the system tells it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

@@ -1,5 +1,6 @@
 """Every mixer against its definition."""
 
+import math
 from functools import partial
 
 import pytest
@@ -22,6 +23,7 @@ from metaformer.mixers import (
 )
 from metaformer.mixers.factory import build, from_config
 from metaformer.mixers.layout import to_map, to_tokens
+from metaformer.models.cost import count
 from metaformer.system.errors import ConfigError
 
 
@@ -192,6 +194,13 @@ def test_a_global_filter_is_a_circular_convolution():
             expected += kernel[:, i, j, None, None] * x.roll((i, j), (2, 3))
     torch.testing.assert_close(mixer(x), expected)
     assert mixer.weight.numel() == 2 * 4 * (6 // 2 + 1) * 3
+
+
+def test_a_product_of_complex_numbers_is_four_of_real_ones():
+    """14x14 places have 14x8 frequencies, whose two products of 8 blocks of 8x8 are complex; two real transforms."""
+    transforms = 2 * (2.5 * 64 * 196 * math.log2(196)) / 2
+    products = 4 * 2 * 64 * 8 * 14 * 8
+    assert count(AFNO(64), (64, 14, 14)).macs == pytest.approx(transforms + products, abs=2)
 
 
 def test_afno_is_a_complex_mlp_of_each_frequency_in_blocks():

@@ -229,6 +229,17 @@ def test_weights_that_are_not_those_of_the_encoder_are_refused(tmp_path):
         initialize(segmenter(Model(source="timm", name="test_resnet"), 1), file, 2)
 
 
+def test_the_stem_alone_of_a_classifier_is_taken_for_an_encoder(tmp_path):
+    words = ("model=tiny_pyramid", "model.depths=[1,1]", "model.dims=[8,16]")
+    model = compose(*words).model
+    made = {"mixer": {"_target_": "metaformer.mixers.Pooling"}, "seed": 1, "shape": (1, 64, 64), "classes": 11}
+    torch.save({"state_dict": build(model, **made).state_dict()}, tmp_path / "a.pt")
+    task = compose(*words, "task=segmentation", "data=fashion_mosaics").task
+    for stages, taken in ((0, ["stem"]), (None, ["stem", "stages"])):
+        told = initialize(build(model, **made | {"seed": 2}, task=task), str(tmp_path / "a.pt"), stages)
+        assert [part.removeprefix("encoder.net.") for part in told["taken"]] == taken
+
+
 @pytest.mark.parametrize("model", [Model(depths=[1, 1], dims=[8, 16]), Model(source="timm", name="test_resnet")])
 def test_weights_of_segmentation_go_on_with_other_classes_and_channels(model, tmp_path):
     source, net = segmenter(model, 2), segmenter(model, 1, channels=1, classes=3)

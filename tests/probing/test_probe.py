@@ -20,6 +20,7 @@ from metaformer.probing import kept, one_run, selection, tables
 from metaformer.probing.kept import Probed
 from metaformer.probing.measures import gram
 from metaformer.runs.finished import finished
+from metaformer.system.errors import ConfigError
 
 STUDY = """# @package _global_
 defaults: [{override /data: digits}]
@@ -89,6 +90,20 @@ def test_what_cannot_be_read_or_is_of_other_images_is_measured_again(here):
         spoil(folder / kept.FILE)
         assert probe(folder).accuracy == first.accuracy
     assert not np.array_equal(probe(folder, "data.val=50").fields[0], first.fields[0])
+
+
+def test_what_was_measured_on_other_images_is_not_taken(here, monkeypatch):
+    run = finished(run_of(here, "pooling"), ["runtime.threads=1"])
+    key = kept.key_of(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "fingerprint", lambda _: "others")
+        assert kept.key_of(run) != key
+
+    def absent(data):
+        raise ConfigError("data.root: no such folder")
+
+    monkeypatch.setattr(kept, "fingerprint", absent)
+    assert kept.key_of(run) == key  # those that it was trained for
 
 
 def test_runs_beside_each_other(here, cli):

@@ -157,6 +157,7 @@ def test_an_epoch_is_validated_once_at_most():
     told = "recipe.validate_steps=2: an epoch, at whose end it is validated, has 3 steps; expected at least 3"
     with pytest.raises(ConfigError, match=told):
         go("recipe.validate_steps=2")
+    assert go("recipe.validate_steps=2", "trainer.limit_train_batches=2", "recipe.epochs=1").status == "finished"
     assert id_of("recipe.validate_steps=3") != id_of() == id_of("recipe.validate_steps=null")
 
 
