@@ -157,7 +157,7 @@ def _two_labels(split: str, part: Part) -> list[str]:
     same = [a == b for a, b in pairwise(part.digests)]
     rows = [row for row, equal in enumerate(same) if equal and part.labels[row] != part.labels[row + 1]]
     pair = f"{part.name(rows[0])} and {part.name(rows[0] + 1)}" if rows else ""
-    return [f"{split} has {len(rows)} images twice, as two classes, like {pair}"] if rows else []
+    return [f"{split} has an image twice, as two classes: {pair}; in all {len(rows)}"] if rows else []
 
 
 def check_overlap(splits: Mapping[str, tuple[Sequence[bytes], Callable[[int], str]]], data: Data) -> None:

@@ -27,6 +27,7 @@ YAML = """\
 hydra: { mode: MULTIRUN, launcher: { n_jobs: 1 }, sweeper: { params: { mixer: "pooling,identity", seed: "0,1,2" } } }
 data: { name: digits, val: 300 }
 recipe: { epochs: 1 }
+runtime: { threads: 1 }
 study: { name: mine, question: "Which <one>?", reference: pooling, analysis: { margin: 3.0 } }
 """
 

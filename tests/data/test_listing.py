@@ -260,14 +260,14 @@ def test_what_is_in_no_split_is_told(tmp_path):
     (root / "loose.png").write_bytes(png(77))
     notes = listing_of(data_of(root)).notes
     assert f"{root}: vaild is no split; did you mean 'valid'?, and not read" in notes
-    assert f"{root}: 1 images are in no split and not read, like loose.png" in notes
+    assert f"{root}: in no split, and not read: loose.png" in notes
 
 
 def test_an_image_of_two_classes_is_told(tmp_path):
     items = items_of()
     root = folder([*items, items[0]._replace(label="dog", name="again.png")], tmp_path / "a")
     (note,) = listing_of(data_of(root)).notes
-    assert "train has 1 images twice, as two classes, like " in note
+    assert "train has an image twice, as two classes: " in note
 
 
 def test_every_bad_file_is_one_line_with_its_path(tmp_path):

@@ -202,7 +202,8 @@ def test_norms_biases_and_scales_do_not_decay():
         assert {g["weight_decay"]: (len(g["params"]), sum(p.numel() for p in g["params"])) for g in groups} == wanted
     module = Classifier(torch.nn.Conv2d(1, 1, 1), compose().recipe, classes=10, seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Classifier, "trainer", type("T", (), {"estimated_stepping_batches": 10, "max_epochs": 2}))
+        trainer = {"estimated_stepping_batches": 10, "max_epochs": 2, "max_steps": -1}
+        patch.setattr(Classifier, "trainer", type("T", (), trainer))
         optimizer = module.configure_optimizers()["optimizer"]
     assert type(optimizer).__name__ == "AdamW"
     assert sorted(g["weight_decay"] for g in optimizer.param_groups) == [0.0, 0.05]

@@ -15,7 +15,7 @@ def rates(recipe: Recipe, epochs: int, steps: int = 1) -> list[float]:
     module = Classifier(torch.nn.Linear(2, 2), recipe, classes=2, seed=0)
 
     class Loop:
-        estimated_stepping_batches, max_epochs, world_size = steps * epochs, epochs, 1
+        estimated_stepping_batches, max_epochs, max_steps, world_size = steps * epochs, epochs, -1, 1
 
     module._fabric = None
     module.trainer = Loop()  # type: ignore[assignment]
@@ -76,7 +76,7 @@ def test_decayed_and_undecayed_weights_of_s12():
     config = compose("model=s12", "recipe=poolformer", "data=imagenet")
     net = build(config.model, config.mixer, config.seed, shape=(3, 224, 224), classes=1000)
     module = Classifier(net, config.recipe, classes=1000, seed=0)
-    module.trainer = type("T", (), {"estimated_stepping_batches": 310, "max_epochs": 310})()
+    module.trainer = type("T", (), {"estimated_stepping_batches": 310, "max_epochs": 310, "max_steps": -1})()
     groups = module.configure_optimizers()["optimizer"].param_groups
     counts = {g["weight_decay"]: (len(g["params"]), sum(p.numel() for p in g["params"])) for g in groups}
     assert counts == {0.0: (103, 39_656), 0.05: (29, 11_875_520)}

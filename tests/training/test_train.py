@@ -43,6 +43,7 @@ hydra:
   sweeper:
     params: {mixer: "identity,pooling", seed: "0,1"}
 recipe: {epochs: 2}
+runtime: {threads: 1}
 study: {name: mine, question: "Which?", reference: identity}
 """
 

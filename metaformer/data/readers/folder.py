@@ -99,7 +99,7 @@ def find(data: Data) -> Findings:
     notes = [f"{path.name} is no split{nearest(path.name, WORDS)}, and not read" for path in there
              if path.is_dir() and path not in folders and (folders or shards)]  # fmt: skip
     if loose := [path.name for path in there if path.is_file() and path.suffix.lower() in SUFFIXES]:
-        notes.append(f"{len(loose)} images are in no split and not read, like {loose[0]}")
+        notes.append(f"in no split, and not read: {loose[0]}{f' and {len(loose) - 1} more' * (len(loose) > 1)}")
     return Findings(splits, skipped, notes)
 
 
