@@ -78,8 +78,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
     if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
         raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")
-    if not re.fullmatch(r"none|stem|stages1-[1-9]\d*", recipe.freeze):
-        raise ConfigError(f"recipe.freeze={recipe.freeze}: expected none, stem, or stages1-N, like stages1-2")
+    frozen_stages(recipe.freeze)
 
 
 def _check_loss(recipe: Recipe) -> None:
@@ -179,3 +178,16 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
         raise ConfigError("recipe.precision=fp16: is for a GPU; runtime.accelerator=cpu has fp32 or bf16")
     if not runtime.runs.strip():
         raise ConfigError("runtime.runs: expected the folder of the run folders, like runs")
+
+
+def frozen_stages(which: str) -> int | None:
+    """How many stages `recipe.freeze` names beside the stem; None where nothing is frozen.
+
+    Raises:
+        ConfigError: it is no such word.
+    """
+    if which == "none":
+        return None
+    if (given := re.fullmatch(r"stem|stages1-([1-9]\d*)", which)) is None:
+        raise ConfigError(f"recipe.freeze={which}: expected none, stem, or stages1-N, like stages1-2")
+    return int(given[1] or 0)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,8 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
                 notes += [*without_images(name, classes, part.labels), *_two_labels(name, part)]
     if findings.skipped:
         notes.append(not_read(findings.skipped))
-    check_overlap({n: (part.digests, part.name) for n, part in parts.items()}, data)
+    if data.overlap == "refuse":
+        check_overlap({name: (part.digests, part.name) for name, part in parts.items()})
     return Listing(classes, parts, _fingerprint(classes, parts), [f"{source}: {note}" for note in notes])
 
 
@@ -154,23 +155,24 @@ def without_images(split: str, classes: Sequence[str], labels: np.ndarray) -> li
 
 def _two_labels(split: str, part: Part) -> list[str]:
     """A note where an image is in a split twice, as two classes; the images are in the order of their contents."""
-    same = [a == b for a, b in pairwise(part.digests)]
-    rows = [row for row, equal in enumerate(same) if equal and part.labels[row] != part.labels[row + 1]]
-    pair = f"{part.name(rows[0])} and {part.name(rows[0] + 1)}" if rows else ""
-    return [f"{split} has an image twice, as two classes: {pair}; in all {len(rows)}"] if rows else []
+    labelled = pairwise(zip(part.digests, part.labels.tolist(), strict=True))
+    rows = [row for row, ((one, a), (other, b)) in enumerate(labelled) if one == other and a != b]
+    if not rows:
+        return []
+    pair = f"{part.name(rows[0])} and {part.name(rows[0] + 1)}"
+    return [f"{split} has an image twice, as two classes: {pair}; in all {len(rows)}"]
 
 
-def check_overlap(splits: Mapping[str, tuple[Sequence[bytes], Callable[[int], str]]], data: Data) -> None:
+def check_overlap(splits: Mapping[str, tuple[Sequence[bytes], Callable[[int], str]]]) -> None:
     """An image of two splits would be selected or tested on after it was trained on.
 
     Args:
         splits: the hashes of the images, and the name of an image by its place among them.
 
     Raises:
-        ConfigError: there is one, and `data.overlap` does not allow it.
+        ConfigError: there is one.
     """
-    names = list(splits) if data.overlap == "refuse" else []
-    for one, other in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
+    for one, other in combinations(splits, 2):
         (before, name), (later, other_name) = splits[one], splits[other]
         rows = {digest: row for row, digest in enumerate(before)}
         if shared := [(rows[d], row) for row, d in enumerate(later) if d in rows]:

@@ -1,9 +1,8 @@
 """Parts of a network that are not trained."""
 
-import re
-
 from torch import nn
 
+from metaformer.config.training_rules import frozen_stages
 from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
@@ -20,14 +19,11 @@ def freeze(net: nn.Module, which: str) -> list[nn.Module]:
     Raises:
         ConfigError: the model has no such parts, or nothing is left to train.
     """
-    if which == "none":
+    if (stages := frozen_stages(which)) is None:
         return []
     whole, net = net, net.body if isinstance(net, EncoderDecoder) else net
     if not isinstance(net, MetaFormer):
         raise ConfigError(f"recipe.freeze={which}: is for a model of this package; for one of timm expected none")
-    if (given := re.fullmatch(r"stem|stages1-(\d+)", which)) is None:
-        raise ConfigError(f"recipe.freeze={which}: expected none, stem or stages1-N")
-    stages = int(given[1] or 0)
     if stages > len(net.stages):
         raise ConfigError(f"recipe.freeze={which}: the model has {len(net.stages)} stages")
     parts = [net.stem, *net.stages[:stages]]

@@ -97,8 +97,7 @@ class MetaFormer(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier; 0 classes for none. The head always pools by the mean over space."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool={global_pool}: the head of a MetaFormer pools by 'avg'")
+        check_pool(global_pool)
         self.num_classes = num_classes
         if num_classes == 0:
             self.head: nn.Module = nn.Identity()
@@ -155,6 +154,12 @@ class MetaFormer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names that do not decay beyond vectors and what is called `bias`: none, as in the official code."""
         return set()
+
+
+def check_pool(kind: str | None) -> None:
+    """A ValueError for a pooling of timm's that the head does not have."""
+    if kind not in (None, "avg"):
+        raise ValueError(f"global_pool={kind}: the head of a MetaFormer pools by 'avg'")
 
 
 def make_stages(a: Architecture, mixers: Sequence[MixerFactory], resolution: tuple[int, int], seed: int) -> list[Stage]:

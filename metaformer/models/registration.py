@@ -8,7 +8,7 @@ from torch import nn
 
 from metaformer.mixers import Pooling
 from metaformer.mixers.factory import MixerFactory
-from metaformer.models.metaformer import MetaFormer
+from metaformer.models.metaformer import MetaFormer, check_pool
 from metaformer.models.weights import to_ours
 from metaformer.models.zoo import PUBLISHED, V1_SIZES, size
 
@@ -30,8 +30,7 @@ def _register(name: str, mixers: tuple[MixerFactory, ...] | None, options: Mappi
         for theirs, ours in (("drop_path_rate", "drop_path"), ("drop_rate", "head_dropout")):
             if theirs in kwargs:
                 kwargs[ours] = kwargs.pop(theirs)
-        if (pool := kwargs.pop("global_pool", "avg")) != "avg":
-            raise ValueError(f"global_pool={pool}: the head of a MetaFormer pools by 'avg'")
+        check_pool(kwargs.pop("global_pool", None))
         if mixers is not None:
             kwargs["mixer"] = mixers
         return build_model_with_cfg(

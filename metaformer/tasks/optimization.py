@@ -1,7 +1,6 @@
 """Optimizer and schedule of a recipe, by timm."""
 
 import inspect
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 
 from metaformer.config.schema import Recipe
 from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.seeds import seeded
 
 GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "filter_bias_and_bn")  # of timm
 OWN = ("self", "params", "lr", "weight_decay", "fused")  # recipe.lr, recipe.weight_decay; the rest by the bench
@@ -31,18 +31,23 @@ def check_optimizer(recipe: Recipe) -> None:
             raise ConfigError(f"recipe.optimizer_options.{option}: {name} has no such option{hint}")
 
 
-def try_optimizer(net: nn.Module, recipe: Recipe) -> None:
-    """A ConfigError where the optimizer, or a value of its options, cannot work: with the network, or in a step.
+def try_optimizer(net: nn.Module, recipe: Recipe, *, on_cpu: bool) -> None:
+    """A ConfigError where the optimizer, or a value of its options, cannot work.
 
-    The step is one of a small network, so that the weights stay what they are.
+    Args:
+        on_cpu: it is to train on a processor: then it is made whatever its options are, and takes a step of a small
+            network. Some optimizers and options are for a GPU alone, and a step needs one.
     """
+    if not (on_cpu or recipe.optimizer_options):
+        return
     try:
         make_optimizer(net, recipe, on_gpu=False)
-        small = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 1))
-        grouped = {key: value for key, value in recipe.optimizer_options.items() if key not in GROUPING}
-        optimizer = make_optimizer(small, replace(recipe, optimizer_options=grouped), on_gpu=False)
-        small(torch.ones(1, 1, 2, 2)).sum().backward()
-        optimizer.step()
+        if on_cpu:
+            with seeded(0, "small"):
+                small = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 1))
+            optimizer = make_optimizer(small, recipe, on_gpu=False)
+            small(torch.ones(1, 1, 2, 2)).sum().backward()
+            optimizer.step()
     except ConfigError:
         raise
     except Exception as error:  # whatever an optimizer raises

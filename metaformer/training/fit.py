@@ -26,7 +26,7 @@ from metaformer.models.compiling import compiling, refuse_without_graph, why_not
 from metaformer.models.cost import Cost, count
 from metaformer.models.frozen import freeze, frozen
 from metaformer.models.initial import Initialized, in_words, initialize
-from metaformer.models.precision import out_of_memory
+from metaformer.models.precision import device_of, out_of_memory
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import Measured
 from metaformer.runs.wandb_run import check_size, wandb_run
@@ -117,7 +117,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     check_size(config.logger, sum(v.numel() * v.element_size() for v in net.state_dict().values()), "this model")
     if config.runtime.checkpoint_blocks:
         checkpoint_blocks(net)
-    try_optimizer(net, recipe)
+    on_cpu = here and device_of(config.runtime.accelerator).type == "cpu"
+    try_optimizer(net, recipe, on_cpu=on_cpu)
     check_split(net, config, config.runtime.parts)
     ImageData(images, recipe, config.seed)  # refuses what the transforms cannot do
     if here and config.debug.mode not in ("profile", "batch"):  # which have no Trainer
@@ -199,9 +200,9 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         saved = stop_and_resume.agreed(trainer, saved)
         kept["threads"] = saved.threads if saved else threads(config.runtime, jobs)
         kept["accumulate"] = trainer.accumulate_grad_batches = saved.accumulate if saved else parts
-        if trainer.limit_train_batches != 1.0:
-            steps = steps_of_an_epoch(trainer.limit_train_batches, len(images.train), recipe)
-            trainer.limit_train_batches = steps * kept["accumulate"]
+        limit = trainer.limit_train_batches
+        if isinstance(limit, int) or limit < 1:
+            trainer.limit_train_batches = steps_of_an_epoch(limit, len(images.train), recipe) * kept["accumulate"]
         torch.set_num_threads(kept["threads"])
         check_split(net, config, kept["accumulate"])
         with compiling(net, compiled, planned.cell_id, graph=config.runtime.graph):

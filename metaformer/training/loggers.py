@@ -87,9 +87,10 @@ class Steps(NthSteps):
                 logger.log_hyperparams(dict(self.settings))
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (found := trainer.callback_metrics.get(self.leading)) is None:
+            return
         for logger in trainer.loggers:
-            found = trainer.callback_metrics.get(self.leading)
-            if found is not None and isinstance(getattr(logger, "logger", None), TensorBoardLogger):
+            if isinstance(logger, Guarded) and isinstance(logger.logger, TensorBoardLogger):
                 logger.log_hyperparams(dict(self.settings), {"hp_metric": float(found)})
 
     def every(self, trainer: L.Trainer) -> int:

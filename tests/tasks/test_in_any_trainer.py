@@ -147,32 +147,32 @@ def test_image_data_refuses_a_trainer_that_keeps_its_batches():
 def test_the_schedule_is_that_of_the_last_step_where_the_trainer_has_one():
     images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8).float()
     loader = DataLoader(TensorDataset(images, torch.arange(32) % 4), 8)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     for limits in ({"max_steps": 20}, {"max_steps": 20, "max_epochs": 1000}):
         rates: list[float] = []
         module = Classifier(net(), Recipe(epochs=5, warmup_epochs=0, lr=1e-3), classes=4)
         module.on_train_batch_end = lambda *_, rates=rates, module=module: rates.append(
             module.trainer.optimizers[0].param_groups[0]["lr"]
         )
-        L.Trainer(**limits, **quiet).fit(module, loader)
+        L.Trainer(accelerator="cpu", **limits, **QUIET).fit(module, loader)
         assert len(rates) == 20
         assert rates == sorted(rates, reverse=True)
         assert rates[-1] < 0.1 * rates[0]
     with pytest.raises(ConfigError, match="neither a last epoch nor a last step"):
-        L.Trainer(max_epochs=-1, max_time={"seconds": 1}, **quiet).fit(Classifier(net(), Recipe(), classes=4), loader)
+        L.Trainer(max_epochs=-1, max_time={"seconds": 1}, accelerator="cpu", **QUIET).fit(
+            Classifier(net(), Recipe(), classes=4), loader
+        )
 
 
 def test_mixup_leaves_the_images_of_a_loader_as_they_are_and_needs_pairs():
     images = torch.randn(20, 3, 32, 32)
     before, labels = images.clone(), torch.arange(20) % 4
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     own = [(images[i : i + 10], labels[i : i + 10]) for i in (0, 10)]
     recipe = Recipe(epochs=1, warmup_epochs=0, mixup=0.4)
-    L.Trainer(max_epochs=1, **quiet).fit(Classifier(net(), recipe, classes=4), DataLoader(own, None))
+    L.Trainer(max_epochs=1, accelerator="cpu", **QUIET).fit(Classifier(net(), recipe, classes=4), DataLoader(own, None))
     assert torch.equal(images, before)
     odd = DataLoader([(images[:5], labels[:5])], None)
     with pytest.raises(ConfigError, match="a batch of 5 images is not made of pairs; expected an even number"):
-        L.Trainer(max_epochs=1, **quiet).fit(Classifier(net(), recipe, classes=4), odd)
+        L.Trainer(max_epochs=1, accelerator="cpu", **QUIET).fit(Classifier(net(), recipe, classes=4), odd)
 
 
 def test_the_layers_of_an_encoder_have_their_rates_and_the_decoder_has_the_whole_one():

@@ -163,6 +163,8 @@ def read(data: Data) -> Arrays:
         if len(own) != 1:
             there = " and ".join(own) or f"no {word}_labels"
             raise ConfigError(f"{path}: has {name} and {there}; it holds {', '.join(arrays)}")
+        if foreign := [key for key in (name, own[0]) if not isinstance(arrays[key], np.ndarray)]:
+            raise ConfigError(f"{path}: {foreign[0]}: is no array")  # but another file in the zip
         checked = _masks if own[0].endswith("masks") else _labels
         labels = checked(arrays[own[0]], f"{path}: {own[0]}")
         found[split] = (_pixels(arrays[name], labels, f"{path}: {name}", data), labels)
@@ -172,8 +174,6 @@ def read(data: Data) -> Arrays:
 
 
 def _labels(labels: np.ndarray, name: str) -> np.ndarray:
-    if not isinstance(labels, np.ndarray):
-        raise ConfigError(f"{name}: is no array; expected whole numbers from 0")
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ConfigError(f"{name}: has {labels.shape[1]} labels for each image; expected one class for each")
     flat = labels.reshape(-1)
@@ -184,8 +184,6 @@ def _labels(labels: np.ndarray, name: str) -> np.ndarray:
 
 def _masks(masks: np.ndarray, name: str) -> np.ndarray:
     """[N, H, W], of which there may be one channel."""
-    if not isinstance(masks, np.ndarray):
-        raise ConfigError(f"{name}: is no array; expected [N, H, W], the number of the class of each pixel")
     masks = masks[..., 0] if masks.ndim == 4 and masks.shape[3] == 1 else masks
     if masks.ndim != 3:
         raise ConfigError(f"{name}: {masks.shape}; expected [N, H, W], the number of the class of each pixel")
@@ -193,7 +191,7 @@ def _masks(masks: np.ndarray, name: str) -> np.ndarray:
 
 
 def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np.ndarray:
-    if not isinstance(images, np.ndarray) or images.ndim == 0:
+    if images.ndim == 0:
         raise ConfigError(f"{name}: is no array of images; expected [N, H, W] or [N, H, W, 3]")
     if not len(images):
         raise ConfigError(f"{name}: holds no image")

@@ -124,6 +124,7 @@ def _images(found: arrays.Arrays, classes: list[str], data: Data) -> Images:
     for name, (_, labels) in found.items() if not masks else ():
         for note in without_images(name, classes, labels):
             tell(f"{data.root or data._target_}: {note}")
-    rows = {name: [digest(row.tobytes()) for row in pixels] for name, (pixels, _) in found.items()}
-    check_overlap({name: (hashes, f"{name} {{}}".format) for name, hashes in rows.items()}, data)
+    if data.overlap == "refuse":
+        rows = {name: [digest(row.tobytes()) for row in pixels] for name, (pixels, _) in found.items()}
+        check_overlap({name: (hashes, f"{name} {{}}".format) for name, hashes in rows.items()})
     return images
