@@ -31,6 +31,7 @@ def ran(script: str, out: Path, *words: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize(
     ("script", "words", "variants"),
     [
@@ -42,18 +43,12 @@ def ran(script: str, out: Path, *words: str) -> list[dict[str, str]]:
             {"bare loop", "Lightning and nothing else", "Trainer of the bench"},
         ),
         ("data.py", ["--images", "128", "--photographs", "4", "--only", "28", "500"], {"Pillow, as here"}),
-        pytest.param(
+        (
             "study.py",
             ["--mixers", "1", "--train", "128", "--epochs", "1", "--only", "mixers"],
             {"metaformer", "in the template's habits"},
-            marks=pytest.mark.processes,
         ),
-        pytest.param(
-            "commands.py",
-            ["--runs", "20"],
-            {"train --help", "plan", "a look while they train"},
-            marks=pytest.mark.processes,
-        ),
+        ("commands.py", ["--runs", "20"], {"train --help", "plan", "a look while they train"}),
     ],
 )
 def test_each_script_measures_in_seconds(tmp_path, script, words, variants):

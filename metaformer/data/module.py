@@ -147,10 +147,12 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> "Batches | Stream":
         epoch = self.trainer.current_epoch if self.trainer else 0
         batch, share, images = self.recipe.batch, self.share, len(self.data.train)
-        steps = self.recipe.steps_of(epoch, images)
+        steps, trainer = self.recipe.steps_of(epoch, images), self.trainer
 
-        def done() -> int:  # only known when the first batch is asked for: loaders are made before a run is restored
-            return done_batches(self.trainer) if self.trainer else 0
+        # Only known when the first batch is asked for: loaders are made before a run is restored. It does not hold this
+        # module: a circle with the streams is left to the garbage collector, which waits 5 s for each of their workers
+        def done() -> int:
+            return done_batches(trainer) if trainer else 0
 
         if "train" in self.streams:
             order = torch.randperm(images, generator=epoch_generator(self.seed, epoch))

@@ -145,7 +145,7 @@ def solve(config: Config, cost: Callable[[Config], float]) -> Match:
     """
     budget, key = config.budget, BUDGET_KEYS[config.budget.by]
     target = budget.target
-    wanted = cost(replace(config, mixer=mixer_named(target))) if isinstance(target, str) else float(target)
+    wanted = cost(replace(config, mixer=_node(target, Path.cwd()))) if isinstance(target, str) else float(target)
     if math.isinf(wanted):
         raise ConfigError(
             f"budget.target={target}: {config.batch_at_once} images at once do not fit into the memory here"
@@ -267,6 +267,12 @@ def _steps(values: Sequence[int], multiple: int, *, together: bool) -> Iterator[
             current = [grown] * len(values)
         if scale > 0.125 and min(current) > 0 and (not together or i == 0):
             yield list(current)
+
+
+@cache
+def _node(mixer: str, _here: Path) -> Any:
+    """`mixer_named`, which composes, once for all cells of a grid; `conf/` of the working directory counts too."""
+    return mixer_named(mixer)
 
 
 def _cost(config: Config) -> float:

@@ -423,8 +423,10 @@ def test_bad_rows_are_named(tmp_path):
     assert "expected a table that ends in .csv, .tsv or .parquet" in refused(tmp_path / "a", name="table")
 
 
-def test_sets_of_the_hub(tmp_path):
+def test_sets_of_the_hub(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks the network, five times
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     root = hub(items_of(), tmp_path / "a")
     assert refused(root, "data.label_column=fine_label", name="hub", key="dataset").startswith(
         f"data.label_column=fine_label: {root} has image, label"

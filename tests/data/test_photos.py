@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def test_augmentation_does_not_depend_on_the_number_of_workers(pets):
     assert len(alone) == 3
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(alone, helped, strict=True))
     assert alone[0][0].shape == (10, 3, 16, 16)
+
+
+def test_a_data_module_goes_without_the_garbage_collector(pets):
+    """Which would wait five seconds for each worker process: it takes the queues apart before the workers are told."""
+    images = images_of(pets, 0)
+    assert len(list(images.train_dataloader())) == 3
+    gone = weakref.ref(images)
+    del images
+    assert gone() is None
 
 
 def test_another_epoch_and_another_seed_draw_other_images(pets):
