@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,16 @@ TINY = ("data=digits", "recipe.epochs=2", "runtime.threads=1", "runtime.progress
 HERE = "hydra.launcher.n_jobs=1"  # a sweep that is not about its workers, which import all for seconds of a core each
 
 
+_composed: dict[tuple[str, ...], Config] = {}  # Hydra takes a tenth of a second
+
+
 def compose(*overrides: str) -> Config:
-    """A validated configuration, as a run gets it."""
-    return composition.compose(overrides)
+    """A validated configuration, as a run gets it; composed once where no file of the test can be meant."""
+    if any(Path.cwd().iterdir()):
+        return composition.compose(overrides)
+    if overrides not in _composed:
+        _composed[overrides] = composition.compose(overrides)
+    return deepcopy(_composed[overrides])
 
 
 def configured(name: str, dim: int = 32, resolution: tuple[int, int] = (7, 5), *overrides: str) -> torch.nn.Module:
