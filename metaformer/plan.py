@@ -20,14 +20,13 @@ from pathlib import Path
 from rich.console import Console
 
 from metaformer.analysis.page import effective
-from metaformer.analysis.stats import Scatter
 from metaformer.cli import answer, positive, words
 from metaformer.config.metrics import metric_of
-from metaformer.data.registry import tested_images
-from metaformer.runs.launch import check_study, collect
+from metaformer.runs.launch import check_study
+from metaformer.runs.packed import gather
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
-from metaformer.studies.power_of_seeds import assumed_error, scatter, scatter_of, size, tell_power
+from metaformer.studies.power_of_seeds import scatter, scatter_of, size, tell_power
 from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
 
@@ -37,16 +36,19 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     given = words(arguments, own=("sd", "from", "images", "throughput"))
     if {"sd", "from"} <= given.own.keys():
         raise ConfigError("sd, from: expected one of them, both say how much the differences scatter")
+    if {"images", "from"} <= given.own.keys():
+        raise ConfigError("images, from: expected one of them, the other study has its own test images")
     points = expand(given.overrides)
     config, entries = points[0].config, [point.entry for point in points]
     whole = config.study.name and not changes(given.overrides)
     check_study(config.study, entries, None if whole else keys_of(given.overrides))
     unit = metric_of(config.study.analysis.metric).unit
     throughput = positive("throughput", given.own.get("throughput"), "training images a second")
-    images = int(positive("images", given.own.get("images"), "test images") or tested_images(config.data))
+    images = positive("images", given.own.get("images"), "test images")
     sd = positive("sd", given.own.get("sd"), unit, below=100)
     folder = Path(config.runtime.runs)
-    runs = collect(entries, folder)
+    packed = config.study.name if whole and config.runtime.packed else None  # those of runs.npz count too
+    runs = gather(packed, entries, folder)
     study = effective(config.study, runs)
     counts = Counter(run.problem.partition(":")[0] or "finished" for run in runs)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -57,11 +59,10 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     if not comparisons:
         console.print("nothing is compared with a reference: there is no power to speak of")
         return
-    if sd is not None:
-        spread, source = Scatter(sd, assumed_error(study, images)), "as stated"
+    if other := given.own.get("from"):
+        spread, source = scatter_of(other, folder, unit)
     else:
-        other = given.own.get("from")
-        spread, source = scatter_of(other, folder) if other else scatter(study, runs, images)
+        spread, source = scatter(study, runs, config.data, sd, images)
     tell_power(study, seeds, comparisons, spread, source, console)
 
 

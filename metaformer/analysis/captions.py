@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from metaformer.analysis.colours import LEVELS
-from metaformer.analysis.text_table import first_up
+from metaformer.analysis.text_table import first_up, percent
 from metaformer.analysis.verdict import NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.study_nodes import Study
@@ -101,7 +101,7 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
 
 def _differences(study: Study, verdicts: Verdicts) -> str:
     drawn = [c for c in verdicts.confirmatory if c.crossed.seeds]
-    levels = [100 * decisive(c)[1] for c in drawn if c.verdict != NONE]
+    levels = [decisive(c)[1] for c in drawn if c.verdict != NONE]
     unit = metric_of(study.analysis.metric).unit
     text = (
         f"Each cell minus {study.reference}, paired by seed. A line is the interval that its verdict rests on: for "
@@ -110,7 +110,7 @@ def _differences(study: Study, verdicts: Verdicts) -> str:
     )
     if levels:
         low, high = min(levels), max(levels)
-        here = f"{low:.4g}%" if high - low < 0.05 else f"{low:.4g}% to {high:.4g}%"
+        here = " to ".join(dict.fromkeys(map(percent, (low, high))))
         correction = "" if study.analysis.correction == "none" else ", at the step of Holm's correction that decided"
         text += f"Their confidence is {here}{correction}; the 95% intervals of the tables are not adjusted. "
     if any(c.verdict == NONE for c in drawn):

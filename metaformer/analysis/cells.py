@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def seconds(self) -> float:
-        return float(np.mean([run.seconds for run in self.runs.values()]))
+        return float(np.mean([run.seconds for run in self.runs.values()])) if self.runs else math.nan
 
     @property
     def alone(self) -> bool:
@@ -89,10 +89,14 @@ def at_seeds(cell: Cell, seeds: Collection[int]) -> Cell:
 
 
 def _chance_of(run: Result) -> float:
-    """The accuracy that guessing reaches, with three standard errors of so many images."""
-    counts = np.array(run.confusion).sum(1) if run.confusion else np.ones(1)
-    share = counts.max() / max(counts.sum(), 1)  # always the most frequent class
-    return float(share + 3 * math.sqrt(share * (1 - share) / max(counts.sum(), 1))) if len(counts) > 1 else 0.0
+    """The accuracy of guesses as frequent as its answers, with three standard errors of so many images.
+
+    Not that of the most frequent class: who finds rare classes too may be right less often than that.
+    """
+    counts = np.array(run.confusion, dtype=float) if run.confusion else np.ones((1, 1))
+    images = max(counts.sum(), 1.0)
+    share = float(counts.sum(1) @ counts.sum(0)) / images**2
+    return share + 3 * math.sqrt(share * (1 - share) / images) if len(counts) > 1 else 0.0
 
 
 def cells_of(runs: Sequence[Run], analysis: Analysis) -> list[Cell]:
@@ -134,12 +138,14 @@ def _terms(metric: str, answers: Answers | PixelAnswers, value: float) -> np.nda
 
 def _with_chance(cell: Cell, cells: Sequence[Cell], analysis: Analysis) -> Cell:
     """The same with the accuracy of a guess at the seeds that failed."""
-    known = next((run for other in cells for run in other.runs.values()), None)
+    data = cell.levels.get("data")  # of which there may be several
+    same = [cell, *(other for other in cells if other.levels.get("data") == data)]
+    known = next((run for other in same for run in other.runs.values()), None)
     if not cell.failed or known is None:
         return cell
     metric = metric_of(analysis.metric)
     guess = metric.scale / len(known.recall)
-    images = next((t.shape for other in cells for t in other.terms.values()), None)
+    images = next((t.shape for other in same for t in other.terms.values()), None)
     terms = {seed: np.full(images, guess) for seed in cell.failed} if images else {}
     values = {**cell.values, **dict.fromkeys(cell.failed, guess)}
     return replace(cell, values=values, terms={**cell.terms, **terms})

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Tested:
     p_equivalence: float = math.nan
     levels: tuple[float, float] = (math.nan, math.nan)  # alpha of its step of the correction, for either test
     verdict: str = ""
-    seeds_needed: tuple[int | None, int | None] | None = None  # for a verdict, the fewest and the most; None: no number
+    seeds_needed: tuple[float | None, float | None] | None = None  # the fewest and the most, of Scatter.seeds_needed
 
     @property
     def fixed(self) -> Crossed:
@@ -106,16 +106,24 @@ class Contrast(Tested):
 def weighted(weights: Mapping[str, float], cells: Sequence[Cell]) -> tuple[list[float], Crossed]:
     """The weighted sum of cells at each seed that all have, and over seeds and, where all keep these, images.
 
+    Images of different sets are drawn apart from each other: what they give the variance adds up.
+
     Args:
         weights: by the name of the cell.
     """
     seeds = sorted(set.intersection(*(set(cell.values) for cell in cells)))
     values = [sum(weights[cell.name] * cell.values[seed] for cell in cells) for seed in seeds]
-    shapes = {cell.terms[seed].shape if seed in cell.terms else None for cell in cells for seed in seeds}
-    if not seeds or None in shapes or len(shapes) > 1:
-        return values, over_seeds(values)
-    terms = sum(weights[cell.name] * np.array([cell.terms[seed] for seed in seeds]) for cell in cells)
-    return values, over_seeds_and_images(np.asarray(terms))
+    whole, sets = over_seeds(values), dict[tuple[int, ...], list[np.ndarray]]()
+    for cell in cells:
+        own = [cell.terms[seed] for seed in seeds if seed in cell.terms]
+        if not seeds or len(own) < len(seeds) or len({terms.shape for terms in own}) > 1:
+            return values, whole
+        sets.setdefault(own[0].shape, []).append(weights[cell.name] * np.array(own))
+    found = [over_seeds_and_images(np.sum(terms, axis=0)) for terms in sets.values()]
+    if len(found) == 1:
+        return values, found[0]
+    images, by_image = (sum(getattr(part, key) for part in found) for key in ("images", "by_image"))
+    return values, replace(whole, images=images, by_image=by_image)
 
 
 def is_reference(cell: Cell, study: Study) -> bool:
@@ -170,13 +178,13 @@ def tolerance(analysis: Analysis) -> float:
 def matched(c: Comparison, key: str, analysis: Analysis) -> bool:
     """Whether two cells have the same `params` or `macs` within the tolerance."""
     ratio = c.ratio(key)
-    return ratio is not None and abs(ratio - 1) <= tolerance(analysis)
+    return ratio is not None and lint.within(ratio - 1, tolerance(analysis))
 
 
 def by_rate(cells: Sequence[Cell], metric: str) -> dict[str, dict[float, float]]:
     """Mean of a validation metric by learning rate, for each point of the other factors."""
     found: dict[str, dict[float, float]] = {}
-    for cell in cells:
+    for cell in (cell for cell in cells if cell.runs):
         found.setdefault(cell.setting("lr") or "all", {})[float(cell.levels["lr"])] = cell.mean(selecting(metric)).mean
     return {name: dict(sorted(rates.items())) for name, rates in found.items()}
 

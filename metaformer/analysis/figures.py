@@ -27,6 +27,7 @@ matplotlib.use("agg")
 
 matplotlib.rcParams |= {  # text stays text; the same file for the same numbers
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may have $ and _
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -160,9 +161,8 @@ def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
     On ImageNet the figures of the paper stand beside them, in grey. Times have no panel: runs of a study are trained
     side by side, so that theirs are no cost.
     """
-    cells = verdicts.cells
-    levels, settings = levels_of(cells, factor)
-    colours = level_colours(levels)
+    levels, settings = levels_of(verdicts.cells, factor)
+    colours, cells = level_colours(levels), [cell for cell in verdicts.cells if cell.runs]
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.3), layout="constrained", sharey=True)
     for axes, (key, label, unit) in zip(
         panels, (("params", "parameters, 1000s", 1e3), ("macs", "MACs, millions", 1e6)), strict=True
@@ -189,7 +189,8 @@ def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
         front = [
             p for p in sorted(points) if not any(q != p and q[0] <= p[0] and sign * (q[1] - p[1]) >= 0 for q in points)
         ]
-        axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, zorder=0)
+        if front:
+            axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=0.8, zorder=0)
         axes.set_xlabel(label)
     panels[0].set_ylabel(with_unit(metric))
     figure.legend(handles=legend_of(levels, settings), ncol=4, loc="outside upper center", frameon=False, fontsize=8)

@@ -77,4 +77,5 @@ def _grid(cells: Sequence[Cell], study: Study) -> tuple[np.ndarray, list[str], l
 def uneven(cells: Sequence[Cell]) -> float:
     """How many times the seeds of one cell scatter as much as those of another, the extremes."""
     scatter = [float(np.std(list(cell.values.values()), ddof=1)) for cell in cells if len(cell.values) > 1]
-    return max(scatter) / min(scatter) if scatter and min(scatter) > 0 else 1.0
+    least, most = min(scatter, default=1.0), max(scatter, default=1.0)
+    return most / least if least > 0 else math.inf if most > 0 else 1.0

@@ -66,8 +66,8 @@ class Crossed:
         return self.tail(margin - abs(self.mean))
 
     def beyond_p(self, margin: float) -> float:
-        """One-sided test that the mean is no further from zero than the margin: small where it is."""
-        return self.tail(abs(self.mean) - margin)
+        """Test that the mean is no further from zero than the margin, on either side: small where it is."""
+        return min(1.0, self.tail(abs(self.mean) - margin) + self.tail(abs(self.mean) + margin))
 
 
 def over_seeds(differences: Sequence[float]) -> Crossed:

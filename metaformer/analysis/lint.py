@@ -44,15 +44,16 @@ def confounds(a: Cell, b: Cell, factor: str, study: Study) -> list[str]:
         found.append("other labels of the test images")
     for cell in (a, b):
         found += [f"the seeds of {cell.name}: {line}" for line in _within(cell, study)]
-    return list(dict.fromkeys([*found, *costs(a, b, study.analysis)]))
+    to_reference = b.levels.get(factor) == study.reference
+    return list(dict.fromkeys([*found, *costs(a, b, study.analysis, to_reference=to_reference)]))
 
 
 def of_grid(cells: Sequence[Cell], factors: Sequence[str], study: Study) -> list[str]:
     """What the cells of a whole grid differ in beside its factors."""
-    first, found, own = cells[0], list[str](), _of_variants(cells, factors, study)
+    found, own, first = list[str](), _of_variants(cells, factors, study), dict[int, Cell]()
     for cell in cells:
-        for seed in sorted(first.runs.keys() & cell.runs.keys()):
-            found += _beside(first, seed, cell, seed, factors, study, own)
+        for seed in sorted(cell.runs):
+            found += _beside(first.setdefault(seed, cell), seed, cell, seed, factors, study, own)
     return list(dict.fromkeys(found))
 
 
@@ -105,16 +106,21 @@ def _within(cell: Cell, study: Study) -> list[str]:
     return list(dict.fromkeys(line for seed in cell.runs for line in _beside(cell, first, cell, seed, [], study)))
 
 
-def costs(a: Cell, b: Cell, analysis: Analysis) -> list[str]:
-    """Parameters and MACs that differ by more than the tolerance."""
+def within(difference: float, tolerance: float) -> bool:
+    """Whether a cost that differs by a share of the other counts as the same."""
+    return abs(difference) <= tolerance * (1 + 1e-9)  # 1.1 - 1 is more than 0.1
+
+
+def costs(a: Cell, b: Cell, analysis: Analysis, *, to_reference: bool = False) -> list[str]:
+    """Parameters and MACs that differ by more than the tolerance: of the reference's, or else of the larger ones."""
     if analysis.tolerance is None:
         return []
     found, both = [], {"parameters": (a.first.params, b.first.params), "MACs": (a.first.macs, b.first.macs)}
     for name, (one, two) in both.items():
         if one is None or two is None:
             found.append(f"{name} not counted")
-        elif abs(one / two - 1) > analysis.tolerance:
-            found.append(f"{name} {one / two - 1:+.0%} (tolerance {analysis.tolerance:.0%})")
+        elif not within((one - two) / (two if to_reference else max(one, two)), analysis.tolerance):
+            found.append(f"{name} {one / two - 1:+.0%} (tolerance {100 * analysis.tolerance:.4g}%)")
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from metaformer.analysis.sentences import all_levels
 from metaformer.analysis.text_table import first_up
 from metaformer.analysis.verdict import MODERATED, Verdicts
 from metaformer.config.metrics import metric_of
@@ -21,17 +22,18 @@ CORRECTION = {
 def analysis_words(study: Study) -> str:
     """The analysis block as sentences."""
     a, metric = study.analysis, metric_of(study.analysis.metric)
+    simulated = f" (in simulations {SIMULATED})" if a.alpha == 0.05 and a.correction != "none" else ""
     better = "" if metric.higher else " (lower is better)"
     words = [
         f"Metric: {a.metric}{better}. Factor: {a.factor}, reference: {study.reference}.",
         f"Differences within ±{a.margin:g} {metric.unit} count as negligible. "
         f"Alpha: {a.alpha:g}, {CORRECTION[a.correction]}.",
         "Equivalent: two one-sided paired tests reject a difference of the margin. Different: the paired test rejects "
-        "zero, however small the difference. Alpha holds for each of the two kinds of verdict (in simulations "
-        f"{SIMULATED}). From three seeds, all of the planned ones.",
+        f"zero, however small the difference. Alpha holds for each of the two kinds of verdict{simulated}. "
+        "From three seeds, all of the planned ones.",
         "Compared whatever the two cost."
         if a.tolerance is None
-        else f"No verdict where parameters or MACs differ by more than {a.tolerance:.0%}.",
+        else f"No verdict where parameters or MACs differ by more than {100 * a.tolerance:.4g}%.",
         "A run that failed leaves its cell without a verdict."
         if a.failed == "refuse"
         else "A run that failed counts as a guess.",
@@ -47,13 +49,15 @@ def methods(verdicts: Verdicts, study: Study) -> str:
     """A paragraph for a paper, with its sources."""
     a, metric = study.analysis, metric_of(study.analysis.metric)
     pairs = [t for t in verdicts.tested if t.crossed.seeds]
-    seeds = max((t.crossed.seeds for t in pairs), default=0)
+    seeds = max((t.crossed.seeds for t in pairs), default=max((len(c.values) for c in verdicts.cells), default=0))
     images = max((t.crossed.images for t in pairs), default=0)
     words = [
-        f"Each cell was trained with {seeds} seeds. Runs of one seed share batches and, wherever modules are the same, "
-        f"initial weights. {first_up(metric.words)} was compared with that of "
-        f"{study.reference} by differences paired by seed."
+        f"Each cell was trained with {seeds} seed{'s' * (seeds != 1)}. Runs of one seed share batches and, wherever "
+        "modules are the same, initial weights."
     ]
+    if pairs:
+        words[0] += f" {first_up(metric.words)} was compared with that of {study.reference} by differences paired by "
+        words[0] += "seed."
     if images:
         words.append(
             f"Seeds and the {images:,} test images are crossed random effects; the half width of an interval is the "
@@ -73,7 +77,8 @@ def methods(verdicts: Verdicts, study: Study) -> str:
     )
     if verdicts.claims:
         words.append(
-            "That all levels are equivalent to each other was tested by an intersection-union test (Berger 1982)."
+            f"That {all_levels(verdicts, study)} are equivalent to each other was tested by an intersection-union test "
+            "(Berger 1982)."
         )
     if a.looks:
         words.append(f"Alpha was spent over looks at {', '.join(map(str, a.looks))} seeds (Lan and DeMets 1983).")

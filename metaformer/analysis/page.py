@@ -14,8 +14,9 @@ from metaformer.analysis.captions import PROBES, captions
 from metaformer.analysis.colours import COLOURS, on_page
 from metaformer.analysis.header import drawings, facts
 from metaformer.analysis.methods import analysis_words, history, methods
+from metaformer.analysis.run_tables import provenance_table, run_table
 from metaformer.analysis.sentences import answer, failures, headline, left_out, sureness
-from metaformer.analysis.tables import accuracy_table, all_tables, provenance_table, run_table
+from metaformer.analysis.tables import accuracy_table, all_tables
 from metaformer.analysis.terms import FROM_LOGITS
 from metaformer.analysis.text_table import Table, first_up
 from metaformer.analysis.verdict import Verdicts, judge
@@ -61,6 +62,9 @@ def summarise(
         return
     study = effective(study, runs)
     verdicts = verdicts_of(study, runs)
+    if not verdicts.cells:
+        console.print("no run is finished but of baselines, or of seeds that were not planned: nothing to report")
+        return
     if study.name:
         console.print(analysis_words(study), markup=False, highlight=False)
     console.print(accuracy_table(verdicts, study).rich())

@@ -16,24 +16,35 @@ from metaformer.runs.launch import Run
 
 
 def predictions(runs: Sequence[Run]) -> Figure | None:
-    """A column for each image; rows: the image, its mask, and the first seed of each cell; None of classification."""
+    """A column for each image; rows: the image, its mask, and the first seed of each cell; None of classification.
+
+    Images of several data sets stand below each other, each with the cells that were tested on them.
+    """
     found: dict[str, tuple[Run, Examples]] = {}
     for run in sorted((run for run in runs if run.result is not None), key=lambda run: run.seed):
         if run.cell not in found and isinstance(answers := run.answers(), PixelAnswers) and answers.examples:
             found[run.cell] = run, answers.examples
     if not found:
         return None
-    run, first = next(iter(found.values()))
-    names = list(run.result.recall) if run.result else []
-    rows = [("image", first.images), ("mask", first.masks)]
-    rows += [(cell, examples.predictions) for cell, (_, examples) in list(found.items())[:PICTURED]]
-    columns = len(first.images)
+    results = {cell: run.result for cell, (run, _) in found.items() if run.result is not None}
+    names = list(next(iter(results.values())).recall)
+    sets: dict[str | None, list[tuple[str, Examples]]] = {}  # of the same classes, by their images
+    for cell, result in list(results.items())[:PICTURED]:
+        if list(result.recall) == names:
+            sets.setdefault(result.fingerprint, []).append((cell, found[cell][1]))
+    rows = []
+    for own in sets.values():
+        rows += [("image", own[0][1].images), ("mask", own[0][1].masks)]
+        rows += [(cell, examples.predictions) for cell, examples in own]
+    columns = max(len(pictures) for _, pictures in rows)
     figure, panels = plt.subplots(
         len(rows), columns, figsize=(WIDTH, 0.4 + len(rows) * WIDTH / columns), layout="constrained", squeeze=False
     )
     palette = _palette(len(names))
     for (name, pictures), line in zip(rows, panels, strict=True):
-        for axes, picture in zip(line, pictures, strict=True):
+        for axes in line[len(pictures) :]:
+            axes.set_axis_off()
+        for axes, picture in zip(line, pictures, strict=False):
             if name == "image":
                 axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
             else:

@@ -42,7 +42,7 @@ def _baselines(verdicts: Verdicts, study: Study) -> list[str]:
     metric = metric_of(study.analysis.metric)
     told = [f"{c.name} {plus_minus(c.tested(), digits=metric.digits - 1)}" for c in verdicts.baselines]
     words = "Of another kind, and part of no comparison"
-    return [f"{words}: {', '.join(told)} {metric.unit}."] if told else []
+    return [f"{words}: {', '.join(told)} (in {metric.sign})."] if told else []
 
 
 def answer(verdicts: Verdicts, study: Study) -> str:
@@ -53,9 +53,10 @@ def answer(verdicts: Verdicts, study: Study) -> str:
         said = f"Of {len(verdicts.contrasts)} contrasts {_by_verdict(verdicts.contrasts)}"
     elif verdicts.contrasts:
         c = verdicts.contrasts[0]
-        said = f"The contrast {c.name.replace('_', ' ')} is {c.difference.mean:+.{places}f} {metric.unit}: {c.verdict}"
+        known = f" is {c.difference.mean:+.{places}f} {metric.unit}" if c.crossed.seeds else ""
+        said = f"The contrast {c.name.replace('_', ' ')}{known}: {c.verdict}"
     elif verdicts.claims:
-        said = f"That {_all_levels(verdicts, study)} are equivalent within ±{analysis.margin:g} {metric.unit} is "
+        said = f"That {all_levels(verdicts, study)} are equivalent within ±{analysis.margin:g} {metric.unit} is "
         said += _outcomes(verdicts.claims)
     else:
         told = [f"{c.name}: {c.verdict}" for c in verdicts.confirmatory]
@@ -63,7 +64,7 @@ def answer(verdicts: Verdicts, study: Study) -> str:
     return f"{said}; {_largest(verdicts, study)}."
 
 
-def _all_levels(verdicts: Verdicts, study: Study) -> str:
+def all_levels(verdicts: Verdicts, study: Study) -> str:
     """`all mixers but identity`."""
     analysis = study.analysis
     there = {cell.levels[analysis.factor] for cell in verdicts.cells}
@@ -113,7 +114,7 @@ def _level(c: Comparison, places: int) -> str:
 def _claim(verdicts: Verdicts, study: Study) -> str:
     """All levels are equivalent to each other: where that is shown, where it is refuted and by which pair."""
     analysis, metric, claims = study.analysis, metric_of(study.analysis.metric), verdicts.claims
-    words = _all_levels(verdicts, study)
+    words = all_levels(verdicts, study)
     levels = list(dict.fromkeys(level for claim in claims for level in claim.levels))
     said = []
     for claim in claims:
@@ -180,7 +181,8 @@ def sureness(verdicts: Verdicts, study: Study) -> list[str]:
         )
         sentences.append(
             "The intervals are for other seeds and other test images: in the median comparison the seeds give a "
-            f"standard error of {by_seed:.2f} {metric.unit}, the choice of {images:,} images one of {by_image:.2f}, "
+            f"standard error of {by_seed:.{metric.digits}f} {metric.unit}, the choice of {images:,} images one of "
+            f"{by_image:.{metric.digits}f}, "
             "which no further seed makes smaller."
         )
     elif pairs:

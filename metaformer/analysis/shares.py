@@ -62,12 +62,15 @@ def reliability(values: np.ndarray) -> float:
     table = values.reshape(-1, levels, seeds)
     means = table.mean(-1)
     treatment = float(np.var(means.mean(0), ddof=1))
+    by_seed = table.mean(0)  # a part of the levels and seeds may be the same in all settings
+    rest = by_seed - by_seed.mean(0) - by_seed.mean(1, keepdims=True) + by_seed.mean()
+    noise = float((rest**2).sum()) / ((seeds - 1) * (levels - 1)) / seeds
     if len(means) > 1:
+        alone = table - means[..., None] - (by_seed - by_seed.mean(1, keepdims=True))
+        alone = alone - alone.mean(1, keepdims=True)  # of a level, a setting and a seed
+        inner = float((alone**2).sum()) / ((len(means) - 1) * (levels - 1) * (seeds - 1)) / (len(means) * seeds)
         rest = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
-        noise = float((rest**2).sum()) / ((len(means) - 1) * (levels - 1)) / len(means)
-    else:
-        rest = table - table.mean(1, keepdims=True) - table.mean(2, keepdims=True) + table.mean()
-        noise = float((rest**2).sum()) / ((seeds - 1) * (levels - 1)) / seeds
+        noise = float((rest**2).sum()) / ((len(means) - 1) * (levels - 1)) / len(means) + max(noise - inner, 0.0)
     return max(0.0, 1 - noise / treatment) if treatment > 0 else 0.0
 
 

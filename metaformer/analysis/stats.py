@@ -50,6 +50,9 @@ def holm_steps(p: Sequence[float], alpha: float) -> list[float]:
     return [float(level) for level in levels]
 
 
+MOST_SEEDS = 1000  # that are looked for
+
+
 @dataclass(frozen=True)
 class Scatter:
     """How much a paired difference varies, in the unit of the metric."""
@@ -77,9 +80,12 @@ class Scatter:
         return float(np.where(inside > 0, equal, 0.0).mean()), float(different.mean())
 
     def seeds_needed(
-        self, margin: float, alpha: float, difference: float = 0.0, power: float = 0.8, limit: int = 1000
-    ) -> int | None:
-        """The fewest seeds, from three, that give a verdict, one or the other, with this power; None beyond `limit`."""
+        self, margin: float, alpha: float, difference: float = 0.0, power: float = 0.8, limit: int = MOST_SEEDS
+    ) -> float | None:
+        """The fewest seeds, from three, that give a verdict, one or the other, with this power.
+
+        Infinity: more than `limit`. None: no number of them, for the choice of the images alone is too uncertain.
+        """
 
         def enough(n: int) -> bool:
             return max(self.powers(n, margin, alpha, difference)) >= power
@@ -87,7 +93,7 @@ class Scatter:
         high = 3
         while not enough(high):
             if high >= limit:
-                return None
+                return None if self.images and not enough(10**9) else math.inf
             high = min(2 * high, limit)
         low = max(high // 2, 2)
         while high - low > 1:

@@ -1,20 +1,17 @@
 """The tables of a report."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
+from metaformer.analysis.cells import Cell
 from metaformer.analysis.comparison import Tested, best_rate, by_rate, matched, tolerance
 from metaformer.analysis.grid import uneven
 from metaformer.analysis.ranking import Place
 from metaformer.analysis.shares import Component
-from metaformer.analysis.stats import Estimate
-from metaformer.analysis.text_table import Table, p_value, plus_minus
+from metaformer.analysis.stats import MOST_SEEDS, Estimate
+from metaformer.analysis.text_table import Table, p_value, percent, plus_minus
 from metaformer.analysis.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.study_nodes import BUDGET_KEYS, Analysis, Study
-from metaformer.runs.launch import Run
-from metaformer.runs.result import reported
 
 
 def all_tables(study: Study, verdicts: Verdicts) -> dict[str, Table]:
@@ -45,11 +42,12 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
         difference = plus_minus(c.difference, "+", metric.digits) if c and c.crossed.seeds else ""
         if c and c.crossed.seeds != len(cell.values):
             difference += f" (n = {c.crossed.seeds})"
-        macs = "uncounted" if cell.first.macs is None else f"{cell.first.macs / 1e6:,.2f}M"
-        tests = cell.tested() if name == tested else cell.mean(tested)
-        means = [plus_minus(mean, digits=metric.digits) for mean in (cell.mean(selected), tests)]
+        means = [
+            plus_minus(mean, digits=metric.digits) if mean.n else ""
+            for mean in (cell.tested() if name == which else cell.mean(which) for which in (selected, tested))
+        ]
         verdict = _short(c) if c else "baseline" if cell.name in apart else ""
-        costs = [f"{cell.first.params:,}", macs, *([f"{cell.seconds:.0f}"] if verdicts.alone else [])]
+        costs = _costs(cell)[: 3 if verdicts.alone else 2]
         lines.append([cell.name, str(len(cell.values)), *means, difference, verdict, *costs])
     caption = f"{metric.words} in {metric.sign}: mean over n seeds ± half of the 95% interval"
     if any(c.crossed.images for c in compared.values()):
@@ -58,6 +56,14 @@ def accuracy_table(verdicts: Verdicts, study: Study) -> Table:
     caption += ", of validation images" if name == selected else ""
     caption += "; s/run: measured alone" if verdicts.alone else ""
     return Table(header, lines, caption)
+
+
+def _costs(cell: Cell) -> list[str]:
+    """Parameters, MACs and seconds; nothing where no run is finished, which may count as a guess."""
+    if not cell.runs:
+        return ["", "", ""]
+    macs = "uncounted" if cell.first.macs is None else f"{cell.first.macs / 1e6:,.2f}M"
+    return [f"{cell.first.params:,}", macs, f"{cell.seconds:.0f}"]
 
 
 def verdict_table(verdicts: Verdicts, analysis: Analysis) -> Table:
@@ -122,7 +128,7 @@ def _decided_by(t: Tested, places: int) -> str:
     if t.verdict == NONE:
         return ""
     interval, confidence = decisive(t)
-    return f"{_interval(interval, places)} {100 * confidence:.1f}%"
+    return f"{_interval(interval, places)} {percent(confidence)}"
 
 
 def _interval(e: Estimate, places: int) -> str:
@@ -145,7 +151,9 @@ def variance_table(verdicts: Verdicts) -> Table:
         "effect against its interaction with the seed. `seed` is all that changes within a cell."
     )
     if (ratio := uneven(verdicts.cells)) > 3:
-        caption += f" The seeds of some cells scatter {ratio:.0f} times as much as those of others: p values are rough."
+        times = f"{ratio:.0f} times as much as those" if ratio < math.inf else "and those"
+        caption += f" The seeds of some cells scatter {times} of others{'' if ratio < math.inf else ' do not'}: "
+        caption += "p values are rough."
     header = ["from", "share", "p", "one level left out", "levels at random, 95%", "without identity", "p "]
     return Table(header, lines, caption)
 
@@ -189,7 +197,7 @@ def _fairness_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     changed = set(BUDGET_KEYS.values()) & {key.removeprefix("model.") for key in analysis.tuned}
     shape = "same shape" if analysis.factor == "mixer" and not changed else "as they are"
     header = ["comparison", "difference", shape, "same parameters", "same MACs", *(["time"] if verdicts.alone else [])]
-    caption = f"Same: within {tolerance(analysis):.0%}. " + (
+    caption = f"Same: within {100 * tolerance(analysis):.4g}%. " + (
         "The time is that of training, on a machine that did nothing else."
         if verdicts.alone
         else "Times of training are no cost where other work shared the machine, or may have, and are not here: "
@@ -230,47 +238,6 @@ def rate_table(verdicts: Verdicts, analysis: Analysis) -> Table:
     return Table(header, lines, f"Chosen on {in_words(metric)}.", ("note",))
 
 
-def provenance_table(runs: Sequence[Run]) -> Table:
-    """Commits, versions, devices and times of the finished runs."""
-    results = [run.result for run in runs if run.result is not None]
-
-    def distinct(values: Any) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
-
-    seconds = sum(result.seconds for result in results)
-    commits = [
-        r.git["commit"][:12] + (" and changes" if r.git.get("changed") else "") if r.git else "not in a checkout"
-        for r in results
-    ]
-    finished = sorted(result.finished for result in results)
-    lines = [
-        ["commit", distinct(commits)],
-        ["training version", distinct(result.training_version for result in results)],
-        ["Python", distinct(result.python for result in results)],
-        ["libraries", distinct(" ".join(f"{k} {v}" for k, v in r.versions.items()) for r in results)],
-        ["device", distinct(f"{result.device}, {result.threads} threads a run" for result in results)],
-        ["training time", f"{seconds / 3600:.2f} hours over {len(results)} runs"],
-        ["finished", f"{finished[0]} to {finished[-1]}"],
-        ["left out", f"{sum(1 for run in runs if run.problem)} of {len(runs)} runs"],
-    ]
-    return Table(["", "value"], lines, words=("value",))
-
-
-def run_table(runs: Sequence[Run]) -> Table:
-    """Every finished run, by the name of its folder."""
-    finished = [(run, run.result) for run in runs if run.result is not None]
-    names = reported(finished[0][1].config.task.name) if finished else []
-    lines = []
-    for run, result in finished:
-        metrics = [_number(result.metrics, name) for name in names]
-        lines.append([result.name, run.cell, str(run.seed), *metrics, f"{result.seconds:.0f}"])
-    return Table(["run", "cell", "seed", *(name.replace("_", " ") for name in names), "s"], lines)
-
-
-def _number(metrics: Mapping[str, float], name: str) -> str:
-    return f"{metric_of(name).scale * metrics[name]:.{metric_of(name).digits}f}" if name in metrics else ""
-
-
 def _percent(ratio: float | None) -> str:
     return "?" if ratio is None else f"{ratio - 1:+.0%}"
 
@@ -285,9 +252,13 @@ def _verdict(t: Tested) -> str:
     return f"{t.verdict}: {_seeds_needed(*t.seeds_needed)}"
 
 
-def _seeds_needed(low: int | None, high: int | None) -> str:
+def _seeds_needed(low: float | None, high: float | None) -> str:
     if low is None:
         return "no number of seeds would tell by these images"
+    if math.isinf(low):
+        return f"more than {MOST_SEEDS:,} seeds would tell" + (", if any" if high is None else "")
     if high is None:
         return f"{low} seeds or more would tell, if any"
+    if math.isinf(high):
+        return f"{low} to more than {MOST_SEEDS:,} seeds would tell"
     return f"{low} to {high} seeds would tell" if low < high else f"about {low} seeds would tell"

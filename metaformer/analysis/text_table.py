@@ -32,7 +32,8 @@ class Table:
 
     def markdown(self) -> str:
         rules = ["---" if i == 0 or name in self.words else "---:" for i, name in enumerate(self.header)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in [self.header, rules, *self.lines]) + "\n"
+        lines = [[text.replace("|", "\\|") for text in line] for line in [self.header, rules, *self.lines]]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
     def csv(self) -> str:
         text = StringIO()
@@ -43,16 +44,17 @@ class Table:
         """A table environment with the rules of booktabs."""
         columns = "".join("l" if i == 0 or name in self.words else "r" for i, name in enumerate(self.header))
         rows = [" & ".join(map(_in_latex, line)) + r" \\" for line in [self.header, *self.lines]]
+        rows = [f"{{}}{row}" if row.startswith("[") else row for row in rows]  # no argument of `\\`
         body = "\n".join([r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"])
         caption = f"\\caption{{{_in_latex(self.caption)}}}\n" if self.caption else ""
         start = f"% \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n{caption}\\begin{{tabular}}{{{columns}}}\n"
         return f"{start}{body}\n\\end{{tabular}}\n\\end{{table}}\n"
 
     def rich(self) -> RichTable:
-        table = RichTable(box=SIMPLE_HEAD, caption=self.caption, caption_justify="left")
+        table = RichTable(box=SIMPLE_HEAD, caption=escape(self.caption), caption_justify="left")
         for i, name in enumerate(self.header):
             left = i == 0 or name in self.words
-            table.add_column(name, justify="left" if left else "right", overflow="fold")
+            table.add_column(escape(name), justify="left" if left else "right", overflow="fold")
         for line in self.lines:
             table.add_row(*map(escape, line))
         return table
@@ -69,6 +71,12 @@ def plus_minus(estimate: Estimate, sign: str = "", digits: int = 2) -> str:
     """`76.80 ± 0.41`: a mean and half its interval, which a single seed has not."""
     mean = f"{estimate.mean:{sign}.{digits}f}"
     return mean if math.isnan(estimate.low) else f"{mean} ± {estimate.high - estimate.mean:.{digits}f}"
+
+
+def percent(confidence: float) -> str:
+    """`98.3%`, and `99.96%` where one decimal would round to all."""
+    digits = next((digits for digits in range(1, 6) if round(confidence, digits + 2) < 1), 6)
+    return f"{100 * confidence:.{digits}f}%"
 
 
 def p_value(value: float | None) -> str:

@@ -238,7 +238,7 @@ def _untestable(t: Tested, look: Look, analysis: Analysis) -> str:
     return ""
 
 
-def _needed(t: Tested, analysis: Analysis, family: int) -> tuple[int | None, int | None]:
+def _needed(t: Tested, analysis: Analysis, family: int) -> tuple[float | None, float | None]:
     """The range of numbers of seeds that would tell with 80%, for the scatter that these few seeds allow."""
     from scipy import stats
 
@@ -275,23 +275,24 @@ def _claims(stages: Sequence[_Stage], study: Study) -> list[Claim]:
 def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
     """An intersection-union test (Berger 1982): all pairs have to be equivalent, so that none needs a correction.
 
-    It is refuted where a pair differs by more than the margin, corrected by Holm over the pairs.
+    It is refuted where a pair differs by more than the margin, by Holm over the pairs of its setting or of the study.
     """
-    analysis, found = study.analysis, []
-    for setting in dict.fromkeys(pair.setting for pair in stage.claimed):
-        out = analysis.claim_without
-        pairs = [
-            c
-            for c in stage.claimed
-            if c.setting == setting and not any(cell.levels[c.factor] in out for cell in c.cells)
-        ]
-        if not pairs:
-            continue
+    analysis, found, out = study.analysis, [], study.analysis.claim_without
+    claimed = [c for c in stage.claimed if not any(cell.levels[c.factor] in out for cell in c.cells)]
+    reasons = {id(c): _untestable(c, stage.look, analysis) for c in claimed}
+    settings = list(dict.fromkeys(c.setting for c in claimed))
+    beyond: dict[int, float] = {}
+    for own in [settings] if analysis.correction == "holm_study" else [[setting] for setting in settings]:
+        family = [c for c in claimed if c.setting in own]
+        raw = [1.0 if reasons[id(c)] else c.crossed.beyond_p(analysis.margin) for c in family]
+        beyond |= dict(zip(map(id, family), holm(raw), strict=True))
+    for setting in settings:
+        pairs = [c for c in claimed if c.setting == setting]
         levels = dict.fromkeys(cell.levels[analysis.factor] for c in pairs for cell in c.cells)
-        checked = [(c, _untestable(c, stage.look, analysis)) for c in pairs]
-        equal = [float(why != SAME) if why else c.crossed.equivalence_p(analysis.margin) for c, why in checked]
-        beyond = holm([1.0 if why else c.crossed.beyond_p(analysis.margin) for c, why in checked])
-        refuting = [c for c, p in zip(pairs, beyond, strict=True) if p <= stage.look.alpha]
+        margin, whys = analysis.margin, [reasons[id(c)] for c in pairs]
+        tests = zip(pairs, whys, strict=True)
+        equal = [float(why != SAME) if why else c.crossed.equivalence_p(margin) for c, why in tests]
+        refuting = [c for c in pairs if beyond[id(c)] <= stage.look.alpha]
         open_ = [c for c, p in zip(pairs, equal, strict=True) if p > stage.look.alpha]
         outcome = REFUTED if refuting else NOT_SHOWN if open_ else SHOWN
         least = [pairs[int(np.argmax(equal))]]

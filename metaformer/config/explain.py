@@ -100,6 +100,8 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
     parents = [parent for c in causes if (parent := getattr(c, "parent_node", None))]
     of_mixer = [f"mixer.{name}" for parent in parents if "mixer" in parent for name in parent.mixer or ()]
     known, node = [*(path for path, _, _ in leaves(Config())), *of_mixer], key.partition(".")[0]
+    if key in known:  # a mapping, in which it is another key that is not there
+        return f"{key}: its keys are new ones; expected +{key}=..."
     if "." in key and node not in Config.__dataclass_fields__ and (hint := nearest(key, known)):
         return f"{key}: no such key{hint}"
     if hint := whole_key(key, known):

@@ -48,7 +48,9 @@ def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Aske
         hint = nearest(name, known)
         raise ConfigError(f"experiments={name}: no study of that name was launched from this folder{hint}")
     runs = collect(launched.runs, Path(compose(overrides).runtime.runs))
-    factor = launched.analyses[-1].factor
+    analysis = launched.analyses[-1].study(name).analysis
+    factor, baselines = analysis.factor, analysis.baselines
+    runs = [run for run in runs if run.levels.get(factor) not in baselines]  # of another kind, without mixers
     asked = [
         Asked(setting_of(run.levels, factor), run.levels.get(factor, run.cell), finished(run.folder, overrides))
         for run in runs
@@ -56,17 +58,21 @@ def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Aske
     ]
     if not asked:
         raise ConfigError(f"experiments={name}: none of its {len(runs)} runs is finished here")
+    if baselines:
+        console.print(f"left out, for they have no mixers: {', '.join(baselines)}", style="yellow", markup=False)
     if len(asked) < len(runs):
         console.print(f"{len(runs) - len(asked)} of {len(runs)} runs are not finished and left out", style="yellow")
     return asked
 
 
 def check_images(asked: Sequence[Asked]) -> None:
-    """Refuse masks, and different data on one page: neither features nor accuracies can be compared."""
+    """Refuse models without mixers, masks, and different data on one page, whose features cannot be compared."""
     first: dict[str, tuple[Data, str | None, Path]] = {}
     for a in asked:
         if a.run.config.task.segments:
             raise ConfigError(f"{a.run.folder}: is of segmentation; expected runs of task=classification")
+        if (model := a.run.config.model).source == "timm":
+            raise ConfigError(f"{a.run.folder}: its model is {model.name} of timm; expected a MetaFormer")
         here = (replace(a.run.config.data, root=None), a.run.result.fingerprint, a.run.folder)
         other = first.setdefault(a.setting, here)
         if other[:2] != here[:2]:

@@ -124,7 +124,7 @@ def cka_table(found: Sequence[Mapping[tuple[str, str], Estimate]]) -> Table:
 def sentences(cells: Cells, found: Sequence[Mapping[tuple[str, str], Estimate]]) -> list[str]:
     """What stands out, in words that hold whatever was found."""
     said = []
-    across = {pair: e for pair, e in found[-1].items() if pair[0] != pair[1] and e.n}
+    across = {pair: e for pair, e in found[-1].items() if pair[0] != pair[1] and not math.isnan(e.mean)}
     within = {pair[0]: e for pair, e in found[-1].items() if pair[0] == pair[1] and not math.isnan(e.mean)}
     if across:
         closest, farthest = (choose(across, key=lambda pair: across[pair].mean) for choose in (max, min))
@@ -137,6 +137,8 @@ def sentences(cells: Cells, found: Sequence[Mapping[tuple[str, str], Estimate]])
     for name, seeds in cells.items():
         if all(n["distance"] == 0 for p in seeds.values() for n in p.numbers):
             e = mean_interval([100 * p.numbers[-1]["beyond"] for p in seeds.values()])
+            if not e.mean > 0:
+                continue  # where no norm spans the tokens
             said.append(
                 f"{name} mixes no tokens, and yet {_words(e)}% of what a token after the last stage responds to lies "
                 "beyond the pixels that stem and downsampling bring it: the statistics of the norm."

@@ -103,7 +103,10 @@ def _by_macs(todo: Sequence[Point], results: Sequence[Result]) -> tuple[float | 
         nodes = plain(config)
         key = json.dumps([nodes[node] for node in ("model", "mixer", "data", "task")], sort_keys=True)
         if key not in counted and len(counted) < MOST:
-            counted[key] = _macs(config)
+            macs, uncounted = _macs(config)
+            if macs is None:
+                return None, f"there is no formula for the MACs of {', '.join(uncounted)}; {ASK}"
+            counted[key] = macs
         if images is None or key not in counted:
             what = "its training images are not counted" if images is None else f"there are over {MOST} models to count"
             return None, f"{what}; {ASK}"
@@ -113,10 +116,11 @@ def _by_macs(todo: Sequence[Point], results: Sequence[Result]) -> tuple[float | 
     return total / float(np.median(speeds)), source
 
 
-def _macs(config: Config) -> int:
+def _macs(config: Config) -> tuple[int | None, Sequence[str]]:
     from metaformer.studies.cell_cost import cost_of
 
-    return cost_of(config).macs or 0
+    found = cost_of(config)
+    return found.macs, found.uncounted
 
 
 def _readable(folder: Path) -> list[Result]:

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from metaformer.analysis.stats import Scatter
+from metaformer.analysis.interim_looks import looks_at
+from metaformer.analysis.stats import MOST_SEEDS, Scatter
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import first_step, judge
 from metaformer.config.metrics import metric_of
+from metaformer.config.schema import Data
 from metaformer.config.study_nodes import Study
+from metaformer.data.registry import tested_images
 from metaformer.runs.launch import Run, read_launch, setting_of
 from metaformer.runs.packed import gather
 from metaformer.system.errors import ConfigError
@@ -21,26 +24,39 @@ ASSUMED_SD = 1.0  # points; of other units the margin
 
 
 def size(study: Study, runs: Sequence[Run]) -> tuple[int, int]:
-    """Seeds of a cell and comparisons of a family, the fewest and the most."""
-    factor = study.analysis.factor
+    """Seeds of a cell and comparisons of a family, the fewest and the most; baselines are in none."""
+    analysis, factor = study.analysis, study.analysis.factor
+    runs = [run for run in runs if run.levels[factor] not in analysis.baselines]
     families: dict[str, set[str]] = {}
     for run in runs:
         families.setdefault(setting_of(run.levels, factor), set()).add(run.levels[factor])
-    comparisons = max(len(levels) - 1 if study.reference in levels else 0 for levels in families.values())
-    return min(Counter(run.cell for run in runs).values()), comparisons
+    compared = [len(levels) - 1 if study.reference in levels else 0 for levels in families.values()]
+    together = sum(compared) + len(analysis.contrasts)
+    comparisons = together if analysis.correction == "holm_study" else max(compared, default=0)
+    return min(Counter(run.cell for run in runs).values(), default=0), comparisons
 
 
-def scatter(study: Study, runs: Sequence[Run], images: int) -> tuple[Scatter, str]:
+def scatter(
+    study: Study, runs: Sequence[Run], data: Data, sd: float | None = None, images: float | None = None
+) -> tuple[Scatter, str]:
     """How much the paired difference varies, in the metric's unit, and where that comes from.
 
     Args:
-        images: of the test set, for an assumption where no run is finished; 0: not known.
+        sd: as somebody states it.
+        images: of the test set, where it is not known of `data`; finished runs have their own.
     """
+    if images is not None and images % 1:
+        raise ConfigError(f"images={images:g}: expected a whole number of test images")
+    tested = int(images or tested_images(data))
+    if sd is not None:
+        return Scatter(sd, assumed_error(study, tested)), "as stated"
     found = _scatter(study, runs)
+    if found is not None and images is not None:
+        raise ConfigError("images: its finished runs have test images; leave it out, or state sd=NUMBER beside it")
     if found is not None:
         return found[0], f"from the finished runs of this study, {found[1]}"
     assumed = ASSUMED_SD if metric_of(study.analysis.metric).unit == "points" else study.analysis.margin
-    return Scatter(assumed, assumed_error(study, images)), "an assumption: sd=NUMBER or from=STUDY replaces it"
+    return Scatter(assumed, assumed_error(study, tested)), "an assumption: sd=NUMBER or from=STUDY replaces it"
 
 
 def assumed_error(study: Study, images: int) -> float:
@@ -57,12 +73,15 @@ def _of_test_images(study: Study) -> bool:
     return metric.startswith("test_") and metric_of(metric).unit == "points"
 
 
-def scatter_of(name: str, folder: Path) -> tuple[Scatter, str]:
-    """The same from another study; `folder` holds its runs."""
+def scatter_of(name: str, folder: Path, unit: str) -> tuple[Scatter, str]:
+    """The same from another study, whose metric has this unit; `folder` holds its runs."""
     launched = read_launch(name)
     if launched is None:
         raise ConfigError(f"from={name}: no study of that name was launched from this folder")
-    found = _scatter(launched.analyses[-1].study(name), gather(name, launched.runs, folder))
+    other = launched.analyses[-1].study(name)
+    if metric_of(other.analysis.metric).unit != unit:
+        raise ConfigError(f"from={name}: its metric is {other.analysis.metric}; expected one in {unit}")
+    found = _scatter(other, gather(name, launched.runs, folder))
     if found is None:
         raise ConfigError(f"from={name}: it has no two finished seeds of any comparison")
     return found[0], f"from the finished runs of {name}, {found[1]}"
@@ -93,19 +112,27 @@ def power_table(planned: int, margin: float, alpha: float, scatter: Scatter) -> 
 
 def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, source: str, console: Console) -> None:
     """Print the power of the planned seeds, and how many show that two equal cells are equivalent."""
-    unit, margin = metric_of(study.analysis.metric).unit, study.analysis.margin
-    alpha = first_step(study.analysis, comparisons)
+    analysis, metric = study.analysis, metric_of(study.analysis.metric)
+    unit, margin, places = metric.unit, analysis.margin, metric.digits
+    alpha, at_look, place = first_step(analysis, comparisons), "", "in a setting"
+    if analysis.correction == "holm_study":
+        place = "or contrasts in the study"
+    if analysis.looks:
+        last = looks_at(range(analysis.looks[-1]), analysis)[-1].alpha
+        alpha *= last / analysis.alpha
+        at_look = f". The chances are those of the last look alone, which has an alpha of {last:.2g}"
     unknown = "" if spread.images or not _of_test_images(study) else " (how many there are is not known: images=NUMBER)"
     console.print(
-        f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} in a setting, margin "
-        f"{margin:g} {unit}. A difference scatters by {spread.sd:.2f} from seed to seed ({source}); the choice of the "
-        f"test images adds a standard error of {spread.images:.2f}{unknown}",
+        f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} {place}, margin "
+        f"{margin:g} {unit}. A difference scatters by {spread.sd:.{places}f} from seed to seed ({source}); the choice "
+        f"of the test images adds a standard error of {spread.images:.{places}f}{unknown}{at_look}",
         highlight=False,
     )
     console.print(power_table(seeds, margin, alpha, spread).rich())
     needed = spread.seeds_needed(margin, alpha)
+    count, why = f"{needed} seeds show", ""
     if needed is None:
-        why = "a larger test set or a wider margin would" if spread.images else "a wider margin would"
-        console.print(f"no number of seeds shows with 80% that two equal cells are equivalent: {why}", highlight=False)
-    else:
-        console.print(f"{needed} seeds show with 80% that two equal cells are equivalent", highlight=False)
+        count, why = "no number of seeds shows", ": a larger test set or a wider margin would"
+    elif needed > MOST_SEEDS:
+        count, why = f"not even {MOST_SEEDS:,} seeds show", ": a wider margin would need fewer"
+    console.print(f"{count} with 80% that two equal cells are equivalent{why}", highlight=False)

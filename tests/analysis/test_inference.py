@@ -60,7 +60,7 @@ def test_p_values_go_with_the_intervals():
     assert found.half(1 - p) == pytest.approx(1.3, abs=1e-6)
     equal = found.equivalence_p(3.0)
     assert found.half(1 - 2 * equal) == pytest.approx(1.7, abs=1e-6)
-    assert found.equivalence_p(1.0) == pytest.approx(1 - found.beyond_p(1.0))
+    assert found.equivalence_p(1.0) == pytest.approx(1 - found.tail(0.3))
     assert found.equivalence_p(1.0) > 0.5
     assert replace(found, mean=0.0).difference_p() == pytest.approx(1)
     assert Crossed(5.0, 3, 0.0, 2).difference_p() == 0

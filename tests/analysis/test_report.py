@@ -13,7 +13,7 @@ from rich.console import Console
 
 from metaformer.analysis import figures, methods, page, tables
 from metaformer.analysis.per_class import confusion
-from metaformer.analysis.text_table import Table
+from metaformer.analysis.text_table import Table, percent
 from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
 from metaformer.config.study_nodes import Study
@@ -313,3 +313,33 @@ def test_a_table_says_of_what_its_intervals_are(tmp_path):
     on_disk(runs, tmp_path)
     kept = [replace(run, folder=tmp_path / run.result.name) for run in runs]
     assert "for other seeds and other images, but for val, which is for other seeds alone" in caption(kept)
+
+
+def test_names_with_characters_of_other_languages():
+    table = Table(["a|b", "[x]"], [["c|d", "1"], ["[2,2]", "2"]], "[y]")
+    assert table.markdown().splitlines()[0] == "| a\\|b | [x] |"
+    assert "{}[2,2] & 2" in table.latex()
+    console = Console(record=True, width=80)
+    console.print(table.rich())
+    assert {"[x]", "[y]", "[2,2]"} <= set(console.export_text().split())
+
+
+def test_confidences_close_to_all_are_not_all():
+    assert list(map(percent, (0.95, 0.9986, 0.99964, 1 - 1e-9))) == ["95.0%", "99.9%", "99.96%", "100.000000%"]
+
+
+def test_nothing_but_baselines_is_nothing_to_report(tmp_path):
+    runs = runs_of(resnet=BASE)
+    said = summarised(runs, whole=False, baselines=["resnet"])
+    assert "nothing to report" in said
+
+
+def test_sentences_about_what_was_not_done(finished):
+    alone = judge(study(alpha=0.2, correction="none"), runs_of(x=BASE))
+    said = methods.methods(alone, study(alpha=0.2, correction="none"))
+    assert "was trained with 3 seeds" in said
+    assert "compared with" not in said
+    assert "in simulations" not in methods.analysis_words(study(alpha=0.2, correction="none"))
+    assert "in simulations" in methods.analysis_words(study())
+    whole = judge(study(), runs_of(pooling=BASE, identity=BASE, attention=[0.71, 0.74, 0.7]))
+    assert "That all mixers but identity are equivalent" in methods.methods(whole, study())

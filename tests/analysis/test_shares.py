@@ -123,3 +123,14 @@ def test_a_ranking_that_holds_and_one_that_does_not():
     assert reliability(opposite) == 0
     assert rank_stability(opposite)[1] == pytest.approx(-1)
     assert math.isnan(rank_stability(sure[0])[1])
+
+
+def test_reliability_knows_of_levels_that_change_with_the_seed_in_all_settings():
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        by_seed = random.normal(size=(1, 6, 5))  # of level and seed, the same in each of three settings
+        found.append(reliability(by_seed + 0.1 * random.normal(size=(3, 6, 5))))
+    assert np.mean(found) < 0.3
+    strong = 3 * random.normal(size=(1, 6, 1)) + 0.1 * random.normal(size=(3, 6, 5))
+    assert reliability(strong) > 0.95

@@ -100,6 +100,6 @@ def test_seeds_needed():
     n = Scatter(1.0).seeds_needed(2.0, 0.05)
     assert Scatter(1.0).powers(n, 2.0, 0.05)[0] >= 0.8 > Scatter(1.0).powers(n - 1, 2.0, 0.05)[0]
     assert Scatter(1.0).seeds_needed(1.0, 0.05, 3.0) < Scatter(1.0).seeds_needed(1.0, 0.05, 0.5)
-    assert Scatter(1.0).seeds_needed(0.01, 0.05, 0.001) is None
+    assert Scatter(1.0).seeds_needed(0.01, 0.05, 0.001) == math.inf  # more than are looked for
     assert Scatter(0.1, images=0.7).seeds_needed(1.0, 0.05) is None  # no seed makes that smaller
     assert Scatter(0.1, images=0.3).seeds_needed(1.0, 0.05) == 3

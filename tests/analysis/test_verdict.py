@@ -540,3 +540,108 @@ def test_variants_of_what_is_compared_may_not():
     verdicts = judge(replace(study(factor="block"), reference="full"), runs)
     assert [c.confounds for c in verdicts.confirmatory] == [["recipe.lr (0.1 against 0.002)"]]
     assert "recipe.lr" in verdicts.shares.reason
+
+
+# ------------------------------------------------------------------ what an outside reading found
+
+
+def on_images(name: str, images: int, values: list[float], data: str) -> list[Run]:
+    """Runs of a cell `DATA MIXER` whose networks find a set of images hard that hangs on the cell."""
+    mixer, made = name.partition(" ")[2], []
+    hard = np.random.default_rng(sum(map(ord, name))).permutation(images)
+    for seed, value in enumerate(values):
+        right = round(images * value)
+        predictions = np.ones(images, int)
+        predictions[hard[:right]] = 0
+        result = result_of(seed, right / images, f"{data}{mixer}{seed}", mixer=mixer, fingerprint=data)
+        result = replace(result, config=replace(result.config, data=Data(name=data, root=None)))
+        answers = Answers(predictions, np.zeros(images, int))
+        made.append(Run(name, {"data": data, "mixer": mixer}, mixer, seed, result.run_id, None, result, packed=answers))
+    return made
+
+
+def test_a_contrast_over_sets_of_other_sizes_has_the_variance_of_their_images():
+    better = [value + 0.01 for value in BASE]
+    halves = []
+    for images in (400, 401):
+        sizes = {"a": 400, "b": images}
+        cells = {f"{d} {m}": (d, v) for d in sizes for m, v in (("pooling", BASE), ("x", better))}
+        runs = [run for name, (d, v) in cells.items() for run in on_images(name, sizes[d], v, d)]
+        weights = {"a x": 1, "a pooling": -1, "b x": -1, "b pooling": 1}
+        (gap,) = judge(study(contrasts={"gap": weights}), runs).contrasts
+        halves.append(gap.crossed.half())
+    assert gap.crossed.images == 801
+    assert gap.crossed.by_image > 0
+    assert halves[1] == pytest.approx(halves[0], rel=0.15)
+
+
+def test_beyond_the_margin_has_its_alpha_where_the_margin_is_small():
+    random = np.random.default_rng(0)
+    found = [over_seeds(random.normal(0.05, 2.3, 5).tolist()).beyond_p(0.05) for _ in range(3000)]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.012)
+
+
+def test_costs_are_compared_in_either_order():
+    def params_of(**counts: int) -> list[Run]:
+        runs = runs_of(**{name: shifted(0.1, 0.2, i) for i, name in enumerate(counts)})
+        return [replace(run, result=replace(run.result, params=counts[run.cell])) for run in runs]
+
+    options = {"tolerance": 0.1, "claim_without": []}
+    for counts in ({"pooling": 1050, "z": 1000, "y": 1105}, {"pooling": 1050, "y": 1105, "z": 1000}):
+        (claim,) = judge(study(**options), params_of(**counts)).claims
+        assert claim.outcome == "shown"
+    (exact,) = judge(study(**options), params_of(pooling=1000, x=1100)).confirmatory
+    assert not exact.confounds
+    (more,) = judge(study(**options), params_of(pooling=1000, x=1101)).confirmatory
+    assert more.confounds == ["parameters +10% (tolerance 10%)"]
+
+
+def test_the_claim_is_corrected_as_the_study_is():
+    cells = {f"s{i}_{m}": [v + d for v in BASE] for i in range(8) for m, d in (("pooling", 0.0), ("x", 0.0))}
+    cells["s0_x"] = shifted(1.85, 0.62)  # beyond the margin of one point for one setting, and not for eight of them
+    outcomes = {}
+    for correction in ("holm", "holm_study"):
+        claims = judge(study(correction=correction, margin=1.0, variance="own"), runs_of(**cells)).claims
+        outcomes[correction] = claims[0].outcome
+    assert outcomes == {"holm": "refuted", "holm_study": "not shown"}
+
+
+def test_a_network_that_finds_rare_classes_is_not_at_chance():
+    runs = runs_of(pooling=BASE, x=BASE)
+    balanced, one_class = [[850, 150], [20, 80]], [[1000, 0], [100, 0]]
+    for confusion, at_chance in ((balanced, False), (one_class, True)):
+        accuracy = np.trace(confusion) / np.sum(confusion)
+        changed = [replace(run.result, confusion=confusion, metrics={**run.result.metrics, "test_accuracy": accuracy})
+                   for run in runs]  # fmt: skip
+        found = judge(study(), [replace(run, result=result) for run, result in zip(runs, changed, strict=True)])
+        assert [bool(cell.collapsed) for cell in found.cells] == [at_chance] * 2
+
+
+def lost(name: str, mixer: str, seeds: int = 3) -> list[Run]:
+    return [Run(name, {"mixer": mixer}, mixer, seed, f"{name}{seed}", None, None, "failed: loss is inf")
+            for seed in range(seeds)]  # fmt: skip
+
+
+def test_a_cell_without_a_run_may_count_as_a_guess():
+    runs = [*lost("bad", "bad"), *runs_of(pooling=BASE[:3], odd=BASE[:3])]
+    found = judge(study(failed="chance"), runs)
+    assert [cell.name for cell in found.cells] == ["bad", "pooling", "odd"]
+    table = accuracy_table(found, study(failed="chance"))
+    assert table.lines[0][:2] == ["bad", "3"]
+    assert table.lines[0][-2:] == ["", ""]
+    figures.cost(found, "test_accuracy", "mixer")
+    odd = [replace(run, result=with_optimizer(run.result, "lamb")) if run.cell == "odd" else run for run in runs]
+    assert "recipe.optimizer" in judge(study(failed="chance"), odd).shares.reason
+
+
+def with_optimizer(result: Result, optimizer: str) -> Result:
+    recipe = replace(result.config.recipe, optimizer=optimizer)
+    return replace(result, config=replace(result.config, recipe=recipe))
+
+
+def test_the_column_of_validation_counts_guesses_where_it_is_the_metric():
+    runs = runs_of(pooling=BASE[:3], x=[0.83, 0.83])
+    runs.append(replace(lost("x", "x")[2], seed=2))
+    chosen = study(failed="chance", metric="val_accuracy")
+    found = accuracy_table(judge(chosen, runs), chosen)
+    assert {line[0]: line[2].split()[0] for line in found.lines}["x"] == f"{(83 + 83 + 50) / 3:.2f}"

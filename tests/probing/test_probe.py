@@ -179,7 +179,7 @@ def test_other_data_and_other_models_are_refused(here, refusal, tmp_path):
     net = build(config.model, config.mixer, config.seed, shape=(1, 8, 8), classes=10)
     saved["state_dict"] = net.state_dict()
     torch.save(saved, other / "weights.pt")
-    assert "its model is ResNet; expected a MetaFormer" in refusal(command, str(other))
+    assert "its model is test_resnet of timm; expected a MetaFormer" in refusal(command, str(other))
 
 
 # ------------------------------------------------------------------ tables, with what is known
