@@ -75,6 +75,10 @@ def test_the_names_of_other_libraries_lead_to_keys_that_exist():
         (["recipe.callbacks=x"], "recipe.callbacks: no such key; did you mean 'callbacks=early_stopping'?"),
         (["model.depths=[]", "model.dims=[]"], "model.depths=[]: expected at least one stage"),
         (["quickstart"], "quickstart: expected key=value; did you mean 'experiments=quickstart'?"),
+        (
+            ["study.analysis.contrasts={gap: {a: 1, b: -1}}"],
+            "its keys are new ones; expected +study.analysis.contrasts=...",
+        ),
         (["recpe.lr=3"], "recpe.lr: no such key; did you mean 'recipe.lr'?"),
         (["recipe.lrr=1"], "recipe.lrr: no such key; did you mean 'lr'?"),
         (["mixer.pool_sise=5"], "mixer.pool_sise: no such key; did you mean 'pool_size'?"),

@@ -4,12 +4,14 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import compose
+from rich.console import Console
 
 from metaformer import probe as command
 from metaformer.analysis import page
@@ -20,6 +22,7 @@ from metaformer.probing import kept, one_run, selection, tables
 from metaformer.probing.kept import Probed
 from metaformer.probing.measures import gram
 from metaformer.runs.finished import finished
+from metaformer.runs.launch import read_launch
 from metaformer.system.errors import ConfigError
 
 STUDY = """# @package _global_
@@ -162,6 +165,16 @@ def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli
 )
 def test_a_bad_request_gets_one_line(words, message, here, refusal):
     assert message in refusal(command, *words.replace("RUN", str(run_of(here, "pooling"))).split())
+
+
+def test_baselines_have_no_mixers(here, monkeypatch):
+    launched = read_launch("mine")
+    stage = replace(launched.analyses[-1], analysis={**launched.analyses[-1].analysis, "baselines": ["identity"]})
+    monkeypatch.setattr(selection, "read_launch", lambda _: replace(launched, analyses=[stage]))
+    console = Console(record=True, width=200)
+    asked = selection.of_study("mine", [], console)
+    assert {a.cell for a in asked} == {"pooling"}
+    assert "left out, for they have no mixers: identity" in console.export_text()
 
 
 def test_other_data_and_other_models_are_refused(here, refusal, tmp_path):

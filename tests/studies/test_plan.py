@@ -17,7 +17,7 @@ from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
 from metaformer.runs.result import write_result
 from metaformer.studies.cell_cost import cost_of
 from metaformer.studies.points import Cells, expand, resolve, unread
-from metaformer.studies.power_of_seeds import power_table
+from metaformer.studies.power_of_seeds import power_table, size, tell_power
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores
 
@@ -87,11 +87,39 @@ def test_the_scatter_of_another_study(said, tmp_path):
         (["images=none"], "images=none: expected test images"),
         (["from=nobody"], "from=nobody: no study of that name"),
         (["sd=1", "from=other"], "expected one of them"),
+        (["images=300", "from=other"], "images, from: expected one of them"),
+        (["images=2.5"], "images=2.5: expected a whole number of test images"),
     ],
 )
 def test_bad_input(said, arguments, words):
     with pytest.raises(ConfigError, match=words):
         said("experiments=mine", *arguments)
+
+
+def test_what_cannot_be_of_use_is_refused(said, tmp_path):
+    entries = [point.entry for point in expand(["experiments=mine"])]
+    values = {"pooling": [0.7, 0.7, 0.7], "identity": [0.6, 0.62, 0.64]}
+    runs = [run for run in runs_of(**values) for entry in entries if (run.cell, run.seed) == (entry.cell, entry.seed)]
+    listed = [replace(run, run_id=entry.run_id) for run, entry in zip(runs, entries, strict=True)]
+    on_disk(
+        [replace(r, result=replace(r.result, run_id=r.run_id, name=f"x-{r.run_id}")) for r in listed], tmp_path / "runs"
+    )
+    assert "scatters by 2.00 from seed to seed (from the finished runs of this study" in said("experiments=mine")
+    with pytest.raises(ConfigError, match="images: its finished runs have test images"):
+        said("experiments=mine", "images=300")
+    save(Launch("mine", [Stage("2026-01-01T00:00:00+00:00", analysis_of(study()), {})], runs=entries))
+    with pytest.raises(ConfigError, match="from=mine: its metric is test_accuracy; expected one in nats"):
+        said("experiments=mine", "from=mine", "study.analysis.metric=test_loss")
+
+
+def test_what_is_corrected_together_is_counted():
+    runs = [*runs_of(a_pooling=[0.7] * 3, a_x=[0.7] * 3, a_resnet=[0.8] * 3, b_pooling=[0.7] * 3, b_x=[0.7] * 3)]
+    assert size(study(baselines=["resnet"]), runs) == (3, 1)
+    gap = {"gap": {"a x": 1, "a pooling": -1, "b x": -1, "b pooling": 1}}
+    assert size(study(baselines=["resnet"], correction="holm_study", contrasts=gap), runs) == (3, 3)
+    console = Console(record=True, width=200)
+    tell_power(study(looks=[3, 8]), 3, 1, Scatter(1.0), "as stated", console)
+    assert "The chances are those of the last look alone, which has an alpha of" in console.export_text()
 
 
 def test_nothing_to_compare(said):
