@@ -38,9 +38,8 @@ def app(cfg: DictConfig) -> float | None:
     if outcome.shown is not None:
         Console().print(outcome.shown, soft_wrap=isinstance(outcome.shown, os.PathLike))
     elif outcome.result is not None:
-        Console().print(
-            f"[bold]{outcome.status}[/] {outcome.result}\n{outcome.folder}", highlight=False, soft_wrap=True
-        )
+        Console().print(f"[bold]{outcome.status}[/] {outcome.result}", highlight=False, soft_wrap=True)
+        print(outcome.folder)
     return None
 
 

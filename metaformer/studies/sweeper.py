@@ -84,7 +84,10 @@ class StudySweeper(Sweeper):
             self.launcher.connect()
         refuse({p.cell: p.config for p in pending}, here=here)
         if whole:
-            Path(runtime.runs).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(runtime.runs).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"runtime.runs={runtime.runs}: cannot be made ({error.strerror})") from error
             with held(Path(runtime.runs) / ".launch.lock"):
                 record(study, entries, given_words(self.config), Path(runtime.runs))
         outcomes: list[Outcome] = []
@@ -141,7 +144,12 @@ class StudySweeper(Sweeper):
             return [r.return_value for r in returned]
         except Exception as error:  # whatever a launcher raises when a worker is gone
             died = f"its worker died ({' '.join([type(error).__name__, *EXIT_CODES.findall(str(error))])})"
-        lost = [p for p in pending if read_result(p.run.folder) is None]
+        lost = [
+            p
+            for p in pending
+            if read_result(p.run.folder) is None
+            or (p.config.runtime.force and not written_since(p.run.folder / "result.json", since))
+        ]
         left = [p for p in lost if not written_since(p.run.folder / "failed.json", since)]
         outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]
         # those of SLURM and Ray die one by one

@@ -63,7 +63,10 @@ def job(cfg: DictConfig) -> Outcome:
         planned = _planned(cfg)
         if planned.config.runtime.force or found(planned) is None:
             take_place(planned.config)
-        outcome, logger = run(planned), planned.config.logger
+        try:
+            outcome, logger = run(planned), planned.config.logger
+        except Held as error:
+            raise ConfigError(f"{planned.folder}: {error}; nothing was trained here") from error
         done = outcome.status in ("finished", "found") and planned.config.debug.mode == "none"
         if outcome.status == "found" and (words := unheard(logger, 1)):
             print(words, file=sys.stderr)
@@ -120,6 +123,9 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
     force = (config.runtime.force and not machine.restarted()) or config.debug.mode != "none"
     if not force and (result := found(planned)) is not None:
         return Outcome(folder.name, "found", folder, result)
+    if (started := int(os.environ.get("WORLD_SIZE", 1))) not in (1, config.runtime.processes):
+        told = f"runtime.devices={config.runtime.devices}, runtime.nodes={config.runtime.nodes}"
+        raise ConfigError(f"{told}: expected {config.runtime.processes} in all; WORLD_SIZE says {started}")
     if log is None:
         warn_of_bf16(config)
     with output_to(Path(os.devnull) if log else None):
@@ -191,7 +197,8 @@ def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None
         assert measured is not None  # this is the first process
         result = _result(planned, measured, Company() if resumed else beside)
         write_result(folder, result)
-        note(folder.parent, result.run_id, config.study.name, result.finished)
+        if config.debug.mode == "none":  # a part of a run is not the run, whose id it has
+            note(folder.parent, result.run_id, config.study.name, result.finished)
         stop_and_resume.remove(folder)
     return Outcome(folder.name, "finished", folder, result)
 

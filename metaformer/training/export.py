@@ -55,10 +55,11 @@ def export(trained: Trained, format: str) -> Exported:
         if run is None:
             return Exported(content, None)
         differences = [_difference(trained, run, images) for images in _samples(trained)]
-    if not max(differences) <= TOLERANCE:
-        raise ConfigError(f"format={format}: its logits differ from the network's by {max(differences):.2g} of the "
+    largest = max(differences, key=lambda d: (d != d, d))  # NaN is the worst of all
+    if not largest <= TOLERANCE:
+        raise ConfigError(f"format={format}: its logits differ from the network's by {largest:.2g} of the "
                           f"largest, expected at most {TOLERANCE:g}; nothing is written")  # fmt: skip
-    return Exported(content, max(differences))
+    return Exported(content, largest)
 
 
 Run = Callable[[Tensor], Tensor]
@@ -115,7 +116,7 @@ def _onnx(trained: Trained) -> tuple[bytes, Run | None]:
 
 
 def _safetensors(trained: Trained) -> tuple[bytes, Run | None]:
-    weights = {name: value.contiguous() for name, value in trained.net.state_dict().items()}
+    weights = {name: value.clone().contiguous() for name, value in trained.net.state_dict().items()}
     content = save(weights, _metadata(trained))
     return content, trained_from(from_safetensors(content), "the exported file").net
 

@@ -126,9 +126,10 @@ def segment(run: Path, config: Config, out: Path, *, folder: bool) -> int:
     pictures, data = _pictures(config, trained, folder=folder), trained.config.data
     files: dict[Path, str] = {}
     for name in pictures.names:
-        other = files.setdefault(file := out / Path(name).with_suffix(".png"), name)
-        if other != name:
-            raise ConfigError(f"data.root={config.data.root}: {other} and {name} would have the same mask, {file}")
+        if (file := out / Path(name).with_suffix(".png")) in files:
+            told = f"{files[file]} and {name} would have the same mask, {file}"
+            raise ConfigError(f"data.root={config.data.root}: {told}")
+        files[file] = name
     module = Segmenter(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
     _run_over(pictures, module, config, callbacks=[MaskWriter(pictures, list(files), data)])
     numbers = numbers_of(np.arange(len(trained.classes), dtype=np.uint8), data).tolist()

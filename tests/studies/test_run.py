@@ -234,7 +234,15 @@ def test_debug_fast_and_overfit_leave_no_run_that_could_be_mistaken_for_one():
     assert overfit.result.metrics["train_accuracy"] == 1.0
     assert overfit.result.epochs < 200
     assert not list(Path("runs").glob("*-digits-*"))
+    assert not Path("runs/ledger.jsonl").exists()  # which tells what was known before a study
     assert go("debug=fast").status == "finished"  # never found
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"runtime.devices=1, runtime.nodes=1: expected 1 in all; WORLD_SIZE says 2"):
+        go()
+    assert not Path("runs").exists()
 
 
 def test_debug_profile_is_a_table():

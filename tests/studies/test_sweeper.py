@@ -1,9 +1,11 @@
 """What a sweep refuses before anything runs, and what becomes of it where a worker dies."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -91,6 +93,23 @@ def test_a_worker_that_dies_is_named_and_the_others_are_trained(writes, capsys):
     size = r"\d+\.\d GiB"
     assert re.search(rf"a worker died \(the largest worker took {size}, and this machine has \d+\.\d\)", told)
     assert "fewer runs at once take less memory: hydra.launcher.n_jobs" in told
+
+
+def test_runs_that_are_forced_are_lost_with_their_worker_though_they_have_old_results():
+    study = sweeper.StudySweeper(None)
+    study.launcher = JoblibLauncher("attention", True)
+    listed = expand(["mixer=identity,pooling,attention,fourier", "seed=0"])
+    forced = [replace(p.config, runtime=replace(p.config.runtime, force=True)) for p in listed]
+    pending = [replace(p, run=replace(p.run, config=config)) for p, config in zip(listed, forced, strict=True)]
+    for point in pending:
+        write_result(point.run.folder, result_of(0, 0.5, point.run.run_id, config=point.config))
+        os.utime(point.run.folder / "result.json", (0, 0))
+    outcomes = study._launch(pending)
+    assert {outcome.name.partition("-")[0]: outcome.status for outcome in outcomes} == {
+        "attention": "failed", "fourier": "finished",
+    }  # fmt: skip
+    again = [point.cell for point in pending if (point.run.folder / "result.json").stat().st_mtime > 0]
+    assert again == ["identity", "pooling", "fourier"]
 
 
 def test_the_memory_of_workers():

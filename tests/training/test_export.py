@@ -1,12 +1,14 @@
 """Exported files say what the network says; what cannot be exported is told in a line."""
 
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import compose
+from safetensors.torch import load
 from trained import go
 
 import metaformer
@@ -73,6 +75,19 @@ def test_a_file_that_says_something_else_is_refused(monkeypatch):
         monkeypatch.setitem(export.FORMATS, "torch", lambda _, wrong=wrong: (b"", wrong))
         with pytest.raises(ConfigError, match=r"its logits differ from the network's by .*; nothing is written"):
             export.export(trained, "torch")
+    found = iter([1e-7, math.nan])
+    monkeypatch.setattr(export, "_difference", lambda *_: next(found, 1e-7))
+    with pytest.raises(ConfigError, match=r"differ from the network's by nan of the largest"):
+        export.export(trained, "torch")
+
+
+def test_modules_that_are_shared_are_exported(monkeypatch):
+    trained = untrained("pooling")
+    monkeypatch.setattr(export, "trained_from", lambda *_: trained)  # whose mixers share nothing
+    shared = torch.nn.Linear(2, 2)
+    trained.net.extra = torch.nn.ModuleList([shared, shared])
+    weights = load(export._safetensors(trained)[0])
+    assert torch.equal(weights["extra.0.weight"], weights["extra.1.weight"])
 
 
 def test_a_run_in_each_format(monkeypatch, capsys, refusal):
