@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def seconds(self) -> float:
-        return float(np.mean([run.seconds for run in self.runs.values()])) if self.runs else math.nan
+        return float(np.mean([run.seconds for run in self.runs.values()]))
 
     @property
     def alone(self) -> bool:
@@ -68,6 +68,11 @@ class Cell:
         if own and len(own) == len(self.values) and len({terms.shape for terms in own}) == 1:
             return over_seeds_and_images(np.array(own)).estimate()
         return over_seeds(list(self.values.values())).estimate()
+
+
+def with_runs(cells: Sequence[Cell]) -> list[Cell]:
+    """Those that have a finished run; one whose runs all failed may count as a guess."""
+    return [cell for cell in cells if cell.runs]
 
 
 def at_seeds(cell: Cell, seeds: Collection[int]) -> Cell:

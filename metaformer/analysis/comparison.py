@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from metaformer.analysis import lint
-from metaformer.analysis.cells import Cell
+from metaformer.analysis.cells import Cell, with_runs
 from metaformer.analysis.inference import Crossed, over_seeds, over_seeds_and_images
 from metaformer.analysis.stats import Estimate
 from metaformer.config.metrics import metric_of, selecting
@@ -156,7 +156,7 @@ def contrast(name: str, cells: Sequence[Cell], study: Study) -> Contrast:
     weights = {key: float(weight) for key, weight in study.analysis.contrasts[name].items()}
     own = [cell for cell in cells if cell.name in weights]
     values, over = weighted(weights, own)
-    finished = [cell for cell in own if cell.runs]
+    finished = with_runs(own)
     found = lint.of_grid(finished, list(own[0].levels), study) if finished else []
     for cell in finished[1:]:
         found += lint.costs(finished[0], cell, study.analysis)
@@ -184,7 +184,7 @@ def matched(c: Comparison, key: str, analysis: Analysis) -> bool:
 def by_rate(cells: Sequence[Cell], metric: str) -> dict[str, dict[float, float]]:
     """Mean of a validation metric by learning rate, for each point of the other factors."""
     found: dict[str, dict[float, float]] = {}
-    for cell in (cell for cell in cells if cell.runs):
+    for cell in with_runs(cells):
         found.setdefault(cell.setting("lr") or "all", {})[float(cell.levels["lr"])] = cell.mean(selecting(metric)).mean
     return {name: dict(sorted(rates.items())) for name, rates in found.items()}
 

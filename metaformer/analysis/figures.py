@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from metaformer.analysis.cells import Cell
+from metaformer.analysis.cells import Cell, with_runs
 from metaformer.analysis.colours import COLOURS, INK, LINE, PAPER, QUIET, level_colours, level_lines
 from metaformer.analysis.comparison import Comparison
 from metaformer.analysis.shares import Component
@@ -162,7 +162,7 @@ def cost(verdicts: Verdicts, metric: str, factor: str) -> Figure:
     side by side, so that theirs are no cost.
     """
     levels, settings = levels_of(verdicts.cells, factor)
-    colours, cells = level_colours(levels), [cell for cell in verdicts.cells if cell.runs]
+    colours, cells = level_colours(levels), with_runs(verdicts.cells)
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.3), layout="constrained", sharey=True)
     for axes, (key, label, unit) in zip(
         panels, (("params", "parameters, 1000s", 1e3), ("macs", "MACs, millions", 1e6)), strict=True

@@ -71,8 +71,6 @@ def drawings(study: Study, cells: Sequence[Cell]) -> list[Drawn]:
     found: dict[tuple[Any, ...], list[Cell]] = {}
     ordered = sorted(cells, key=lambda cell: cell.levels[study.analysis.factor] != study.reference)
     for cell in ordered:
-        if not cell.runs:
-            continue
         config = cell.first.config
         size = _shape(config.data)
         if config.model.source == "metaformer" and size is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from metaformer.analysis.cells import Cell
+from metaformer.analysis.cells import Cell, with_runs
 from metaformer.config.identity import unlike
 from metaformer.config.schema import GROUPS
 from metaformer.config.study_nodes import Analysis, Study
@@ -62,7 +62,7 @@ def _of_variants(cells: Sequence[Cell], factors: Sequence[str], study: Study) ->
 
     Variants of what is compared are not meant: a mixer whose file sets a rate of its own is not a mixer alone.
     """
-    finished = [cell for cell in cells if cell.runs]  # one whose runs failed may count as a guess
+    finished = with_runs(cells)
     settings = [{**cell.settings[min(cell.runs)], IMAGES: cell.first.fingerprint} for cell in finished]
     keys, found = {key for own in settings for key in own}, set[str]()
     for factor in factors:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from metaformer.analysis.captions import PROBES, captions
+from metaformer.analysis.cells import with_runs
 from metaformer.analysis.colours import COLOURS, on_page
 from metaformer.analysis.header import drawings, facts
 from metaformer.analysis.methods import analysis_words, history, methods
@@ -119,7 +120,8 @@ def write_files(
         console.print(warning, style="yellow", markup=False)
     from metaformer.analysis.per_class import class_table
 
-    tables = {**all_tables(study, verdicts), "recall": class_table(verdicts.cells)}
+    trained = with_runs(verdicts.cells)
+    tables = {**all_tables(study, verdicts), "recall": class_table(trained)}
     _write_tables(tables, folder / "tables")
     rows = _write_results(runs, folder / "results.csv", launched if publish else None)
     if publish:
@@ -134,7 +136,7 @@ def write_files(
         written=files.now()[:10],
         answer=answer(verdicts, study),
         facts=facts(study, verdicts.cells),
-        drawings=drawings(study, verdicts.cells),
+        drawings=drawings(study, trained),
         headline=headline(verdicts, study),
         sureness=[line for line in sureness(verdicts, study) if line not in cautions],
         methods=methods(verdicts, study),
@@ -189,7 +191,7 @@ def draw(study: Study, verdicts: Verdicts, runs: Sequence[Run], folder: Path) ->
         "cost": figures.cost(verdicts, metric, factor),
         "curves": training_figures.curves(runs, verdicts.cells, validated, factor),
         "rates": training_figures.rates(verdicts.cells, validated, factor),
-        "confusion": confusion(verdicts.cells),
+        "confusion": confusion(with_runs(verdicts.cells)),
         "predictions": predictions(runs),
     }
     for name, figure in drawn.items():

@@ -21,7 +21,6 @@ IOU = "The intersection over union of each class over all test pixels, in %; mea
 
 def class_table(cells: Sequence[Cell]) -> Table:
     """Of each class the share of its test images that were found, or its IoU, over seeds; of many the lowest."""
-    cells = [cell for cell in cells if cell.runs]
     names, segments = _classes(cells), bool(cells) and cells[0].first.config.task.segments
     caption = IOU if segments else RECALL
     if not names or len({tuple(_classes([cell])) for cell in cells}) > 1:
@@ -40,7 +39,6 @@ def class_table(cells: Sequence[Cell]) -> Table:
 
 def confusion(cells: Sequence[Cell]) -> Figure | None:
     """A panel for each cell: the share of the images of each class (row) that were taken for each (column)."""
-    cells = [cell for cell in cells if cell.runs]
     if not _classes(cells) or len({tuple(_classes([cell])) for cell in cells}) > 1:
         return None
     names = _classes(cells)

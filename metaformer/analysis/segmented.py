@@ -13,25 +13,28 @@ from metaformer.analysis.figures import WIDTH
 from metaformer.config.tasks import IGNORED
 from metaformer.runs.answers import Examples, PixelAnswers
 from metaformer.runs.launch import Run
+from metaformer.runs.result import Result
 
 
 def predictions(runs: Sequence[Run]) -> Figure | None:
     """A column for each image; rows: the image, its mask, and the first seed of each cell; None of classification.
 
-    Images of several data sets stand below each other, each with the cells that were tested on them.
+    Images of several data sets stand below each other, each with the cells that were tested on them; one of other
+    classes than the first is left out, for colours mean classes.
     """
-    found: dict[str, tuple[Run, Examples]] = {}
-    for run in sorted((run for run in runs if run.result is not None), key=lambda run: run.seed):
-        if run.cell not in found and isinstance(answers := run.answers(), PixelAnswers) and answers.examples:
-            found[run.cell] = run, answers.examples
+    found: dict[str, tuple[Result, Examples]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.result is None or run.cell in found:
+            continue
+        if isinstance(answers := run.answers(), PixelAnswers) and answers.examples:
+            found[run.cell] = run.result, answers.examples
     if not found:
         return None
-    results = {cell: run.result for cell, (run, _) in found.items() if run.result is not None}
-    names = list(next(iter(results.values())).recall)
-    sets: dict[str | None, list[tuple[str, Examples]]] = {}  # of the same classes, by their images
-    for cell, result in list(results.items())[:PICTURED]:
+    names = list(next(iter(found.values()))[0].recall)
+    sets: dict[str | None, list[tuple[str, Examples]]] = {}  # by their images
+    for cell, (result, examples) in list(found.items())[:PICTURED]:
         if list(result.recall) == names:
-            sets.setdefault(result.fingerprint, []).append((cell, found[cell][1]))
+            sets.setdefault(result.fingerprint, []).append((cell, examples))
     rows = []
     for own in sets.values():
         rows += [("image", own[0][1].images), ("mask", own[0][1].masks)]

@@ -182,8 +182,7 @@ def sureness(verdicts: Verdicts, study: Study) -> list[str]:
         sentences.append(
             "The intervals are for other seeds and other test images: in the median comparison the seeds give a "
             f"standard error of {by_seed:.{metric.digits}f} {metric.unit}, the choice of {images:,} images one of "
-            f"{by_image:.{metric.digits}f}, "
-            "which no further seed makes smaller."
+            f"{by_image:.{metric.digits}f}, which no further seed makes smaller."
         )
     elif pairs:
         why = (

@@ -151,9 +151,8 @@ def variance_table(verdicts: Verdicts) -> Table:
         "effect against its interaction with the seed. `seed` is all that changes within a cell."
     )
     if (ratio := uneven(verdicts.cells)) > 3:
-        times = f"{ratio:.0f} times as much as those" if ratio < math.inf else "and those"
-        caption += f" The seeds of some cells scatter {times} of others{'' if ratio < math.inf else ' do not'}: "
-        caption += "p values are rough."
+        others = "and those of others do not" if math.isinf(ratio) else f"{ratio:.0f} times as much as those of others"
+        caption += f" The seeds of some cells scatter {others}: p values are rough."
     header = ["from", "share", "p", "one level left out", "levels at random, 95%", "without identity", "p "]
     return Table(header, lines, caption)
 

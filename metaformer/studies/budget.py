@@ -271,7 +271,7 @@ def _steps(values: Sequence[int], multiple: int, *, together: bool) -> Iterator[
 
 @cache
 def _node(mixer: str, _here: Path) -> Any:
-    """`mixer_named`, which composes, once for all cells of a grid; `conf/` of the working directory counts too."""
+    """`mixer_named`, which composes, once for all cells of a grid; files of the working directory count too."""
     return mixer_named(mixer)
 
 

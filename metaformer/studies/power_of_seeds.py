@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,11 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
     """Print the power of the planned seeds, and how many show that two equal cells are equivalent."""
     analysis, metric = study.analysis, metric_of(study.analysis.metric)
     unit, margin, places = metric.unit, analysis.margin, metric.digits
-    alpha, at_look, place = first_step(analysis, comparisons), "", "in a setting"
-    if analysis.correction == "holm_study":
-        place = "or contrasts in the study"
-    if analysis.looks:
-        last = looks_at(range(analysis.looks[-1]), analysis)[-1].alpha
-        alpha *= last / analysis.alpha
-        at_look = f". The chances are those of the last look alone, which has an alpha of {last:.2g}"
+    last = looks_at(range(analysis.looks[-1] if analysis.looks else seeds), analysis)[-1]
+    alpha = first_step(replace(analysis, alpha=last.alpha), comparisons)
+    place = "or contrasts in the study" if analysis.correction == "holm_study" else "in a setting"
+    told = f". The chances are those of the last look alone, which has an alpha of {last.alpha:.2g}"
+    at_look = told if analysis.looks else ""
     unknown = "" if spread.images or not _of_test_images(study) else " (how many there are is not known: images=NUMBER)"
     console.print(
         f"{seeds} seeds, {comparisons} comparison{'s' * (comparisons > 1)} with {study.reference} {place}, margin "

@@ -55,7 +55,7 @@ def export(trained: Trained, format: str) -> Exported:
         if run is None:
             return Exported(content, None)
         differences = [_difference(trained, run, images) for images in _samples(trained)]
-    largest = max(differences, key=lambda d: (d != d, d))  # NaN is the worst of all
+    largest = torch.tensor(differences, dtype=torch.float64).max().item()  # NaN where one is, which max() may pass over
     if not largest <= TOLERANCE:
         raise ConfigError(f"format={format}: its logits differ from the network's by {largest:.2g} of the "
                           f"largest, expected at most {TOLERANCE:g}; nothing is written")  # fmt: skip

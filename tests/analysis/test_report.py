@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import on_disk, runs_of, study
+from conftest import on_disk, result_of, runs_of, study
 from rich.console import Console
 
 from metaformer.analysis import figures, methods, page, tables
 from metaformer.analysis.per_class import confusion
+from metaformer.analysis.segmented import predictions
 from metaformer.analysis.text_table import Table, percent
 from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
 from metaformer.config.study_nodes import Study
 from metaformer.runs import launch
+from metaformer.runs.answers import Examples, PixelAnswers
 from metaformer.runs.launch import Entry, Launch, Run, Stage
 from metaformer.runs.report_folder import report_folder
 
@@ -343,3 +345,19 @@ def test_sentences_about_what_was_not_done(finished):
     assert "in simulations" in methods.analysis_words(study())
     whole = judge(study(), runs_of(pooling=BASE, identity=BASE, attention=[0.71, 0.74, 0.7]))
     assert "That all mixers but identity are equivalent" in methods.methods(whole, study())
+
+
+def test_pictures_of_predictions_stand_below_their_own_images():
+    def run_on(images: str, few: int, grey: int) -> Run:
+        shown = Examples(np.ones((few, 8, 8), int), np.full((few, 8, 8, 1), grey, np.uint8), np.zeros((few, 8, 8), int))
+        answers = PixelAnswers(np.ones((few, 2, 3), int), np.ones(few), shown)
+        result = replace(result_of(0, 0.5, images, fingerprint=images), recall={"ground": 0.5, "shirt": 0.5})
+        return Run(f"{images} pooling", {"data": images}, "pooling", 0, images, None, result, packed=answers)
+
+    figure = predictions([run_on("a", 3, 50), run_on("b", 2, 200)])
+    rows = np.array(figure.axes).reshape(6, 3)
+    assert [row[0].get_ylabel().replace("\n", " ") for row in rows] == [
+        "image", "mask", "a pooling", "image", "mask", "b pooling",
+    ]  # fmt: skip
+    assert [row[0].images[0].get_array().max() for row in rows] == [50, 0, 1, 200, 0, 1]
+    assert [[len(axes.images) for axes in row] for row in rows] == [[1, 1, 1]] * 3 + [[1, 1, 0]] * 3

@@ -542,7 +542,7 @@ def test_variants_of_what_is_compared_may_not():
     assert "recipe.lr" in verdicts.shares.reason
 
 
-# ------------------------------------------------------------------ what an outside reading found
+# ------------------------------------------------------------------ several data sets, small margins, cells of guesses
 
 
 def on_images(name: str, images: int, values: list[float], data: str) -> list[Run]:

@@ -10,7 +10,7 @@ from conftest import compose, repository
 from omegaconf import OmegaConf
 
 from metaformer.config.compose import loader
-from metaformer.config.hydra_internals import load, size_of
+from metaformer.config.hydra_internals import load, parsed, size_of
 from metaformer.data.registry import check, fingerprint, shape
 from metaformer.models.build import on_meta
 from metaformer.studies.points import expand
@@ -66,7 +66,9 @@ def test_every_study_composes_and_its_committed_results_are_those_of_its_runs(na
     results = repository() / "experiments" / name / "results.csv"
     known = results.exists() and name != "shaken_or_stirred"  # whose ids carry images and weights
     points = expand([f"experiments={name}"], fingerprint if known else lambda data: data.root)
-    assert len(points) == size_of(loader(), [f"{key}={values}" for key, values in whole.hydra.sweeper.params.items()])
+    grid = [f"{key}={values}" for key, values in whole.hydra.sweeper.params.items()]
+    assert all(override.is_sweep_override() for override in parsed(loader(), grid))
+    assert len(points) == size_of(loader(), grid) > 1
     if known and (points[0].run.fingerprint or points[0].config.data.name != "image_folder"):  # whose images are absent
         with results.open(newline="") as opened:
             recorded = {(row["cell"], row["seed"]): row["run"].rpartition("-")[2] for row in csv.DictReader(opened)}
