@@ -45,6 +45,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     unit = metric_of(config.study.analysis.metric).unit
     throughput = positive("throughput", given.own.get("throughput"), "training images a second")
     images = positive("images", given.own.get("images"), "test images")
+    if images is not None and images % 1:
+        raise ConfigError(f"images={images:g}: expected a whole number of test images")
     sd = positive("sd", given.own.get("sd"), unit, below=100)
     folder = Path(config.runtime.runs)
     packed = config.study.name if whole and config.runtime.packed else None  # those of runs.npz count too

@@ -46,8 +46,6 @@ def scatter(
         sd: as somebody states it.
         images: of the test set, where it is not known of `data`; finished runs have their own.
     """
-    if images is not None and images % 1:
-        raise ConfigError(f"images={images:g}: expected a whole number of test images")
     tested = int(images or tested_images(data))
     if sd is not None:
         return Scatter(sd, assumed_error(study, tested)), "as stated"

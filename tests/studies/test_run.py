@@ -240,7 +240,9 @@ def test_debug_fast_and_overfit_leave_no_run_that_could_be_mistaken_for_one():
 
 def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"runtime.devices=1, runtime.nodes=1: expected 1 in all; WORLD_SIZE says 2"):
+    with pytest.raises(
+        ConfigError, match=r"runtime.devices=1, runtime.nodes=1: expected as many processes, 1; WORLD_SIZE says 2"
+    ):
         go()
     assert not Path("runs").exists()
 
