@@ -49,8 +49,8 @@ def plan(arguments: Sequence[str], console: Console) -> None:
         raise ConfigError(f"images={images:g}: expected a whole number of test images")
     sd = positive("sd", given.own.get("sd"), unit, below=100)
     folder = Path(config.runtime.runs)
-    packed = config.study.name if whole and config.runtime.packed else None  # those of runs.npz count too
-    runs = gather(packed, entries, folder)
+    packed = config.study.name if config.runtime.packed else None  # those of runs.npz count too
+    runs = gather(packed, entries, folder, config.runtime.packed)
     study = effective(config.study, runs)
     counts = Counter(run.problem.partition(":")[0] or "finished" for run in runs)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -63,7 +63,7 @@ def _folder(name: str) -> Path:
 def _table(name: str) -> Path:
     """Where the table goes; a ConfigError where it could not be written."""
     out = Path(name).expanduser()
-    if out.suffix not in TABLES:
+    if out.suffix not in TABLES or out.is_dir():
         raise ConfigError(f"out={name}: expected a file that ends in {' or '.join(TABLES)}")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError(f"out={name}: parquet needs {install('hub')}")

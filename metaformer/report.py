@@ -44,7 +44,7 @@ def report(arguments: Sequence[str]) -> None:
     if changed and publish:
         raise ConfigError("publish=true: a whole study is published, without other words than experiments=NAME")
     check_study(study, entries, keys_of(overrides) if changed else None)
-    runs = gather(study.name, entries, Path(config.runtime.runs))
+    runs = gather(study.name, entries, Path(config.runtime.runs), config.runtime.packed)
     console = Console(width=None if sys.stdout.isatty() else 140)
     folder = written_to(Path(config.runtime.runs), study.name, changed, publish=publish)
     summarise(study, runs, console, folder, whole=not changed)

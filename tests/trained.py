@@ -45,6 +45,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "weights.pt", weights_only=True)["state_dict"]
 
 
+def first_epoch(root: str = "runs") -> str:
+    """That of the one run that is there, as its metrics.csv has it. The seconds tell one training from another."""
+    (path,) = Path(root).glob("*/metrics.csv")
+    header, first, *_ = path.read_text().splitlines()
+    assert header.endswith("seconds")
+    return first
+
+
 def equal(a: Path, b: Path) -> bool:
     return metrics(a) == metrics(b) and same(weights(a), weights(b))
 

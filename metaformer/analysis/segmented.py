@@ -63,5 +63,6 @@ def predictions(runs: Sequence[Run]) -> Figure | None:
 
 def _palette(classes: int) -> ListedColormap:
     """The first class, which often is the ground, is dark; what has no class is white."""
-    hues = plt.get_cmap("tab20" if classes > 11 else "tab10")
-    return ListedColormap(["#20262d", *(to_hex(hues(i % hues.N)) for i in range(classes - 1)), "#ffffff"])
+    rest = classes - 1
+    hues = plt.get_cmap("tab10") if rest <= 10 else plt.get_cmap("tab20" if rest <= 20 else "gist_rainbow", rest)
+    return ListedColormap(["#20262d", *(to_hex(hues(i)) for i in range(rest)), "#ffffff"])

@@ -9,7 +9,7 @@ from typing import Any
 from metaformer.analysis import methods, page, sentences, tables
 from metaformer.analysis.verdict import Verdicts
 from metaformer.config.identity import unfolded
-from metaformer.config.metrics import in_words, metric_of
+from metaformer.config.metrics import in_words
 from metaformer.config.schema import Logger
 from metaformer.config.study_nodes import Study
 from metaformer.config.tasks import Task
@@ -147,9 +147,10 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger, folder: Path) -> 
     offline = logger.mode == "offline"
     if offline and not logger.entity:
         logger = replace(logger, entity="offline")  # nobody is logged in who could be asked
+    leading = next((run.result.config.task.leading for run in runs if run.result), Task().leading)
     views = {
-        "workspace": workspace(study, logger),
-        "report": wandb_report(study, mixers, verdicts, logger, offline=offline),
+        "workspace": workspace(study, leading, logger),
+        "report": wandb_report(study, leading, mixers, verdicts, logger, offline=offline),
     }
     summary = f"summary: {summarise(study, verdicts, runs, logger, folder)}"
     if not offline:
@@ -166,23 +167,29 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger, folder: Path) -> 
     return [summary, *(f"{name}: {views_folder}/{name}.json" for name in views)]
 
 
-def workspace(study: Study, logger: Logger) -> Any:
-    """The workspace of a study: its runs grouped by cell, so that every curve is a mean over seeds."""
+def workspace(study: Study, leading: str, logger: Logger) -> Any:
+    """The workspace of a study: its runs grouped by cell, so that every curve is a mean over seeds.
+
+    Args:
+        leading: the metric of its panels, that of the task.
+    """
     ws, wr = _library()
     return ws.Workspace(
         entity=logger.entity or "",
         project=logger.project,
         name=study.name,
         sections=[
-            ws.Section("Curves", panels=_curves(wr, study), is_open=True),
-            ws.Section("Accuracy and cost", panels=_costs(wr, study), is_open=True),
+            ws.Section("Curves", panels=_curves(wr, leading), is_open=True),
+            ws.Section("Accuracy and cost", panels=_costs(wr, leading), is_open=True),
         ],
         runset_settings=ws.RunsetSettings(filters=ws.And(ws.Tags().isin([study.name])), groupby=[ws.Metric("Group")]),
         settings=ws.WorkspaceSettings(max_runs=100),
     )
 
 
-def wandb_report(study: Study, mixers: Sequence[str], verdicts: Verdicts, logger: Logger, *, offline: bool) -> Any:
+def wandb_report(
+    study: Study, leading: str, mixers: Sequence[str], verdicts: Verdicts, logger: Logger, *, offline: bool
+) -> Any:
     """The report of a study: verdicts in words and tables, then curves and costs, then the curves mixer by mixer.
 
     Args:
@@ -204,25 +211,19 @@ def wandb_report(study: Study, mixers: Sequence[str], verdicts: Verdicts, logger
         wr.H2("Accuracy"),
         wr.MarkdownBlock(tables.accuracy_table(verdicts, study).markdown()),
         wr.H2("Curves and cost"),
-        wr.PanelGrid(runsets=[runs("all cells")], panels=[*_curves(wr, study), *_costs(wr, study)]),
+        wr.PanelGrid(runsets=[runs("all cells")], panels=[*_curves(wr, leading), *_costs(wr, leading)]),
         wr.H2("Mixer by mixer, seeds averaged"),
         *(
-            wr.PanelGrid(runsets=[runs(mixer, f"mixer:{mixer}")], panels=_curves(wr, study, mixer)[:1])
+            wr.PanelGrid(runsets=[runs(mixer, f"mixer:{mixer}")], panels=_curves(wr, leading, mixer)[:1])
             for mixer in mixers
         ),
     ]
     return wr.Report(entity=logger.entity or "", project=logger.project, title=study.name, blocks=blocks, width="fluid")
 
 
-def _leading(study: Study) -> str:
-    """The metric of the panels, by its own name: that of the task which has the metric of the study."""
-    kind = "classification" if "classification" in metric_of(study.analysis.metric).tasks else "segmentation"
-    return Task(kind).leading
-
-
-def _curves(wr: Any, study: Study, mixer: str = "") -> list[Any]:
+def _curves(wr: Any, leading: str, mixer: str = "") -> list[Any]:
     """Curves by epoch: mean over the seeds of a cell, with their standard error."""
-    validated = f"val_{_leading(study)}"
+    validated = f"val_{leading}"
     titles = {validated: in_words(validated), "train_loss": "training loss"}
     return [
         wr.LinePlot(
@@ -239,9 +240,9 @@ def _curves(wr: Any, study: Study, mixer: str = "") -> list[Any]:
     ]
 
 
-def _costs(wr: Any, study: Study) -> list[Any]:
+def _costs(wr: Any, leading: str) -> list[Any]:
     """The metric of the test images as bars, and against parameters, MACs and time."""
-    tested = f"test_{_leading(study)}"
+    tested = f"test_{leading}"
     metric, words = wr.SummaryMetric(f"final/{tested}"), in_words(tested)
     bars = wr.BarPlot(
         title=words,

@@ -131,6 +131,8 @@ def _check_callback(key: str, node: Mapping[str, Any], config: Config) -> None:
     if monitor is not None and monitor not in known and str(node["_target_"]).startswith(THEIRS):
         expected = ", ".join(by_closeness(str(monitor), known))
         raise ConfigError(f"{key}.monitor={monitor}: expected one of {expected}")
+    if monitor is not None and str(monitor).startswith("val_") and config.debug.mode == "overfit":
+        raise ConfigError(f"{key}.monitor={monitor}: debug=overfit validates nothing; leave the callback out")
     rare, flag = config.recipe.validate_steps is not None, "check_on_train_epoch_end"
     if rare and str(monitor).startswith("val_") and _is(node, ("EarlyStopping",)) and node.get(flag) is not False:
         raise ConfigError(

@@ -16,7 +16,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
-from hydra.core.utils import setup_globals
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
@@ -81,6 +81,35 @@ def begin_workers_with(launcher: Launcher, options: Mapping[str, Any]) -> None:
     """Give joblib's launcher more options for its workers than Hydra lets it have; other launchers have no workers."""
     if type(launcher).__name__ == "JoblibLauncher":
         vars(launcher)["joblib"] |= options
+
+
+def lost(error: Exception) -> JobReturn:
+    """In place of what a job returns whose process is gone; of a failed job Hydra would print and raise the error."""
+    return JobReturn(_return_value=error, status=JobStatus.COMPLETED)
+
+
+def launched(launcher: Launcher, jobs: Sequence[Sequence[str]]) -> list[Any]:
+    """What each job returned, or the error of one whose process is gone where the launcher tells which it was.
+
+    That of submitit raises the first such error at once, while the other jobs still train.
+    """
+    if "BaseSubmititLauncher" not in (kind.__name__ for kind in type(launcher).__mro__):
+        return [job.return_value for job in launcher.launch(jobs, initial_job_idx=0)]
+    from submitit import Job
+
+    results = Job.results
+
+    def or_its_error(job: Any) -> list[Any]:
+        try:
+            return results(job)
+        except Exception as error:  # whatever ended it
+            return [lost(error)]
+
+    Job.results = or_its_error  # type: ignore[assignment, method-assign]
+    try:
+        return [job.return_value for job in launcher.launch(jobs, initial_job_idx=0)]
+    finally:
+        Job.results = results  # type: ignore[method-assign]
 
 
 def register_plugin(plugin: type[Plugin]) -> None:

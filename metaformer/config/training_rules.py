@@ -178,6 +178,9 @@ def check_runtime(runtime: Runtime, recipe: Recipe) -> None:
         raise ConfigError("recipe.precision=fp16: is for a GPU; runtime.accelerator=cpu has fp32 or bf16")
     if not runtime.runs.strip():
         raise ConfigError("runtime.runs: expected the folder of the run folders, like runs")
+    # Lightning writes checkpoints with fsspec, which reads these in its own way
+    if runtime.runs.startswith("~") or "::" in runtime.runs or "://" in runtime.runs:
+        raise ConfigError(f"runtime.runs={runtime.runs}: expected the path of a folder, without ~, :: or ://")
 
 
 def frozen_stages(which: str) -> int | None:

@@ -104,14 +104,25 @@ def check_fields(node: Any, *keys: str, path: str = "") -> None:
             each = "each " if isinstance(value, list) else ""
             if not all(bounds.allow(number) for number in (value if each else [value])):
                 raise ConfigError(f"{key}={value}: expected {each}{bounds}")
-        _check_sense(key, field, value)
+        _check_numbers(key, value)
+        _check_strings(key, field, value)
 
 
-def _check_sense(key: str, field: dataclasses.Field[Any], value: Any) -> None:
-    """Numbers that are none and strings without a letter are never meant."""
+def _check_numbers(key: str, value: Any, listed: Any = None) -> None:
+    """No number is infinite or none, also far down in the options of somebody's class."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_numbers(f"{key}.{name}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(key, inner, listed or value)
+    elif isinstance(value, int | float) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key}={listed or value}: expected a number between -2^63 and 2^63")
+
+
+def _check_strings(key: str, field: dataclasses.Field[Any], value: Any) -> None:
+    """Strings without a letter are never meant."""
     for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, int | float) and not -(2**63) <= one < 2**63:
-            raise ConfigError(f"{key}={value}: expected a number between -2^63 and 2^63")
         if isinstance(one, str) and (min(one, default=" ") < " " or not (one.strip() or field.default == "")):
             raise ConfigError(f"{key}={one!r}: expected {in_words(field.type)}, with something to read in one line")
 
@@ -191,6 +202,8 @@ def _check_study(config: Config) -> None:
     name = config.study.name
     if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"study.name={name}: expected letters, digits, '_', '-' and '.', the first no sign")
+    if config.runtime.packed and name is None:
+        raise ConfigError("runtime.packed=true: belongs to a study, whose runs.npz it is (experiments=NAME)")
     _check_analysis(config.study.analysis)
 
 

@@ -63,5 +63,8 @@ def changed(kept: Config, overrides: Sequence[str], source: str) -> Config:
                 raise ConfigError(f"{own}={asked.get(own)}: {source} was trained with {had.get(own)}")
     mine = now.data if "data" in keys else kept.data
     names = {key.split(".")[1] for key in keys if key.startswith("data.")}
-    data = replace(mine, **{name: getattr(now.data, name) for name in names})
+    values = {name: getattr(now.data, name) for name in names}
+    if "options" in names and "data.options" not in keys:  # some of them, over those that the run had
+        values["options"] = {**mine.options, **now.data.options}
+    data = replace(mine, **values)
     return replace(kept, data=data, runtime=now.runtime)

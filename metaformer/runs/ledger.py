@@ -1,5 +1,6 @@
 """When the result of each run was first known: runs/ledger.jsonl, a line for each, never rewritten. Imports no torch.
 
+Where that file is another user's, who lets nobody else write to it, lines go to one of one's own beside it.
 A result that is trained again keeps its first line, so that a study knows which of its runs were no news to it.
 """
 
@@ -15,7 +16,11 @@ from metaformer.system.errors import ConfigError
 def note(runs: Path, run_id: str, study: str | None, time: str) -> None:
     """Add a line; several processes may do so at once."""
     line = json.dumps({"run": run_id, "study": study, "time": time}) + "\n"
-    file = os.open(runs / "ledger.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    try:
+        file = os.open(runs / "ledger.jsonl", how, 0o666)
+    except PermissionError:
+        file = os.open(runs / f"ledger-{os.getuid()}.jsonl", how, 0o666)
     try:
         os.write(file, line.encode())
         os.fsync(file)
@@ -29,13 +34,15 @@ def known(runs: Path, ids: Collection[str]) -> list[str]:
     Raises:
         ConfigError: the ledger cannot be read.
     """
-    path = runs / "ledger.jsonl"
-    try:
-        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # a crash may have left half a line
-        lines = [json.loads(line) for line in whole.splitlines()]
-        noted = {str(line["run"]) for line in lines}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); put it back, or move it away to begin anew") from error
+    noted = set[str]()
+    for path in runs.glob("ledger*.jsonl"):
+        try:
+            whole = path.read_text().rpartition("\n")[0]  # a crash may have left half a line
+            noted |= {str(json.loads(line)["run"]) for line in whole.splitlines()}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: cannot be read ({error}); put it back, or move it away to begin anew"
+            ) from error
     there = {
         name for name, folders in folders_by_id(runs).items() if any((f / "result.json").exists() for f in folders)
     }

@@ -95,8 +95,12 @@ def _unpacked(entry: dict[str, Any], i: int, kept: Any) -> Packed:
     return Packed(parse(entry["result"]), answers, entry["curve"])
 
 
-def gather(study: str | None, listed: Sequence[Entry], folder: Path) -> list[Run]:
-    """Every listed run as `collect` finds it, or, where it has no result here, as the study's runs.npz holds it."""
+def gather(study: str | None, listed: Sequence[Entry], folder: Path, counts: bool = False) -> list[Run]:
+    """Every listed run as `collect` finds it, or, where it has no result here, as the study's runs.npz holds it.
+
+    Args:
+        counts: a run of that file counts as finished (runtime.packed), though it failed here when it was trained again.
+    """
     runs = collect(listed, folder)
     if study is None or all(run.result for run in runs):
         return runs
@@ -104,7 +108,7 @@ def gather(study: str | None, listed: Sequence[Entry], folder: Path) -> list[Run
 
     def one(run: Run) -> Run:
         there = found.get(run.run_id)
-        if run.result is not None or there is None or run.problem.startswith("failed"):
+        if run.result is not None or there is None or (run.problem.startswith("failed") and not counts):
             return run
         return replace(run, result=there.result, packed=there.answers, curve=there.curve, folder=None, problem="")
 

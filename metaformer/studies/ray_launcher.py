@@ -21,6 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from metaformer.config.hydra_internals import lost
 from metaformer.system.errors import ConfigError, install
 from metaformer.system.files import PART, write
 from metaformer.system.machine import CORES, RESTARTS, cores
@@ -118,11 +119,7 @@ class RayLauncher(Launcher):
         raise ConfigError(f"hydra/launcher=ray: a run asks for {wants}, and the nodes have {has} at most; {keys}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Run all jobs to their end.
-
-        Raises:
-            RayError: a run was lost more often than `max_retries`; all others have ended by then.
-        """
+        """Run all jobs to their end; one that was lost more often than `max_retries` returns its error."""
         self.connect()
         import ray
 
@@ -133,14 +130,14 @@ class RayLauncher(Launcher):
         tasks = [
             task.remote(state, self._composed(words, initial_job_idx + i)) for i, words in enumerate(job_overrides)
         ]
-        returned, lost = [], []
+        returned = []
         with contextlib.redirect_stdout(io.StringIO()):  # Ray prints each death
             try:
                 for one in tasks:
                     try:
                         returned.append(ray.get(one))
                     except ray.exceptions.RayError as error:
-                        lost.append(error)
+                        returned.append(lost(error))
             except (KeyboardInterrupt, SystemExit) as stop:  # a run gets it as a Ctrl-C of its own, and saves
                 for one in tasks:
                     ray.cancel(one)
@@ -150,8 +147,6 @@ class RayLauncher(Launcher):
                 raise
             finally:
                 ray.shutdown()
-        if lost:
-            raise lost[0]
         return returned
 
     def _composed(self, words: Sequence[str], number: int) -> DictConfig:

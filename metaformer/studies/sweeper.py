@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -20,9 +20,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer.config.compose import given_words, key_of
+from metaformer.config.compose import ELSEWHERE, given_words, key_of
 from metaformer.config.extensions import unheard
-from metaformer.config.hydra_internals import begin_workers_with, make_launcher, register_plugin
+from metaformer.config.hydra_internals import begin_workers_with, launched, make_launcher, register_plugin
 from metaformer.runs.launch import check_study, record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
@@ -32,14 +32,14 @@ from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
 from metaformer.studies.refusal import refuse, warn_of_bf16
-from metaformer.studies.worker import Outcome, found, job, take_place
+from metaformer.studies.worker import Outcome, found, job, reason_of, take_place
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
 from metaformer.system.locks import held
 from metaformer.system.machine import how_to_share, memory_of_workers
 from metaformer.system.orphans import first_of_workers, saved_before_the_end
 
-EXIT_CODES = re.compile(r"\{.*\}")  # as joblib has them in its message: {SIGKILL(-9)}
+HOW = re.compile(r"\{.*\}|state: \w+")  # as joblib has it in its message: {SIGKILL(-9)}; submitit: OUT_OF_MEMORY
 
 
 class StudySweeper(Sweeper):
@@ -60,6 +60,8 @@ class StudySweeper(Sweeper):
         begin_workers_with(self.launcher, first_of_workers())
 
     def sweep(self, arguments: list[str]) -> None:
+        if "hydra.sweep.dir" in map(key_of, given_words(self.config, "hydra")):
+            raise ConfigError(f"hydra.sweep.dir: {ELSEWHERE['hydra.run.dir']}")
         listed = points(self.hydra_context.config_loader, self.config, arguments)
         study, runtime = listed[0].config.study, listed[0].config.runtime
         self._check_launcher(listed)
@@ -67,7 +69,7 @@ class StudySweeper(Sweeper):
         changed = self._changes(arguments)
         whole = bool(study.name) and not changed
         check_study(study, entries, None if whole else keys_of(arguments))
-        packed = unpack(study_folder(str(study.name)) / "runs.npz") if whole and runtime.packed else {}
+        packed = unpack(study_folder(study.name) / "runs.npz") if study.name and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
         pending = by_cell(pending) if runtime.compile else pending  # a process has the compiled code of one cell
         # Its own descriptor, since a run in this process sends what it prints to a file.
@@ -84,17 +86,18 @@ class StudySweeper(Sweeper):
             self.launcher.connect()
         refuse({p.cell: p.config for p in pending}, here=here)
         if whole:
-            try:
-                Path(runtime.runs).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"runtime.runs={runtime.runs}: cannot be made ({error.strerror})") from error
-            with held(Path(runtime.runs) / ".launch.lock"):
+            with ExitStack() as stack:
+                try:
+                    Path(runtime.runs).mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(held(Path(runtime.runs) / ".launch.lock"))
+                except OSError as error:
+                    raise ConfigError(f"runtime.runs={runtime.runs}: cannot be written ({error.strerror})") from error
                 record(study, entries, given_words(self.config), Path(runtime.runs))
         outcomes: list[Outcome] = []
         if pending:
             with follow(listed, pending, console, show=runtime.progress), self._stops(pending):
                 outcomes = self._launch(pending)
-        runs = gather(study.name if whole else None, entries, Path(runtime.runs))
+        runs = gather(study.name if whole or runtime.packed else None, entries, Path(runtime.runs), runtime.packed)
         from metaformer.analysis.page import summarise  # half of the time that --help would take
 
         place = report_folder(Path(runtime.runs), study.name, changed)
@@ -135,25 +138,24 @@ class StudySweeper(Sweeper):
     def _launch(self, pending: Sequence[Point]) -> list[Outcome]:
         """Run what is pending.
 
-        A worker that dies (out of memory, a crash in C) takes those beside it with it. All that were at work are tried
-        again, each alone: so the one that died is known, and the others go on.
+        A worker of joblib that dies (out of memory, a crash in C) takes those beside it with it. All that were at work
+        are tried again, each alone: so the one that died is known, and the others go on. Elsewhere they die one by one.
         """
         since = time.time()
         try:
-            returned = self.launcher.launch([p.overrides for p in pending], initial_job_idx=0)
-            return [r.return_value for r in returned]
+            returned = launched(self.launcher, [p.overrides for p in pending])
+            pairs = zip(pending, returned, strict=True)
+            return [_lost(p, _died(r), since) if isinstance(r, Exception) else r for p, r in pairs]
         except Exception as error:  # whatever a launcher raises when a worker is gone
-            died = f"its worker died ({' '.join([type(error).__name__, *EXIT_CODES.findall(str(error))])})"
-        lost = [
-            p
-            for p in pending
-            if read_result(p.run.folder) is None
-            or (p.config.runtime.force and not written_since(p.run.folder / "result.json", since))
-        ]
+            if type(self.launcher).__name__ != "JoblibLauncher":  # it has not launched
+                told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+                chosen = self.config.hydra.runtime.choices["hydra/launcher"]
+                raise ConfigError(f"hydra/launcher={chosen}: {told or reason_of(error)}") from error
+            died = _died(error)
+        lost = [p for p in pending if not _finished_since(p, since)]
         left = [p for p in lost if not written_since(p.run.folder / "failed.json", since)]
         outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]
-        # those of SLURM and Ray die one by one
-        if len(pending) == 1 or type(self.launcher).__name__ != "JoblibLauncher":
+        if len(pending) == 1:
             return outcomes + [_dead(p, died) for p in left]
         begun = [p for p in left if written_since(p.run.folder / "config.yaml", since)]
         rest = [p for p in left if p not in begun]
@@ -206,6 +208,26 @@ def _announce(listed: Sequence[Point], pending: Sequence[Point], console: Consol
         console.print(study.question, markup=False)
     for words in dict.fromkeys(f"{p.cell}: {p.match.words}" for p in listed if p.match):
         console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def _died(error: Exception) -> str:
+    """A line of what a launcher raises when a worker is gone, with the exit codes of joblib or the state of SLURM."""
+    return f"its worker died ({' '.join([type(error).__name__, *HOW.findall(str(error))])})"
+
+
+def _finished_since(point: Point, since: float) -> bool:
+    """Whether a run has a result; with runtime.force, one of after `since`."""
+    there = read_result(point.run.folder) is not None
+    return there and (not point.config.runtime.force or written_since(point.run.folder / "result.json", since))
+
+
+def _lost(point: Point, died: str, since: float) -> Outcome:
+    """How a run went whose worker is gone: it may have finished before, or have said why it failed."""
+    if _finished_since(point, since):
+        return Outcome(point.run.folder.name, "finished", point.run.folder, read_result(point.run.folder))
+    if written_since(point.run.folder / "failed.json", since):
+        return _failed(point, failure_of(point.run.folder))
+    return _dead(point, died)
 
 
 def _failed(point: Point, reason: str) -> Outcome:

@@ -123,9 +123,10 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
     force = (config.runtime.force and not machine.restarted()) or config.debug.mode != "none"
     if not force and (result := found(planned)) is not None:
         return Outcome(folder.name, "found", folder, result)
-    if (started := int(os.environ.get("WORLD_SIZE", 1))) not in (1, config.runtime.processes):
+    variable, started = machine.started_together()
+    if started not in (1, config.runtime.processes):
         told = f"runtime.devices={config.runtime.devices}, runtime.nodes={config.runtime.nodes}"
-        raise ConfigError(f"{told}: expected as many processes, {config.runtime.processes}; WORLD_SIZE says {started}")
+        raise ConfigError(f"{told}: expected as many processes, {config.runtime.processes}; {variable} says {started}")
     if log is None:
         warn_of_bf16(config)
     with output_to(Path(os.devnull) if log else None):

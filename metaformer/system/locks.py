@@ -68,6 +68,11 @@ def own_folder(purpose: str) -> Path:
     return folder
 
 
+def stand_in(path: Path) -> Path:
+    """The lock in place of one on a file system that has none."""
+    return own_folder("locks") / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+
+
 def _try(path: Path, flags: int, kind: int) -> int | None:
     file = os.open(path, flags, 0o666)
     try:
@@ -79,11 +84,11 @@ def _try(path: Path, flags: int, kind: int) -> int | None:
             return None
         if error.errno not in NONE_HERE:
             raise
-    here = own_folder("locks")
-    if path.parent == here:
-        raise ConfigError(f"{here}: its file system has no locks; set TMPDIR to a folder of this machine")
+    place = stand_in(path)
+    if path.parent == place.parent:
+        raise ConfigError(f"{path.parent}: its file system has no locks; set TMPDIR to a folder of this machine")
     _tell(path.parent.parent.resolve())
-    return _try(here / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16], os.O_RDWR | os.O_CREAT, kind)
+    return _try(place, os.O_RDWR | os.O_CREAT, kind)
 
 
 @cache

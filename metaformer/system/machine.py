@@ -180,6 +180,12 @@ def take(accelerator: str, per_gpu: int) -> str | None:
         time.sleep(0.5)
 
 
+def started_together() -> tuple[str, int]:
+    """How many processes somebody has started as one run, and the variable that says so."""
+    names = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # of torchrun, and of srun, within whose task torchrun may be
+    return next(((name, int(os.environ[name])) for name in names if name in os.environ), ("", 1))
+
+
 def rank() -> int:
     """The place of this process among those that train one run together, whoever started them; 0 is the first."""
     variables = ("RANK", "LOCAL_RANK") if "SLURM_JOB_ID" not in os.environ else ("RANK", "SLURM_PROCID", "LOCAL_RANK")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from metaformer.system.locks import is_held
+from metaformer.system.locks import stand_in
 
 EVERY = 0.5  # seconds between two looks at the parent
 GRACE = 120.0  # seconds that runs have to save at their step when a sweep is stopped
@@ -26,23 +26,22 @@ def saved_before_the_end(locks: Sequence[Path]) -> Iterator[None]:
     joblib kills its workers as soon as the launcher raises. After a SIGTERM they hear by themselves that it is gone.
 
     Args:
-        locks: those of the runs, each held while a worker trains it.
+        locks: those of the runs, each held while a worker trains it, or a process of somebody else's.
     """
 
     def interrupted(number: int, _: Any) -> None:
         signal.signal(number, before[number])  # the second one does not wait
-        held, start, asked = list(filter(is_held, locks)), time.monotonic(), False
-        while held and (waited := time.monotonic() - start) < GRACE:
+        start, asked = time.monotonic(), False
+        while (workers := holding(locks)) and (waited := time.monotonic() - start) < GRACE:
             if waited > PATIENCE and not asked:
                 asked = True
-                for worker in holding(held):
+                for worker in workers:
                     worker.terminate()
             time.sleep(EVERY / 5)
-            held = list(filter(is_held, held))
         raise KeyboardInterrupt
 
     def terminated(number: int, _: Any) -> None:
-        kept = "what is finished is kept, the workers save and stop, and the same command goes on from here"
+        kept = "what is finished is kept, the workers save and stop, and the same command goes on from there"
         print(f"SIGTERM: {kept}", file=sys.stderr, flush=True)
         signal.signal(number, before[number])
         signal.raise_signal(number)
@@ -60,7 +59,7 @@ def holding(locks: Collection[Path], parent: int | None = None) -> list[Any]:
     """The children of a process, or of this one, that have one of the locks, as psutil has processes."""
     import psutil
 
-    paths = {str(lock.resolve()) for lock in locks}
+    paths = {str(path) for lock in locks for path in (lock.resolve(), stand_in(lock))}
     found = []
     for child in psutil.Process(parent).children() if paths else []:
         with suppress(psutil.Error):

@@ -18,6 +18,7 @@ from metaformer.analysis import wandb_study
 from metaformer.analysis.verdict import judge
 from metaformer.analysis.wandb_study import Sent
 from metaformer.config.schema import Logger
+from metaformer.config.tasks import Task
 from metaformer.runs import launch
 from metaformer.runs.launch import Launch, Stage
 from metaformer.runs.result import columns_of, read_result
@@ -237,7 +238,7 @@ def test_a_summary_that_waits_is_replaced(launched, capsys, monkeypatch):
 
 
 def test_the_workspace_groups_the_runs_of_the_study_by_cell():
-    spec = wandb_study.spec_of(wandb_study.workspace(study(), LOGGER))
+    spec = wandb_study.spec_of(wandb_study.workspace(study(), "accuracy", LOGGER))
     assert (spec["entity"], spec["project"], spec["displayName"]) == ("e", "p", "mine")
     section = spec["spec"]["section"]
     (runs,) = section["runSets"]
@@ -254,9 +255,23 @@ def test_the_workspace_groups_the_runs_of_the_study_by_cell():
     assert axes == [(f"summary:{x}", "summary:final/test_accuracy") for x in ("params", "macs", "seconds")]
 
 
+def test_the_panels_of_segmentation_have_its_metric_whatever_the_study_is_judged_by(launched, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    task = Task("segmentation")
+    runs = [replace(r, result=replace(r.result, config=replace(r.result.config, task=task))) for r in launched]
+    offline = replace(LOGGER, mode="offline")
+    monkeypatch.setattr(wandb_study, "summarise", lambda *_: "written")
+    wandb_study.publish(study(), runs, offline, tmp_path)
+    for view in ("workspace", "report"):
+        spec = (tmp_path / "wandb" / f"{view}.json").read_text()
+        assert "val_mean_iou" in spec
+        assert "final/test_mean_iou" in spec
+        assert "val_accuracy" not in spec
+
+
 def test_the_report_has_the_verdicts_and_a_panel_for_each_mixer(launched):
     verdicts = judge(study(), launched)
-    view = wandb_study.wandb_report(study(), ["pooling", "identity"], verdicts, LOGGER, offline=True)
+    view = wandb_study.wandb_report(study(), "accuracy", ["pooling", "identity"], verdicts, LOGGER, offline=True)
     spec = json.dumps(wandb_study.spec_of(view))
     for words in (
         "Against pooling",
@@ -271,7 +286,7 @@ def test_the_report_has_the_verdicts_and_a_panel_for_each_mixer(launched):
 def test_what_is_logged_is_what_the_panels_ask_for(server, launched):
     """A panel of a key that nobody logs stays empty, and nobody is told."""
     wandb_study.sync([launched[0].folder], None, LOGGER)
-    spec = json.dumps(wandb_study.spec_of(wandb_study.workspace(study(), LOGGER)))
+    spec = json.dumps(wandb_study.spec_of(wandb_study.workspace(study(), "accuracy", LOGGER)))
     for key in ("params", "macs", "seconds", "final/test_accuracy"):
         assert f"summary:{key}" in spec
         assert key in server.summaries["pooling0"]

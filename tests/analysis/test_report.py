@@ -13,7 +13,7 @@ from rich.console import Console
 
 from metaformer.analysis import figures, methods, page, tables
 from metaformer.analysis.per_class import confusion
-from metaformer.analysis.segmented import predictions
+from metaformer.analysis.segmented import _palette, predictions
 from metaformer.analysis.text_table import Table, percent
 from metaformer.analysis.verdict import judge
 from metaformer.config.schema import Data, Reference
@@ -205,6 +205,12 @@ def test_reports_that_are_not_published_have_a_folder_by_their_words():
     assert max(map(len, long)) < 110
 
 
+@pytest.mark.parametrize("classes", [2, 11, 21, 60])
+def test_each_class_has_a_colour_of_its_own(classes):
+    colours = _palette(classes).colors
+    assert len(colours) == len(set(colours)) == classes + 1  # and that of no class
+
+
 def test_nothing_finished(tmp_path):
     listed = [Entry("pooling", {"mixer": "pooling"}, "pooling", 0, "none")]
     assert "nothing to report" in summarised(launch.collect(listed, tmp_path))
@@ -264,6 +270,8 @@ def test_the_command(tmp_path, cli):
     assert ", 0 to do" in packed.stdout
     assert not list((tmp_path / "runs").glob("*/result.json"))
     assert page.with_name("results.csv").read_text() == results
+    part = cli("train", "experiments=mine", "seed=0", "runtime.packed=true", "runtime.progress=false")
+    assert "2 runs, 2 finished, 0 to do" in part.stdout
     narrowed = cli("report", "experiments=mine", "seed=0,1", "publish=true")
     assert "publish=true: a whole study is published, without other words" in narrowed.stderr
     assert "publish=yes: expected true or false" in cli("report", "experiments=mine", "publish=yes").stderr

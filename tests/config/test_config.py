@@ -85,6 +85,21 @@ def test_the_names_of_other_libraries_lead_to_keys_that_exist():
         (["+typo=1"], "typo: no such key; there are mixer, model, data, "),
         (["data.size=3"], "data.size=3: data=fashion_small does not read it"),
         (["data.root=."], "data.root=.: data=fashion_small does not read it"),
+        (["runtime.runs='~/x'"], "runtime.runs=~/x: expected the path of a folder, without ~, :: or ://"),
+        (["runtime.runs=s3://x"], "runtime.runs=s3://x: expected the path of a folder, without ~, :: or ://"),
+        (["runtime.runs=a::b"], "runtime.runs=a::b: expected the path of a folder, without ~, :: or ://"),
+        (["runtime.packed=true"], "runtime.packed=true: belongs to a study, whose runs.npz it is (experiments=NAME)"),
+        (["+mixer.scale=inf"], "mixer.scale=inf: expected a number between -2^63 and 2^63"),
+        (["+mixer.of={a: [1, nan]}"], "mixer.of.a=[1, nan]: expected a number between -2^63 and 2^63"),
+        (["recipe.optimizer_options.eps=nan"], "recipe.optimizer_options.eps=nan: expected a number between"),
+        (
+            ["callbacks=early_stopping", "+callbacks.early_stopping.divergence_threshold=inf"],
+            "callbacks.early_stopping.divergence_threshold=inf: expected a number between",
+        ),
+        (
+            ["callbacks=early_stopping", "debug=overfit"],
+            "callbacks.early_stopping.monitor=val_loss: debug=overfit validates nothing; leave the callback out",
+        ),
         (["runtime.graph=true"], "runtime.graph=true: belongs to runtime.compile=true"),
         (
             ["runtime.graph=true", "runtime.compile=true", "runtime.accelerator=mps"],

@@ -1,16 +1,20 @@
 """What is used of Hydra's private interfaces: these tests fail loudly when Hydra changes."""
 
 import os
+import signal
 
 import pytest
+import submitit
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 from joblib import Parallel, delayed
 
 from metaformer.config.compose import loader
-from metaformer.config.hydra_internals import begin_workers_with, load, points_of, size_of
+from metaformer.config.hydra_internals import begin_workers_with, launched, load, points_of, size_of
 
 
 def test_composition_leaves_hydras_global_state_alone():
@@ -59,3 +63,24 @@ def test_workers_of_joblib_begin_with_a_function_of_ours():
     begin_workers_with(launcher, {"initializer": os.putenv, "initargs": ("WORKER_OF", "me")})
     assert Parallel(**launcher.joblib)(delayed(os.system)("test $WORKER_OF = me") for _ in range(2)) == [0, 0]
     begin_workers_with(BasicLauncher(), {"initializer": os.putenv})
+
+
+def test_a_job_of_submitit_that_dies_does_not_hide_the_others(tmp_path):
+    """Its launcher ends in `[job.results()[0] for job in jobs]`, which raises at the first one that died."""
+
+    def work(pid):
+        if pid is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return JobReturn(_return_value="done", status=JobStatus.COMPLETED)
+
+    class Launcher(LocalLauncher):
+        def launch(self, job_overrides, initial_job_idx):
+            executor = submitit.LocalExecutor(tmp_path)
+            jobs = executor.map_array(work, [0, None])
+            return [job.results()[0] for job in jobs]
+
+    before = submitit.Job.results
+    died, returned = launched(Launcher(submitit_folder=""), [["seed=0"], ["seed=1"]])
+    assert isinstance(died, submitit.core.utils.UncompletedJobError)
+    assert returned == "done"
+    assert submitit.Job.results is before

@@ -126,6 +126,7 @@ def test_runs_beside_each_other(here, cli):
         assert Path(f"probes/{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.processes
 def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli):
     done = cli("probe", "experiments=mine")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,8 @@ def test_a_result_that_cannot_be_counted_has_a_reason(listed, tmp_path, change, 
     assert reason in problems(listed, tmp_path / "runs")["x0"]
 
 
-def test_the_ledger_tells_what_was_known_before(tmp_path):
+def test_the_ledger_tells_what_was_known_before(tmp_path, monkeypatch):
+    """Also from what another user wrote, who lets nobody else write there."""
     runs = tmp_path / "runs"
     runs.mkdir()
     listed = entries(0, 1, 2)
@@ -127,6 +129,17 @@ def test_the_ledger_tells_what_was_known_before(tmp_path):
     with (runs / "ledger.jsonl").open("a") as file:
         file.write('{"run": "half a l')  # a crash
     assert ledger.known(runs, [entry.run_id for entry in listed]) == [listed[0].run_id]
+    opened = os.open
+
+    def foreign(path, *rest):
+        if Path(path).name == "ledger.jsonl":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", foreign)
+        ledger.note(runs, listed[2].run_id, None, "2026-01-03T00:00:00+00:00")
+    assert ledger.known(runs, [entry.run_id for entry in listed]) == [listed[0].run_id, listed[2].run_id]
     (runs / "ledger.jsonl").write_text("{\n")
     with pytest.raises(ConfigError, match=r"ledger\.jsonl: cannot be read"):
         ledger.known(runs, [])
@@ -188,6 +201,11 @@ def test_a_packed_study_gives_back_its_runs(tmp_path):
     packed.pack(back, path, logits=False)
     assert path.read_bytes() == first  # the same runs, the same bytes
     assert packed.gather("other", listed, tmp_path / "nowhere")[0].problem == "not started"
+    (tmp_path / "again" / f"x-{listed[0].run_id}").mkdir(parents=True)
+    (tmp_path / "again" / f"x-{listed[0].run_id}" / "failed.json").write_text('{"reason": "why"}')
+    assert packed.gather("mine", listed, tmp_path / "again")[0].problem.startswith("failed")  # it was trained again
+    counted = packed.gather("mine", listed, tmp_path / "again", counts=True)
+    assert [r.result for r in counted] == [r.result for r in whole]
 
 
 def test_a_packed_study_that_was_changed_is_refused(tmp_path):

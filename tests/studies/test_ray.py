@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from omegaconf import OmegaConf
-from trained import equal, start
+from trained import equal, first_epoch, start
 
 from metaformer.runs.result import read_result
 from metaformer.studies.ray_launcher import RayLauncher
@@ -161,7 +161,7 @@ def test_a_killed_workers_run_goes_on_at_its_step(launch, cli, tmp_path):
     write_mine(tmp_path, "slow")
     process = launch(*LONG, "runtime.force=true")
     wait_for(lambda: epochs(2), process)
-    (folder,) = Path("runs").glob("*-*")
+    (folder,), before = Path("runs").glob("*-*"), first_epoch()
     (folder / "kept").touch()  # by a run that goes on, forced or not; one that begins again empties its folder
     (worker,) = workers()
     os.kill(worker, signal.SIGKILL)
@@ -169,6 +169,7 @@ def test_a_killed_workers_run_goes_on_at_its_step(launch, cli, tmp_path):
     assert (code, err) == (0, "")
     assert "(raylet)" not in out
     assert (folder / "kept").exists()
+    assert first_epoch() == before  # it was not trained again
     equals_the_control(cli, *LONG)
 
 
@@ -208,6 +209,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(launch, cli, number, code, tm
     monkeypatch.delenv("RAY_ADDRESS")
     process = launch(*LONG)
     wait_for(lambda: epochs(2), process)
+    before = first_epoch()
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     left, _, err = finish(process)
     assert left == code, err
@@ -217,6 +219,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(launch, cli, number, code, tm
     assert workers() == []
     left, _, err = finish(launch(*LONG))
     assert left == 0, err
+    assert first_epoch() == before
     equals_the_control(cli, *LONG)
 
 

@@ -238,10 +238,12 @@ def test_debug_fast_and_overfit_leave_no_run_that_could_be_mistaken_for_one():
     assert go("debug=fast").status == "finished"  # never found
 
 
-def test_more_processes_than_devices_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_more_processes_than_devices_are_refused(monkeypatch, variable):
+    """As torchrun and srun start them."""
+    monkeypatch.setenv(variable, "2")
     with pytest.raises(
-        ConfigError, match=r"runtime.devices=1, runtime.nodes=1: expected as many processes, 1; WORLD_SIZE says 2"
+        ConfigError, match=rf"runtime.devices=1, runtime.nodes=1: expected as many processes, 1; {variable} says 2"
     ):
         go()
     assert not Path("runs").exists()

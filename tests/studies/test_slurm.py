@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import slurm_site
 from conftest import write_readme_files
-from trained import equal
+from trained import equal, first_epoch
 
 pytestmark = pytest.mark.slurm
 LAUNCH = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5", "-m")
@@ -135,10 +135,12 @@ def test_a_run_that_is_preempted_goes_on_at_its_step(cli):
     command = (*LONG, "mixer=pooling", "recipe.epochs=6")
     process = launch(*command)
     wait_for(lambda: epochs(2))
+    before = first_epoch()
     slurm("sbatch", "-p", "high", "-c", str(slurm_site.CPUS), "--wrap", "sleep 2", "-o", "/dev/null")
     code, _, err = finish(process)
     assert code == 0, err
     assert "SIGTERM: saved and stopped at step" in log()
+    assert first_epoch() == before  # it was not trained again
     equals_the_control(cli, *command)
 
 
@@ -168,6 +170,7 @@ def test_a_killed_job_is_finished_by_the_same_command(cli):
     command = (*LONG, "mixer=pooling", "recipe.epochs=5")
     process = launch(*command)
     wait_for(lambda: epochs(2))
+    before = first_epoch()
     newest = jobs()[-1].partition("|")[0]
     slurm("scancel", "--signal=KILL", newest)
     code, out, _ = finish(process)
@@ -176,7 +179,33 @@ def test_a_killed_job_is_finished_by_the_same_command(cli):
     assert results() == {}
     code, _, err = finish(launch(*command))
     assert code == 0, err
+    assert first_epoch() == before
     equals_the_control(cli, *command)
+
+
+def test_a_killed_job_does_not_hide_one_that_trains(cli):
+    command = (*LONG, "mixer=pooling", "recipe.epochs=5", "seed=0,1")
+    process = launch(*command)
+    wait_for(lambda: len(list(Path("runs").glob("*/metrics.csv"))) == 2 and epochs(1))
+    slurm("scancel", "--signal=KILL", jobs()[-1].partition("|")[0])
+    code, out, _ = finish(process)
+    assert code == 1
+    assert out.count("its worker died") == 2  # below the table of the other run, and as the reason why one is absent
+    assert len(results()) == len(list(Path("runs").glob("*/failed.json"))) == 1
+    assert not {path.parent.name for path in Path("runs").glob("*/failed.json")} & results().keys()
+    code, out, err = finish(launch(*command))
+    assert code == 0, err
+    assert "2 runs, 1 finished, 1 to do" in out
+    assert not list(Path("runs").glob("*/failed.json"))
+
+
+def test_a_job_that_is_not_accepted_is_told_in_the_words_of_slurm(tmp_path):
+    code, _, err = finish(launch(*SHORT, "mixer=pooling", "hydra.launcher.partition=nowhere"))
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith("hydra/launcher=slurm: ")
+    assert "invalid partition specified: nowhere" in line
+    assert results() == {}
 
 
 def test_jobs_go_on_without_their_launcher_and_nothing_trains_twice(cli):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, compose, on_disk, result_of, runs_of
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from metaformer.analysis import page
 from metaformer.config.compose import loader
-from metaformer.config.hydra_internals import load
+from metaformer.config.hydra_internals import load, lost
 from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import collect
 from metaformer.runs.result import failure_of, write_result
@@ -26,6 +28,7 @@ from metaformer.studies.points import expand
 from metaformer.studies.refusal import refuse
 from metaformer.studies.worker import Outcome
 from metaformer.system.errors import ConfigError
+from metaformer.system.files import write
 
 
 def test_slurm_without_slurm(monkeypatch):
@@ -112,6 +115,53 @@ def test_runs_that_are_forced_are_lost_with_their_worker_though_they_have_old_re
     assert again == ["identity", "pooling", "fourier"]
 
 
+class Launcher:
+    """As those of SLURM and Ray, which have an error in place of what a run that died returns."""
+
+    def __init__(self, *returned) -> None:
+        self.returned = returned
+
+    def launch(self, words, initial_job_idx):
+        if isinstance(self.returned[0], str):
+            raise RuntimeError(self.returned[0])
+        return [lost(r) if isinstance(r, Exception) else JobReturn(_return_value=r, status=JobStatus.COMPLETED)
+                for r in self.returned]  # fmt: skip
+
+
+def test_each_run_that_died_elsewhere_is_told_as_its_folder_has_it():
+    """One died after its result was there, one said why, one did not, and one is finished."""
+    study = sweeper.StudySweeper(None)
+    pending = expand(["mixer=identity,pooling,attention,fourier", "seed=0"])
+    finished, failed, dead, fine = (point.run.folder for point in pending)
+    died = RuntimeError("Job 7 has not produced any output (state: OUT_OF_MEMORY)\nNo error stream produced.")
+    study.launcher = Launcher(died, died, died, Outcome(fine.name, "finished", fine))
+    write_result(finished, result_of(0, 0.5, pending[0].run.run_id, config=pending[0].config))
+    write(failed / "failed.json", '{"reason": "ValueError: why"}')
+    later = time.time() + 60
+    os.utime(failed / "failed.json", (later, later))
+    outcomes = study._launch(pending)
+    assert [(o.name, o.status, o.reason) for o in outcomes] == [
+        (finished.name, "finished", ""),
+        (failed.name, "failed", "ValueError: why"),
+        (dead.name, "failed", "its worker died (RuntimeError state: OUT_OF_MEMORY)"),
+        (fine.name, "finished", ""),
+    ]
+    assert failure_of(dead) == outcomes[2].reason
+    assert not (finished / "failed.json").exists()
+
+
+def test_a_launcher_that_cannot_launch_is_told_in_its_own_words():
+    study = sweeper.StudySweeper(None)
+    study.launcher = Launcher("sbatch: error: invalid partition specified: gpu\nsbatch: error: submission failed\n")
+    study.config = OmegaConf.create({"hydra": {"runtime": {"choices": {"hydra/launcher": "slurm"}}}})
+    pending = expand(["mixer=identity,pooling", "seed=0"])
+    with pytest.raises(ConfigError) as error:
+        study._launch(pending)
+    told = "hydra/launcher=slurm: sbatch: error: invalid partition specified: gpu; sbatch: error: submission failed"
+    assert str(error.value) == told
+    assert not any(point.run.folder.exists() for point in pending)
+
+
 def test_the_memory_of_workers():
     """Those that have ended, as one has that the system killed."""
     code = (  # in a process of its own, whose children are no others
@@ -183,6 +233,14 @@ def test_what_cannot_work_is_refused_before_any_run_starts(words, line):
     assert line in str(error.value)
     if "accelerator" in line:
         refuse(cells, here=False)  # as on the login node of a cluster
+
+
+def test_a_folder_for_a_grid_is_told_where_runs_go(cli, tmp_path):
+    done = cli("train", "-m", "mixer=pooling,identity", "hydra.sweep.dir=mine", *TINY)
+    assert done.returncode == 2
+    told = "error: hydra.sweep.dir: no run is there; runtime.runs=FOLDER says where they go\n"
+    assert done.stderr == told
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_cell_of_a_sweep_keeps_the_others_from_starting(cli, tmp_path):

@@ -103,6 +103,9 @@ def test_a_run_says_whether_it_was_alone(monkeypatch):
 
     done = go(*TINY, "recipe.epochs=1").result
     assert done.other_runs == 0
+    beside = locks.take(locks.own_folder("training") / "1.lock")
+    assert go(*TINY, "recipe.epochs=1", "runtime.runs=beside").result.other_runs == 1
+    locks.free(beside)
     assert done.other_cores is None or done.other_cores >= 0
     quiet = replace(done, other_cores=0.05)
     assert quiet.alone

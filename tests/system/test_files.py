@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,9 @@ def test_a_run_that_is_looked_at_is_not_taken(tmp_path, capfd):
     looking = os.open(tmp_path / "a-b" / ".lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
     assert not is_held(tmp_path / "a-b")  # two may look at once
-    os.close(looking)
+    threading.Timer(0.1, os.close, [looking]).start()
+    with lock(tmp_path / "a-b"):  # which waits, and does not say that somebody trains
+        assert is_held(tmp_path / "a-b")
     assert capfd.readouterr().err == ""
 
 

@@ -68,6 +68,7 @@ def test_several_runs_on_a_gpu(machine):
         worker.kill()
 
 
+@pytest.mark.processes
 def test_the_runs_of_a_sweep_are_spread_over_the_gpus(machine, cli, tmp_path):
     done = cli("train", "-m", "mixer=identity", "seed=0,1,2,3", *TINY)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The task module as a library: in an ordinary Trainer, with an ordinary DataLoader."""
 
 import copy
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import compose
 from torch.utils.data import DataLoader, TensorDataset
-from trained import go
+from trained import go, same, stop_at
 
 import metaformer
 from metaformer.config.schema import BUILTIN, Model, Recipe
@@ -89,13 +90,19 @@ def test_a_checkpoint_needs_no_argument(kind):
     assert again.hparams == module.hparams
 
 
-def test_a_checkpoint_of_a_run():
+def test_a_checkpoint_of_a_run(monkeypatch):
     """It is left by a run that was stopped; that of a finished run is its weights.pt."""
-    run = go("mixer=pooling", "mixer.pool_size=5", "recipe.ema=0.9")
-    config = run.result.config
-    module, file = trained(build(config.model, config.mixer, 0, shape=(3, 32, 32), classes=4))
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(Classifier.load_from_checkpoint(file).eval()(images), module(images))
+    words = ("mixer=pooling", "mixer.pool_size=5", "recipe.ema=0.9")
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at=3)
+        with pytest.raises(SystemExit):
+            go(*words)
+    (file,) = Path("runs").glob("*/last.ckpt")
+    again = Classifier.load_from_checkpoint(file)
+    assert again.net.stages[0].blocks[0].mixer.pool.kernel_size == 5
+    assert same(again.state_dict(), torch.load(file, weights_only=True)["state_dict"])
+    assert again.eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    run = go(*words)
     with pytest.raises(ConfigError, match=r"weights.pt: is no checkpoint of Lightning .* metaformer.load reads"):
         Classifier.load_from_checkpoint(run.folder / "weights.pt")
     with pytest.raises(ConfigError, match=r"fits no published model; metaformer.load reads the weights.pt"):

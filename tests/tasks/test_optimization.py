@@ -105,4 +105,6 @@ def test_a_fused_optimizer_does_not_meet_who_needs_gradients_unscaled(monkeypatc
     monkeypatch.setattr(optimization, "create_optimizer_v2", create)
     optimization.make_optimizer(torch.nn.Linear(2, 2), compose(*words).recipe, on_gpu=True)
     assert given.get("fused") is fused
+    given.clear()
     optimization.make_optimizer(torch.nn.Linear(2, 2), compose().recipe, on_gpu=False)
+    assert given.get("fused") is None

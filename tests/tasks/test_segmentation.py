@@ -198,6 +198,7 @@ def test_masks_without_anything_in_them_are_refused(tmp_path):
         run(resolve(compose(*own, "data=npz", f"data.root={tmp_path}/a.npz", "data.classes=2"), CHOICES)[0])
 
 
+@pytest.mark.processes
 def test_the_commands_about_a_run_know_of_segmentation(cli):
     done = cli("train", *WORDS, "recipe.epochs=1", "runtime.progress=false", "logger=wandb", "logger.mode=offline")
     assert done.returncode == 0, done.stderr

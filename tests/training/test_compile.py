@@ -12,6 +12,7 @@ pytestmark = pytest.mark.compile
 def test_a_compiled_run_is_the_run(mixer):
     options = (f"mixer={mixer}", "recipe.epochs=1")
     plain, compiled = go(*options), go(*options, "runtime.compile=true", "runtime.runs=compiled")
+    assert (plain.result.compiled, compiled.result.compiled) == (False, True)
     first, second = weights(plain.folder), weights(compiled.folder)
     assert first.keys() == second.keys()
     assert max(float((first[key] - second[key]).abs().max()) for key in first) < 3e-3

@@ -17,6 +17,7 @@ from metaformer.data.images import load
 from metaformer.models import weights, zoo
 from metaformer.models.build import build
 from metaformer.models.initial import initialize
+from metaformer.runs.finished import changed
 from metaformer.system.errors import ConfigError
 from metaformer.training.evaluation import evaluate, evaluate_weights, kept_config
 
@@ -181,5 +182,9 @@ def test_classes_go_by_name(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     data = ("data=custom", "data._target_=turned_digits.load", f"+data.options.file={tmp_path / 'd.npz'}")
+    kept = compose("recipe.epochs=2", *data, "+data.options.mine={a: 1, b: 2}")
+    options = {"file": str(tmp_path / "d.npz"), "mine": {"a": 1, "b": 2}}
+    assert changed(kept, [], "run").data.options == options
+    assert changed(kept, ["+data.options.mine=3"], "run").data.options == {**options, "mine": 3}  # no other is lost
     again = evaluate(compose("recipe.epochs=2", "runtime.threads=1", *data), run / "weights.pt")
     assert again.metrics["test_accuracy"] == recorded

@@ -113,6 +113,7 @@ def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypat
     Path("coloured").mkdir()
     Image.new("RGB", (8, 8), "red").save("coloured/c.png")
     Path("empty").mkdir()
+    Path("folder.csv").mkdir()
     before = sorted(Path().rglob("*"))
     lines = {
         ("data.root=photos",): "photos/b.png: cannot be read as an image (it is no image)",
@@ -123,6 +124,7 @@ def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypat
         ("data=cifar10",): "data: the images are seen as the run saw its own; did you mean 'data.root'?",
         ("dataroot=x",): "dataroot: not of this command; did you mean 'data.root'?; expected run, out, data, runtime",
         ("out=x.txt",): "out=x.txt: expected a file that ends in .csv or .parquet",
+        ("out=folder.csv",): "out=folder.csv: expected a file that ends in .csv or .parquet",
         ("out=no/x.csv",): "out=no/x.csv: no is no folder",
         ("mixer=attention",): "mixer: not of this command; expected run, out, data, runtime",
     }

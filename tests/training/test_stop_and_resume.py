@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from test_train import rows, start, wait_for
-from trained import equal, go, same, steps_of, stop_at
+from trained import equal, first_epoch, go, same, steps_of, stop_at
 
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
@@ -184,17 +185,19 @@ def test_where_no_checkpoint_can_be_read_it_is_said(monkeypatch):
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(monkeypatch):
-    save = Checkpoints.save
+    save = Trainer.save_checkpoint
 
-    def full(self, trainer):
-        if trainer.global_step > 20:
+    def full(self, path, **options):
+        if self.global_step > 20:
+            Path(path).write_bytes(b"half of a check")
             raise OSError(28, "No space left on device")
-        save(self, trainer)
+        save(self, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", full)
-        with pytest.raises(ConfigError, match=r"runtime.runs: runs/.* cannot be written \(No space left on device\)"):
+        patch.setattr(Trainer, "save_checkpoint", full)
+        with pytest.raises(ConfigError, match=r"runs/.*last.ckpt: cannot be written \(No space left on device\)"):
             go(*EVERYTHING)
+    assert not list(Path("runs").glob("*/.part-*"))
     seen = steps_of(monkeypatch)
     assert go(*EVERYTHING).status == "finished"
     assert seen[0] == 18
@@ -218,6 +221,7 @@ def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
     command = ("data.train=1500", "recipe.epochs=4", "runtime.threads=1", "recipe.ema=0.9")
     process = start(*command)
     wait_for(lambda: any(p.read_text().count("\n") >= 2 for p in tmp_path.glob("runs/*/metrics.csv")), process)
+    before = first_epoch()
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -225,6 +229,7 @@ def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
     assert "SIGTERM: saved and stopped at step" in err
     done = cli("train", *command)
     assert done.returncode == 0, done.stderr
+    assert first_epoch() == before  # it was not trained again
     whole = cli("train", *command, "runtime.runs=whole")
     assert whole.returncode == 0, whole.stderr
     assert rows(tmp_path / "runs") == rows(tmp_path / "whole")

@@ -118,6 +118,7 @@ def test_one_run_then_evaluate(cli, tmp_path):
     assert "mixer: not of this command; expected run, weights, data, runtime" in done.stderr
 
 
+@pytest.mark.processes
 def test_a_sweep_goes_on_past_a_failure_and_tells_it(cli, tmp_path):
     (tmp_path / "breaks.py").write_text(BREAKS)
     (tmp_path / "mixer").mkdir()
@@ -323,6 +324,22 @@ def at_work(tmp_path) -> list[Path]:
     """The folders of the runs that are trained now and have an epoch behind them."""
     begun = [path.parent for path in tmp_path.glob("runs/*-*/metrics.csv")]
     return [path for path in begun if is_held(path) and not (path / "result.json").exists()]
+
+
+@pytest.mark.processes
+def test_ctrl_c_does_not_wait_for_runs_that_others_train(tmp_path):
+    command = ("-m", "mixer=identity,pooling", "recipe.epochs=200", "runtime.threads=1", "data=digits")
+    other = start("mixer=identity", *command[2:])
+    wait_for(lambda: at_work(tmp_path), other)
+    (foreign,) = at_work(tmp_path)
+    process = start(*command, "hydra.launcher.n_jobs=2")
+    wait_for(lambda: len(at_work(tmp_path)) == 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)  # half of what it would wait
+    assert process.returncode == 130
+    assert is_held(foreign)
+    other.kill()
+    other.communicate()
 
 
 @pytest.mark.processes
