@@ -61,7 +61,7 @@ def in_memory(count: int) -> dict[str, Callable[[], None]]:
     steps = [transforms.RandomCrop(28, padding=2), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     augment = transforms.Compose([*steps, transforms.Normalize(mean, std)])
     loader = torch.utils.data.DataLoader(PILImages(data, augment), batch_size=64, shuffle=True)
-    own = Batches(data, 64, seed=0, epoch=0, crop=2, flip=True)
+    own = Batches(data, 64, seed=0, passes=[(0, range(count // 64))], crop=2, flip=True)
     return {"torchvision, PIL in a DataLoader": drain(loader), "metaformer, a gather for a batch": drain(own)}
 
 

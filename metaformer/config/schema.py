@@ -103,7 +103,8 @@ class Recipe:
     epochs: int = number(5, at_least=1, at_most=100_000)  # of training, warm-up included
     # Optimizer steps in all, in place of epochs: those of the recipe, for its warm-up and cool-down, share them equally
     steps: int | None = number(None, at_least=1)
-    # Steps between two validations, each at the end of an epoch, the last one included; None: every epoch
+    # Steps between two validations, the last step has one too; None: every epoch. Each is at the end of an epoch: where
+    # it comes more often than a pass over the images ends, recipe.steps has epochs of so many steps
     validate_steps: int | None = number(None, at_least=1)
     batch: int = number(128, at_least=1)  # images per optimizer step, over all devices
     optimizer: str = "adamw"  # any of timm's
@@ -148,12 +149,22 @@ class Recipe:
 
     def epochs_on(self, images: int) -> int:
         """How many epochs are trained on so many images; with `steps` the last one may end early."""
-        return self.all_epochs if self.steps is None else -(-self.steps // (images // self.batch))
+        return self.all_epochs if self.steps is None else -(-self.steps // self.epoch_steps(images))
 
-    def steps_of(self, epoch: int, images: int) -> int:
-        """How many optimizer steps an epoch, counted from 0, has on so many images."""
+    def epoch_steps(self, images: int) -> int:
+        """How many optimizer steps an epoch has on so many images: a pass over them, or less up to the validation."""
         whole = images // self.batch
-        return whole if self.steps is None else max(0, min(whole, self.steps - epoch * whole))
+        return whole if self.steps is None else min(whole, self.validate_steps or whole)
+
+    def passes_of(self, epoch: int, images: int) -> list[tuple[int, range]]:
+        """The passes over so many images that an epoch, counted from 0, has steps of: the number of each, and those."""
+        whole, own = images // self.batch, self.epoch_steps(images)
+        first, last = epoch * own, (epoch + 1) * own
+        last = last if self.steps is None else max(first, min(last, self.steps))
+        return [
+            (number, range(max(first - number * whole, 0), min(last - number * whole, whole)))
+            for number in range(first // whole, -(-last // whole))
+        ]
 
     def images_seen(self, images: int) -> int:
         """How many images are trained on in all, of a set of so many."""

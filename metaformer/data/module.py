@@ -15,10 +15,12 @@ from metaformer.data.batches import (
     Batch,
     Batches,
     EvalBatches,
+    Read,
     Share,
     Stream,
     Transformed,
-    epoch_generator,
+    of_steps,
+    pass_generator,
     repeated,
 )
 from metaformer.data.images import Images
@@ -147,7 +149,7 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> "Batches | Stream":
         epoch = self.trainer.current_epoch if self.trainer else 0
         batch, share, images = self.recipe.batch, self.share, len(self.data.train)
-        steps, trainer = self.recipe.steps_of(epoch, images), self.trainer
+        passes, trainer = self.recipe.passes_of(epoch, images), self.trainer
 
         # Only known when the first batch is asked for: loaders are made before a run is restored. It does not hold this
         # module: a circle with the streams is left to the garbage collector, which waits 5 s for each of their workers
@@ -155,13 +157,14 @@ class ImageData(L.LightningDataModule):
             return done_batches(trainer) if trainer else 0
 
         if "train" in self.streams:
-            order = torch.randperm(images, generator=epoch_generator(self.seed, epoch))
-            order = repeated(order, self.recipe.repeated_augmentation)[: steps * batch]
-            return self.streams["train"].of(list(share.of(order, batch)), epoch, done)
+            batches: list[Read] = []
+            for number, steps in passes:
+                order = torch.randperm(images, generator=pass_generator(self.seed, number))
+                order = of_steps(repeated(order, self.recipe.repeated_augmentation), steps, batch)
+                batches += [(number, rows) for rows in share.of(order, batch)]
+            return self.streams["train"].of(batches, done)
         crop, flip = (self.recipe.crop, self.recipe.flip) if self.augment else (0, False)
-        return Batches(
-            self.here, batch, seed=self.seed, epoch=epoch, crop=crop, flip=flip, steps=steps, share=share, done=done
-        )
+        return Batches(self.here, batch, seed=self.seed, passes=passes, crop=crop, flip=flip, share=share, done=done)
 
     def val_dataloader(self) -> "EvalBatches | Stream":
         return self._evaluation("val", self.here.val)
@@ -172,4 +175,4 @@ class ImageData(L.LightningDataModule):
     def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
         if name not in self.streams:
             return EvalBatches(self.here, split, self.share)
-        return self.streams[name].of(self.share.evaluated(len(split), EVAL_PHOTOS))
+        return self.streams[name].of([(None, rows) for rows in self.share.evaluated(len(split), EVAL_PHOTOS)])

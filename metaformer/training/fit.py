@@ -97,9 +97,10 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     if recipe.batch > len(images.train):
         raise ConfigError(f"recipe.batch={recipe.batch}: there are {len(images.train)} training images")
     whole = steps_of_an_epoch(config.trainer.get("limit_train_batches", 1.0), len(images.train), recipe)
-    if recipe.validate_steps is not None and recipe.validate_steps < whole:
+    if recipe.steps is None and recipe.validate_steps is not None and recipe.validate_steps < whole:
         has = f"an epoch, at whose end it is validated, has {whole} steps"
-        raise ConfigError(f"recipe.validate_steps={recipe.validate_steps}: {has}; expected at least {whole}")
+        expected = f"expected at least {whole}, or recipe.steps=NUMBER, whose epochs follow recipe.validate_steps"
+        raise ConfigError(f"recipe.validate_steps={recipe.validate_steps}: {has}; {expected}")
     metric = config.study.analysis.metric
     if metric_of(metric).of_class is not None and len(images.classes) != 2:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
@@ -151,7 +152,11 @@ def fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool) -> Measu
             return _fit(planned, prepared, jobs=jobs, show=show, parts=parts, compiled=compiled)
         except RuntimeError as error:
             refuse_without_graph(error)
-            if again and (reason := why_not_compiled(error)):
+            reason = why_not_compiled(error) if compiled else None
+            if reason and not again:
+                told = f"this network cannot be compiled ({reason}); expected false, as it is on several devices"
+                raise ConfigError(f"runtime.compile=true: {told}") from error
+            if reason:
                 print(f"runtime.compile=true: this network cannot be compiled ({reason}); training it as it is",
                       file=sys.stderr)  # fmt: skip
                 compiled = False

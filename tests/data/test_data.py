@@ -7,6 +7,7 @@ from conftest import compose
 from kept import write_raw
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metaformer.config.schema import Recipe
 from metaformer.data.batches import Batches, EvalBatches, Share, Transformed
 from metaformer.data.images import Images, load
 from metaformer.data.readers import in_memory
@@ -58,7 +59,7 @@ def test_normalisation_gives_zero_mean_and_unit_variance(fashion):
 
 def test_without_augmentation_an_epoch_is_a_permutation():
     data = synthetic()
-    batches = list(Batches(data, 5, seed=0, epoch=0))
+    batches = list(Batches(data, 5, seed=0, passes=[(0, range(4))]))
     labels = torch.cat([y for _, y in batches])
     assert sorted(labels.tolist()) == list(range(20))
     assert labels.tolist() != list(range(20))
@@ -79,7 +80,7 @@ def test_no_epoch_copies_all_images():
 
     data = synthetic(count=200)
     with Watch():
-        assert len(list(Batches(data, 5, seed=0, epoch=0, crop=1, flip=True))) == 40
+        assert len(list(Batches(data, 5, seed=0, passes=[(0, range(40))], crop=1, flip=True))) == 40
     assert max(made) == 5 * 6 * 6
 
 
@@ -97,7 +98,7 @@ def test_crop_and_flip_of_every_image_is_a_window_of_the_padded_image():
     padded = torch.nn.functional.pad(data.train.images, (0, 0, 2, 2, 2, 2))
     windows = padded.unfold(1, 6, 1).unfold(2, 6, 1).permute(0, 1, 2, 4, 5, 3)  # [N, 5, 5, 6, 6, C]
     flips = 0
-    for x, y in Batches(data, 10, seed=1, epoch=3, crop=2, flip=True):
+    for x, y in Batches(data, 10, seed=1, passes=[(3, range(2))], crop=2, flip=True):
         for image, label in zip(x, y, strict=True):
             choices = data.normalise(windows[label].reshape(25, 6, 6, 3))
             plain, flipped = (choices == image).flatten(1).all(1), (choices.flip(3) == image).flatten(1).all(1)
@@ -109,7 +110,7 @@ def test_crop_and_flip_of_every_image_is_a_window_of_the_padded_image():
 def test_batches_are_a_function_of_seed_and_epoch():
     def first(seed: int, epoch: int) -> torch.Tensor:
         torch.rand(3)  # the global generator does not matter
-        return next(iter(Batches(synthetic(), 5, seed=seed, epoch=epoch, crop=1, flip=True)))[0]
+        return next(iter(Batches(synthetic(), 5, seed=seed, passes=[(epoch, range(4))], crop=1, flip=True)))[0]
 
     assert torch.equal(first(0, 1), first(0, 1))
     assert not torch.equal(first(0, 1), first(0, 2))
@@ -117,7 +118,7 @@ def test_batches_are_a_function_of_seed_and_epoch():
 
 
 def test_an_incomplete_last_batch_is_dropped():
-    batches = Batches(synthetic(), 8, seed=0, epoch=0)
+    batches = Batches(synthetic(), 8, seed=0, passes=Recipe(batch=8).passes_of(0, 20))
     assert len(batches) == len(list(batches)) == 2
 
 

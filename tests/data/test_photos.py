@@ -152,8 +152,11 @@ def test_the_images_of_two_devices_are_those_of_one(pets):
     source = images_of(pets, 0)
     order = torch.arange(30)
     stream = source.streams["train"]
-    whole = [batch[0] for batch in stream.of(list(Share().of(order, 10)), 0)]
-    halves = [[batch[0] for batch in stream.of(list(Share(rank, 2).of(order, 10)), 0)] for rank in range(2)]
+
+    def read(share: Share) -> list[torch.Tensor]:
+        return [batch[0] for batch in stream.of([(0, rows) for rows in share.of(order, 10)])]
+
+    whole, halves = read(Share()), [read(Share(rank, 2)) for rank in range(2)]
     for step, images in enumerate(whole):
         assert torch.equal(images, torch.cat([halves[0][step], halves[1][step]]))
 

@@ -97,7 +97,8 @@ def test_batches_made_on_the_gpu_are_those_of_a_processor():
     there = images.on(torch.device("cuda"))
     assert there.train.pixels.is_cuda
     for crop, flip in ((0, False), (2, True)):
-        both = [list(Batches(data, 64, seed=3, epoch=1, crop=crop, flip=flip)) for data in (images, there)]
+        options = {"seed": 3, "passes": [(1, range(len(images.train) // 64))], "crop": crop, "flip": flip}
+        both = [list(Batches(data, 64, **options)) for data in (images, there)]
         for (x, y), (mine, labels) in zip(*both, strict=True):
             assert torch.equal(y, labels.cpu())
             assert torch.allclose(x, mine.cpu(), rtol=0, atol=1e-6)

@@ -43,7 +43,7 @@ def step(images: Images, fake: FakeTensorMode, *words: str, last: bool = False) 
     module = alone(Classifier(net, config.recipe, classes=10, class_weights=weights), last)
     with fake:
         module.to(GPU).seed_step(6)
-        batch = next(iter(Batches(images.on(GPU), 32, seed=0, epoch=0, crop=1, flip=True)))
+        batch = next(iter(Batches(images.on(GPU), 32, seed=0, passes=[(0, range(1))], crop=1, flip=True)))
         return module.training_step(batch)
 
 
@@ -92,7 +92,8 @@ def test_images_live_on_the_gpu_once_and_as_bytes(fake):
         assert {split.pixels.device.type for split in there.splits().values()} == {"cuda"}
         assert there.train.pixels is there.val.pixels is there.test.pixels
         assert there.train.pixels.dtype == torch.uint8
-        for batches in (Batches(there, 5, seed=0, epoch=0, crop=1, flip=True), EvalBatches(there, there.val)):
+        trained = Batches(there, 5, seed=0, passes=[(0, range(len(there.train) // 5))], crop=1, flip=True)
+        for batches in (trained, EvalBatches(there, there.val)):
             for pixels, labels in batches:
                 assert (pixels.device.type, labels.device.type) == ("cuda", "cuda")
                 assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -106,6 +107,6 @@ def test_images_that_take_more_than_a_quarter_of_the_gpu_stay_where_they_are(fak
     with fake:
         there = images.on(GPU)
         assert {split.pixels.device.type for split in there.splits().values()} == {"cpu"}
-        pixels, labels = next(iter(Batches(there, 5, seed=0, epoch=0, crop=1)))
+        pixels, labels = next(iter(Batches(there, 5, seed=0, passes=[(0, range(1))], crop=1)))
     assert (pixels.device.type, labels.device.type) == ("cuda", "cpu")  # Lightning sends the labels
     assert [(pixels.dtype, len(pixels)) for pixels in sent] == [(torch.uint8, 5)]  # four times less than as numbers

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import compose
 from torch.optim import SGD
-from trained import CHOICES, equal, metrics, steps_of, stop_at
+from trained import CHOICES, equal, metrics, same, steps_of, stop_at, weights
 
 from metaformer.config.schema import Recipe
 from metaformer.data.images import load
@@ -153,8 +153,68 @@ def test_validation_every_so_many_steps_changes_no_weight_and_resumes(monkeypatc
         assert equal(go(*words, f"runtime.runs=stopped{at}").folder, whole.folder)
 
 
+def test_validation_more_often_than_a_pass_ends_changes_no_weight_and_resumes(monkeypatch):
+    """An epoch has two steps then, where a pass over the images has three."""
+    words = ("recipe.steps=11", "recipe.ema=0.9", "recipe.mixup=0.4", "recipe.flip=true")
+    passes = go(*words, "runtime.runs=passes")
+    words += ("recipe.validate_steps=2",)
+    whole = go(*words, "runtime.runs=whole")
+    rows = {row["step"]: row for row in metrics(whole.folder)}
+    assert [*rows] == ["2", "4", "6", "8", "10", "11"]
+    assert all(row["val_loss"] for row in rows.values())
+    assert same(weights(whole.folder), weights(passes.folder))
+    for row in metrics(passes.folder):
+        if row["step"] in rows:  # 6 and 11
+            assert [row[key] for key in ("val_loss", "val_accuracy", "lr")] == [
+                rows[row["step"]][key] for key in ("val_loss", "val_accuracy", "lr")
+            ]
+    assert (whole.result.epochs, whole.result.images) == (6, 192)
+    for at in (2, 5):  # the third step of the first pass, after which a pass begins; the last one of an epoch
+        with monkeypatch.context() as patch:
+            stop_at(patch, signal.SIGTERM, at)
+            with pytest.raises(SystemExit):
+                go(*words, f"runtime.runs=stopped{at}")
+        with monkeypatch.context() as patch:
+            seen = steps_of(patch)
+            resumed = go(*words, f"runtime.runs=stopped{at}")
+        assert seen == list(range(at + 1, 11))
+        assert equal(resumed.folder, whole.folder)
+
+
+@pytest.mark.parametrize("recipe", [{"crop": 2}, {"crop": 0, "scale": [0.5, 1.0], "repeated_augmentation": 2}])
+def test_epochs_of_a_part_of_a_pass_have_its_batches(recipe):
+    """In memory, and read one at a time: 20 steps, 3 a pass, in epochs of 2 and of 3."""
+    images = load(compose(*WORDS).data, None)
+
+    def batches(**options) -> list[torch.Tensor]:
+        own = Recipe(batch=64, steps=20, **recipe, **options)
+        data, found = ImageData(images, own, seed=3), []
+        for epoch in range(own.epochs_on(192)):
+            data.trainer = type("Trainer", (), {"current_epoch": epoch, "global_rank": 0, "world_size": 1,
+                                                "accumulate_grad_batches": 1})()  # fmt: skip
+            loader = data.train_dataloader()
+            loader.done = lambda: 0  # of a Trainer
+            found += [batch[0].clone() for batch in loader]
+        return found
+
+    whole, parts = batches(), batches(validate_steps=2)
+    assert len(whole) == len(parts) == 20
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize(("steps", "every", "images"), [(35, 4, 100), (35, 10, 100), (7, 3, 50), (2, 1, 99)])
+def test_the_steps_of_all_epochs_are_those_of_the_passes_in_their_order(steps, every, images):
+    recipe = Recipe(batch=10, steps=steps, validate_steps=every)
+    found = [(number, step) for epoch in range(recipe.epochs_on(images))
+             for number, own in recipe.passes_of(epoch, images) for step in own]  # fmt: skip
+    whole = images // 10
+    assert found == [divmod(step, whole) for step in range(steps)]
+    lengths = [sum(len(own) for _, own in recipe.passes_of(e, images)) for e in range(recipe.epochs_on(images))]
+    assert set(lengths[:-1]) <= {min(every, whole)}
+
+
 def test_an_epoch_is_validated_once_at_most():
-    told = "recipe.validate_steps=2: an epoch, at whose end it is validated, has 3 steps; expected at least 3"
+    told = "validate_steps=2: an epoch, at whose end it is validated, has 3 steps; expected at least 3, or recipe.steps"
     with pytest.raises(ConfigError, match=told):
         go("recipe.validate_steps=2")
     assert go("recipe.validate_steps=2", "trainer.limit_train_batches=2", "recipe.epochs=1").status == "finished"
