@@ -49,7 +49,8 @@ def predictions(runs: Sequence[Run]) -> Figure | None:
             axes.set_axis_off()
         for axes, picture in zip(line, pictures, strict=False):
             if name == "image":
-                axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+                shown = picture if picture.shape[-1] in (1, 3) else picture.mean(-1)  # channels that are no colours
+                axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=255)
             else:
                 shown = np.where(picture == IGNORED, len(names), picture)
                 axes.imshow(shown, cmap=palette, vmin=0, vmax=len(names), interpolation="none")

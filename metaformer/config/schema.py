@@ -59,6 +59,9 @@ class Model(Architecture):
     crop_pct: float | None = number(None, "a share of the short side, up to 1", above=0, at_most=1)  # None: 0.9, or own
 
 
+MOST_CHANNELS = 16  # of an image; more are the side of a volume
+
+
 @dataclass
 class Data:
     """The `data` node. Which of the keys a data set reads is said in `metaformer.data.registry`."""
@@ -71,7 +74,8 @@ class Data:
     test: int | None = number(None, at_least=1)  # the same, where there is no test split
     size: Any = 224  # side in pixels of the images that the model sees, or [height, width]
     classes: int | None = number(None, at_least=2)  # how many are expected
-    channels: int | None = number(None, "1 or 3", at_least=1, at_most=3)  # 1 for grey; None: 3
+    # Image files: 1 for grey, or 3; None: 3. Arrays bring their own number
+    channels: int | None = number(None, at_least=1, at_most=MOST_CHANNELS)
     decode: str = choice("once", "always")  # into a memory-mapped file that all runs share, or at every access
     decoded_size: Any = None  # decode=once: side of what is kept, or [height, width]; None: `size`
     range: list[float] | None = None  # what is black and what is white in images of 32 bits or floating point

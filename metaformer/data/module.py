@@ -93,6 +93,9 @@ class ImageData(L.LightningDataModule):
         self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU
         self.streams: dict[str, Stream] = {}
         pixels = normalisation(data.mean, data.std)
+        if recipe.scale is not None and data.channels not in (1, 3):
+            told = f"is for grey or colours, and the images have {data.channels} channels"
+            raise ConfigError(f"recipe.scale={recipe.scale}: {told}; expected null, with recipe.crop")
         if recipe.scale is not None and data.masked:
             if augment:
                 joint = joint_transform(recipe, data.shape, pixels)

@@ -116,8 +116,8 @@ def check(data: Data, recipe: Recipe, task: Task) -> None:
         raise ConfigError("data._target_: expected the dotted path of a function that returns the images")
     if data.root is not None and not Path(data.root).expanduser().exists():
         raise ConfigError(f"data.root={data.root}: no such file or folder")
-    if data.channels == 2:
-        raise ConfigError("data.channels=2: expected 1 for grey or 3 for colour")
+    if data.channels not in (None, 1, 3) and "decode" in known.reads:
+        raise ConfigError(f"data.channels={data.channels}: expected 1 for grey or 3 for colour")
     if data.range is not None and (len(data.range) != 2 or not data.range[0] < data.range[1]):
         raise ConfigError(f"data.range={data.range}: expected what is black and what is white, like [0, 4095]")
     _, height, width = known.shape or (0, *size_of(data.size))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image as pil
 from PIL.Image import Image
@@ -94,10 +95,20 @@ class Split:
         """[N, H, W, C] uint8."""
         return self.pixels if self.rows is None else self.pixels[self.rows]
 
+    def array(self, row: int) -> np.ndarray:
+        """One image [H, W, C] uint8."""
+        image: np.ndarray = self.pixels[row if self.rows is None else int(self.rows[row])].numpy()
+        return image
+
     def read(self, row: int) -> Image:
-        """One image for a transform of PIL's images."""
-        place = row if self.rows is None else int(self.rows[row])
-        return pil.fromarray(self.pixels[place].numpy().squeeze())
+        """One image for a transform of PIL's images, or for people; in grey where it has more channels than colours."""
+        image = self.array(row)
+        return pil.fromarray(image.squeeze(2) if image.shape[2] == 1 else shown(image))
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """An image [H, W, C] for people: as it is, or the mean [H, W] of channels that are no colours."""
+    return image if image.shape[2] in (1, 3) else image.mean(2).astype(np.uint8)
 
 
 def _picked(pixels: Tensor, places: Tensor, corners: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from metaformer.data.decoding import decode, unfit
 from metaformer.data.images import load as load_images
 from metaformer.data.pixel_labels import numbers_of, picture_of
 from metaformer.data.readers.folder import images_below
+from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import as_csv, replacing, write
 from metaformer.tasks.classification import Classifier
@@ -38,8 +39,8 @@ class Pictures:
     """Images by their places, read when they are asked for, in batches [B, C, H, W] as a network sees them."""
 
     names: Sequence[str]
-    read: Callable[[int], Image]
-    transform: Callable[[Image], Tensor]
+    read: Callable[[int], Image | np.ndarray]
+    transform: Callable[[Any], Tensor]
     batch: int = EVAL_PHOTOS
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # width and height of those that were read
 
@@ -54,7 +55,7 @@ class Pictures:
 
     def _seen(self, place: int) -> Tensor:
         image = self.read(place)
-        self.sizes[place] = image.size
+        self.sizes[place] = image.size if isinstance(image, Image) else (image.shape[1], image.shape[0])
         return self.transform(image)
 
 
@@ -171,6 +172,9 @@ def _pictures(config: Config, trained: Trained, *, folder: bool) -> Pictures:
 
 def _below(config: Config, trained: Trained, batch: int) -> Pictures:
     """The images of a folder, by their paths in it."""
+    if trained.shape[0] not in (1, 3):
+        told = f"this run was trained on images of {trained.shape[0]} channels, which no file of an image has"
+        raise ConfigError(f"data.root={config.data.root}: {told}; leave it out for the test images")
     files = images_below(config.data)
     seen = replace(trained.transform, data=replace(trained.transform.data, range=config.data.range))
     root = Path(str(config.data.root)).expanduser()
@@ -191,7 +195,9 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
 def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     """The test images of the run, by their places."""
     images = load_images(config.data, config.runtime.cache, training=False).test
-    return Pictures([f"test/{row}" for row in range(len(images))], images.read, trained.transform, batch)
+    own = isinstance(images, Split) and trained.shape[0] not in (1, 3)  # whose channels are no colours
+    read = images.array if own else images.read  # type: ignore[union-attr]
+    return Pictures([f"test/{row}" for row in range(len(images))], read, trained.transform, batch)
 
 
 def encoded(predicted: Predicted, kind: str) -> bytes:

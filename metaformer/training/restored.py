@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps
@@ -34,7 +35,10 @@ KEPT = ("state_dict", "config", "classes", "mean", "std")  # of the weights.pt o
 
 @dataclass(frozen=True)
 class Transform:
-    """A PIL image of any mode and size -> [C, H, W] fp32, as the network saw the images of its test."""
+    """A PIL image of any mode and size -> [C, H, W] fp32, as the network saw the images of its test.
+
+    Or an array [H, W, C] uint8 of the size of the run: of more channels than colours there is no other image.
+    """
 
     data: Data  # channels and range of the pixels
     size: tuple[int, int]
@@ -43,11 +47,21 @@ class Transform:
     streamed: Any = None  # timm's transform, where images were read one at a time
     decoded: tuple[int, int] | None = None  # height and width that photographs were decoded to before it
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
+        """As the class says; a ConfigError where an array has another shape."""
+        if isinstance(image, np.ndarray):
+            expected = (*self.size, len(self.mean))
+            if image.shape != expected or image.dtype != np.uint8:
+                raise ConfigError(f"image: {image.dtype} {image.shape}; expected an array of uint8 {expected}")
+            return self._normalised(torch.from_numpy(image).permute(2, 0, 1))
+        if len(self.mean) not in (1, 3):
+            raise ConfigError(f"image: {image.mode}; expected an array [H, W, {len(self.mean)}] uint8")
         whole = plain(ImageOps.exif_transpose(image), "image", self.data)
         if self.streamed is not None:
             return torch.as_tensor(self.streamed(fit(whole, self.decoded) if self.decoded else whole))
-        pixels: Tensor = pil_to_tensor(fit(whole, self.size))
+        return self._normalised(pil_to_tensor(fit(whole, self.size)))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels.float() - self.mean[:, None, None]) / self.std[:, None, None]
 
 

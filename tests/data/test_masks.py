@@ -204,7 +204,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, spoil, words, message):
         ({"train_labels": np.zeros(12, int)}, "has train_images and train_labels and train_masks"),
         ({"train_masks": np.zeros((12, 8, 12, 5), np.uint8)}, r"train_masks: \(12, 8, 12, 5\); expected \[N, H, W\]"),
         ({"train_masks": np.zeros((12, 96), np.uint8)}, r"train_masks: \(12, 96\); expected \[N, H, W\]"),
-        ({"train_images": np.zeros((12, 8, 12, 4), np.uint8)}, r"\(12, 8, 12, 4\): 4 channels are not read; expected"),
+        ({"train_images": np.zeros((12, 8, 12, 17), np.uint8)}, r"\(12, 8, 12, 17\): volumes are not read; expected"),
         ({"val_images": np.zeros((0, 8, 12, 3), np.uint8), "val_masks": np.zeros((0, 8, 12), int)}, "holds no image"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metaformer.config.named_code import import_object
-from metaformer.config.schema import Data
+from metaformer.config.schema import MOST_CHANNELS, Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import digest, digests_of
 from metaformer.data.listing import WORDS, once, root_of, split_of
@@ -18,6 +18,7 @@ from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, nearest
 
 EXPECTED = "a file .npz with train_images, train_labels (or train_masks), test_images, test_labels"
+SHAPES = "[N, H, W] or [N, H, W, C]"
 FASHION_MNIST = "09847be8f4ba0c5c"  # of the four files of its authors
 # By split: images [N, H, W, C] uint8, and labels [N] int64 or masks [N, H, W] of any integers
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -192,18 +193,18 @@ def _masks(masks: np.ndarray, name: str) -> np.ndarray:
 
 def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np.ndarray:
     if images.ndim == 0:
-        raise ConfigError(f"{name}: is no array of images; expected [N, H, W] or [N, H, W, 3]")
+        raise ConfigError(f"{name}: is no array of images; expected {SHAPES}")
     if not len(images):
         raise ConfigError(f"{name}: holds no image")
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim == 5 or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        what = f"{images.shape[3]} channels" if images.shape[3] in (2, 4) else "volumes"
-        raise ConfigError(f"{name}: {images.shape}: {what} are not read; expected [N, H, W] or [N, H, W, 3]")
+    if images.ndim == 5 or (images.ndim == 4 and images.shape[3] > MOST_CHANNELS):
+        expected = f"{SHAPES} with {MOST_CHANNELS} channels at most"
+        raise ConfigError(f"{name}: {images.shape}: volumes are not read; expected {expected}")
     if labels.ndim == 3 and labels.shape != images.shape[:3]:
         raise ConfigError(f"{name}: {images.shape} with masks {labels.shape}; expected [N, H, W] of the same sizes")
     if images.ndim != 4 or len(images) != len(labels):
-        raise ConfigError(f"{name}: {images.shape} with {len(labels)} labels; expected [N, H, W] or [N, H, W, 3]")
+        raise ConfigError(f"{name}: {images.shape} with {len(labels)} labels; expected {SHAPES}")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     return scaled(images, images.dtype == np.uint16, name, data)
