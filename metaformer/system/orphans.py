@@ -41,7 +41,7 @@ def saved_before_the_end(locks: Sequence[Path]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     def terminated(number: int, _: Any) -> None:
-        kept = "what is finished is kept, the workers save and stop, and the same command goes on from there"
+        kept = "what is finished is kept, the workers save and stop, and the same command goes on from here"
         print(f"SIGTERM: {kept}", file=sys.stderr, flush=True)
         signal.signal(number, before[number])
         signal.raise_signal(number)
