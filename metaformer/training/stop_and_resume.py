@@ -27,6 +27,7 @@ from metaformer.system.files import replacing
 
 NAMES = ("last.ckpt", "previous.ckpt")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: submitit's for a time limit or a preemption
+ASKED = 10  # steps between two looks of several GPUs, whose agreement waits until all steps before are computed
 SAVE = -1  # among the signals: it is time for a checkpoint
 
 
@@ -99,8 +100,8 @@ class Checkpoints(Checkpoint):
     """Writes the checkpoints of a run, with what it has to keep, and stops it where a signal asks for that.
 
     Lightning's own handlers stop at once, in the middle of a step. Here a signal is noted and obeyed after the step,
-    on all devices after the same one; then whoever listened to it before has his turn, as submitit, which requeues a
-    job. The same signal for a second time goes straight to him.
+    on several devices after the same one, of GPUs every tenth; then whoever listened to it before has his turn, as
+    submitit, which requeues a job. The same signal for a second time goes straight to him.
     """
 
     def __init__(self, folder: Path, minutes: float, kept: Mapping[str, int]) -> None:
@@ -124,6 +125,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
             return  # there is no step to save at, or the end of the epoch will save
+        if trainer.world_size > 1 and trainer.strategy.root_device.type != "cpu" and trainer.global_step % ASKED:
+            return
         asked = self._agreed(trainer)
         if asked:
             self.save(trainer)

@@ -28,7 +28,7 @@ from metaformer.tasks.build import build as learner
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import callbacks, trainer
 from metaformer.training.memory import forget_peak, more_parts, taken
-from metaformer.training.stop_and_resume import Saved, agreed, check_parts
+from metaformer.training.stop_and_resume import Checkpoints, Saved, agreed, check_parts
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -80,6 +80,20 @@ def test_all_devices_go_on_from_what_the_first_one_found():
     strategy.launcher = None  # of FSDP, where somebody else has started the processes
     assert agreed(SimpleNamespace(strategy=strategy, world_size=2), None) is of_the_first
     assert agreed(SimpleNamespace(strategy=strategy, world_size=1), None) is None
+
+
+@pytest.mark.parametrize(("devices", "kind", "expected"), [(2, "cuda", [10, 20]), (2, "cpu", [*range(1, 22)]),
+                                                           (1, "cuda", [*range(1, 22)])])  # fmt: skip
+def test_several_gpus_agree_on_a_stop_every_tenth_step(monkeypatch, devices, kind, expected):
+    seen, saver = [], Checkpoints(Path(), 15, {})
+    monkeypatch.setattr(saver, "_agreed", lambda trainer: seen.append(trainer.global_step) or 0)
+    for step in range(1, 22):
+        trainer = SimpleNamespace(
+            world_size=devices, strategy=SimpleNamespace(root_device=torch.device(kind)), global_step=step,
+            accumulate_grad_batches=1, is_last_batch=False,
+        )  # fmt: skip
+        saver.on_train_batch_end(trainer, None, None, None, step - 1)
+    assert seen == expected
 
 
 def test_a_checkpoint_whose_parts_do_not_go_with_the_devices_of_today():
