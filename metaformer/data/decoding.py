@@ -63,6 +63,8 @@ def opened(content: bytes, name: str) -> Iterator[Image.Image]:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image as `decode` turns it, from its header alone."""
+    if image.format == "TIFF" and image.size != (image.tag_v2.get(256), image.tag_v2.get(257)):  # type: ignore[attr-defined]
+        return image.size  # Pillow has turned it already
     lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (image.height, image.width) if lies else image.size
 
@@ -77,7 +79,10 @@ def _formats() -> list[str]:
 def plain(image: Image.Image, name: str, data: Data) -> Image.Image:
     """An image with eight bits a channel, nothing transparent, in the channels that are wanted."""
     wanted = "L" if data.channels == 1 else "RGB"
-    if image.mode in DEEP or image.mode in ("I", "F"):
+    deep = image.mode in DEEP or image.mode in ("I", "F")
+    if data.range is not None and not deep:
+        raise ConfigError(f"{name}: is read with eight bits a channel, which show all; expected data.range=null")
+    if deep:
         return Image.fromarray(scaled(np.asarray(image), image.mode in DEEP, name, data)).convert(wanted)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")

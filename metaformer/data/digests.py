@@ -1,4 +1,4 @@
-"""Hashes of the contents of images, each read once: an index keeps them by name, size and time of modification.
+"""Hashes of the contents of images, each read once: an index keeps them by name, size and time of the last change.
 
 Reading and hashing takes as long as the disk needs: seconds for 10,000 photographs, up to half an hour for the 140 GB
 of ImageNet. After that only files that changed are read. METAFORMER_REHASH=1 in the environment reads all.
@@ -17,6 +17,8 @@ from typing import Protocol
 from metaformer.system.files import cache_dir
 
 BLOCK = 2048  # images that are read before their hashes are kept
+TABLE = "contents"  # of an index; older ones have another, with times that a rename leaves as they are
+Known = dict[tuple[str, int, int], bytes]  # hashes by key, size and time
 SLOW = 20_000  # images, from which on a line says that they are read
 
 
@@ -29,8 +31,13 @@ class Items(Protocol):
     def read(self, place: int) -> bytes: ...
 
     def stamps(self) -> Sequence[tuple[str, int, int]] | None:
-        """A key, a size and a time of modification for each: where they are the same, so are the bytes."""
+        """A key, a size and `changed` for each: where they are the same, so are the bytes."""
         ...
+
+
+def changed(file: os.stat_result) -> int:
+    """A number that is another one once a file was written, or got another name or place (nanoseconds)."""
+    return file.st_mtime_ns + file.st_ctime_ns
 
 
 def digest(content: bytes) -> bytes:
@@ -43,8 +50,8 @@ def digests_of(items: Items) -> list[bytes]:
     stamps = items.stamps()
     if stamps is None:
         return [digest(items.read(i)) for i in range(len(items.names))]
-    with _index(stamps[0][0] if stamps else "") as index:
-        known = {} if os.environ.get("METAFORMER_REHASH") else _known(index)
+    with _index(stamps[0][0] if stamps else "") as (index, known):
+        known = {} if os.environ.get("METAFORMER_REHASH") else known
         found = [known.get(stamp) for stamp in stamps]
         todo = [i for i, hashed in enumerate(found) if hashed is None]
         if len(todo) > SLOW:
@@ -60,33 +67,43 @@ def digests_of(items: Items) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _index(first: str) -> Iterator[sqlite3.Connection | None]:
-    """The index of the folder in which the images are; None where none can be written."""
+def _index(first: str) -> Iterator[tuple[sqlite3.Connection | None, Known]]:
+    """The index of the folder in which the images are, and what it knows; nothing where none can be written."""
     folder = cache_dir()
-    name = hashlib.sha256(str(Path(first).parent.parent).encode()).hexdigest()[:16]
+    file = folder / f"digests-{hashlib.sha256(str(Path(first).parent.parent).encode()).hexdigest()[:16]}.sqlite"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(folder / f"digests-{name}.sqlite", timeout=60)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, size INT, mtime INT, digest BLOB)"
-        )
+        try:
+            connection, known = _opened(file)
+        except sqlite3.OperationalError:  # another process has it for a minute, or it may not be written
+            raise
+        except sqlite3.DatabaseError as error:
+            print(f"note: {file} is damaged ({error}) and is written again", file=sys.stderr)
+            file.unlink(missing_ok=True)
+            connection, known = _opened(file)
     except (OSError, sqlite3.Error):
-        yield None
+        yield None, {}
         return
     try:
-        yield connection
+        yield connection, known
     finally:
         connection.close()
 
 
-def _known(index: sqlite3.Connection | None) -> dict[tuple[str, int, int], bytes]:
-    if index is None:
-        return {}
-    rows = index.execute("SELECT key, size, mtime, digest FROM digests")
-    return {(key, size, mtime): hashed for key, size, mtime, hashed in rows}
+def _opened(file: Path) -> tuple[sqlite3.Connection, Known]:
+    connection = sqlite3.connect(file, timeout=60)
+    try:
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {TABLE} (key TEXT PRIMARY KEY, size INT, time INT, digest BLOB)"
+        )
+        rows = connection.execute(f"SELECT key, size, time, digest FROM {TABLE}")
+        return connection, {(key, size, time): hashed for key, size, time, hashed in rows}
+    except sqlite3.Error:
+        connection.close()
+        raise
 
 
 def _keep(index: sqlite3.Connection | None, rows: list[tuple[str, int, int, bytes]]) -> None:
     if index is not None:
         with contextlib.suppress(sqlite3.Error), index:
-            index.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", rows)
+            index.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?, ?)", rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Config, Data
 from metaformer.config.tasks import IGNORED
+from metaformer.data.listing import Contents, check_overlap
 from metaformer.data.registry import check_task, find
 from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
@@ -142,13 +143,18 @@ def carved(
     data: Data,
     seen: tuple[int, int] | None = None,
     channels: int = 0,
+    contents: Contents | None = None,
 ) -> Images:
     """A data set whose missing splits are taken out of its training images, always the same ones.
 
+    Args:
+        contents: of the training images, where they are known: none of them is to be in two splits.
+
     Raises:
-        ConfigError: a split is asked for that is there already, or there is none to test on.
+        ConfigError: a split is asked for that is there already, there is none to test on, or one that is taken out has
+            an image that is left in as well.
     """
-    parts = dict(splits)
+    parts, taken = dict(splits), dict[str, Tensor]()
     if parts.keys() == {"test"}:
         return Images(parts["test"], parts["test"], parts["test"], classes, seen, channels, only_test=True)
     if "test" not in parts and "val" in parts and data.test is None:
@@ -166,8 +172,13 @@ def carved(
             )
         train = parts["train"]
         count = asked if asked is not None else max(len(train) // 10, 1)
-        chosen, rest = stratified(train.labels, count, f"data.{name}", classes)
+        masked = isinstance(train, Split) and train.masks is not None  # of which all labels are the same
+        chosen, rest = stratified(train.labels, count, f"data.{name}", [] if masked else classes)
         parts[name], parts["train"] = train[chosen], train[rest]
+        left = taken.get("train", torch.arange(len(train)))
+        taken[name], taken["train"] = left[chosen], left[rest]
+    if contents is not None and data.overlap == "refuse":
+        check_overlap({name: contents.of(rows.tolist()) for name, rows in taken.items()})
     return Images(parts["train"], parts["val"], parts["test"], classes, seen, channels)
 
 

@@ -6,6 +6,7 @@ and whether they come from folders, tar files or a table.
 """
 
 import hashlib
+import posixpath
 import re
 import sys
 import unicodedata
@@ -20,6 +21,7 @@ import numpy as np
 
 from metaformer.config.schema import Data
 from metaformer.config.tasks import MOST_CLASSES
+from metaformer.data.decoding import SUFFIXES
 from metaformer.data.digests import Items, digests_of
 from metaformer.system.errors import ConfigError
 
@@ -65,6 +67,10 @@ class Part:
     def name(self, row: int) -> str:
         return self.items.names[int(self.places[row])]
 
+    @property
+    def contents(self) -> "Contents":
+        return Contents(self.digests, self.name)
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -106,7 +112,7 @@ def arrange(findings: Findings, data: Data, *, training: bool = True) -> Listing
     if findings.skipped:
         notes.append(not_read(findings.skipped))
     if data.overlap == "refuse":
-        check_overlap({name: (part.digests, part.name) for name, part in parts.items()})
+        check_overlap({name: part.contents for name, part in parts.items()})
     return Listing(classes, parts, _fingerprint(classes, parts), [f"{source}: {note}" for note in notes])
 
 
@@ -163,22 +169,28 @@ def _two_labels(split: str, part: Part) -> list[str]:
     return [f"{split} has an image twice, as two classes: {pair}; in all {len(rows)}"]
 
 
-def check_overlap(splits: Mapping[str, tuple[Sequence[bytes], Callable[[int], str]]]) -> None:
-    """An image of two splits would be selected or tested on after it was trained on.
+@dataclass(frozen=True)
+class Contents:
+    """What tells the images of a split apart, whatever they are called."""
 
-    Args:
-        splits: the hashes of the images, and the name of an image by its place among them.
+    digests: Sequence[bytes]
+    name: Callable[[int], str]  # of an image, by its place among them
 
-    Raises:
-        ConfigError: there is one.
-    """
-    for one, other in combinations(splits, 2):
-        (before, name), (later, other_name) = splits[one], splits[other]
-        rows = {digest: row for row, digest in enumerate(before)}
-        if shared := [(rows[d], row) for row, d in enumerate(later) if d in rows]:
+    def of(self, rows: Sequence[int]) -> "Contents":
+        """Those of some of the images."""
+        return Contents([self.digests[row] for row in rows], lambda place: self.name(rows[place]))
+
+
+def check_overlap(splits: Mapping[str, Contents]) -> None:
+    """An image of two splits would be selected or tested on after it was trained on: a ConfigError."""
+    names = [name for name in ("train", "val", "test") if name in splits]
+    for one, other in combinations(names, 2):
+        before, later = splits[one], splits[other]
+        rows = {digest: row for row, digest in enumerate(before.digests)}
+        if shared := [(rows[d], row) for row, d in enumerate(later.digests) if d in rows]:
             raise ConfigError(
-                f"{len(shared)} of the {len(later)} images of {other} are in {one} too, like "
-                f"{other_name(shared[0][1])} and {name(shared[0][0])}; remove them, or set data.overlap=allow"
+                f"{len(shared)} of the {len(later.digests)} images of {other} are in {one} too, like "
+                f"{later.name(shared[0][1])} and {before.name(shared[0][0])}; remove them, or set data.overlap=allow"
             )
 
 
@@ -209,9 +221,20 @@ def split_of(word: str) -> str | None:
     return WORDS.get(word.lower())
 
 
+OF_SYSTEMS = ("@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
+
+
 def hidden(name: str) -> bool:
-    """Whether a file or folder is that of an operating system or a tool: `.ipynb_checkpoints`, `@eaDir`, `__MACOSX`."""
-    return name.startswith((".", "@", "__")) or name in ("Thumbs.db", "desktop.ini")
+    """Whether a file or folder is that of an operating system or a tool, like `.ipynb_checkpoints`."""
+    return name.startswith(".") or name in OF_SYSTEMS
+
+
+def wanted(name: str, skipped: Counter[str]) -> bool:
+    """Whether a file is of a kind that is read; others are counted."""
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix not in SUFFIXES:
+        skipped[suffix or "without a suffix"] += 1
+    return suffix in SUFFIXES
 
 
 def once(splits: Iterable[tuple[str, str]], where: str) -> None:

@@ -26,6 +26,7 @@ from metaformer.data.batches import (
 from metaformer.data.images import Images
 from metaformer.data.joint import TransformedPairs, joint_transform
 from metaformer.data.lightning_progress import asks_every_epoch, done_batches
+from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 
 
@@ -114,6 +115,14 @@ class ImageData(L.LightningDataModule):
                 "Trainer(reload_dataloaders_every_n_epochs=1): expected with ImageData, which makes the batches of one "
                 "epoch; the same ones would be trained on in every epoch"
             )
+        if "test" not in self.streams and not isinstance(self.data.test, Split):
+            raise ConfigError(
+                "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
+            )
+        parts, batch, there = self.share.devices * self.share.accumulate, self.recipe.batch, len(self.data.train)
+        if stage == "fit" and (batch > there or batch % parts):
+            told = f"is for {parts} devices and accumulated parts, which do not divide it"
+            raise ConfigError(f"recipe.batch={batch}: {told if batch <= there else f'there are {there} images'}")
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if "test" not in self.streams and self.here is self.data:
             self.here = self.data.on(device)
@@ -174,6 +183,9 @@ class ImageData(L.LightningDataModule):
 
     def test_dataloader(self) -> "EvalBatches | Stream":
         return self._evaluation("test", self.here.test)
+
+    def predict_dataloader(self) -> "EvalBatches | Stream":
+        return self.test_dataloader()
 
     def _evaluation(self, name: str, split: Any) -> "EvalBatches | Stream":
         if name not in self.streams:

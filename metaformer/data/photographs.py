@@ -1,7 +1,9 @@
 """Encoded images as a data set: decoded once into a memory-mapped file that all runs share, or at every access."""
 
+import os
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,15 @@ from torch import Tensor
 from metaformer.config.schema import Data
 from metaformer.data.decoding import BICUBIC, NEAREST, VERSION, decode, fit
 from metaformer.data.images import Images, carved
-from metaformer.data.listing import Listing, Part
+from metaformer.data.listing import Contents, Listing, Part
 from metaformer.data.pixel_labels import Masks
 from metaformer.data.registry import listing_of, size_of
 from metaformer.data.splits import Photos, Split
 from metaformer.system import locks
 from metaformer.system.errors import ConfigError
-from metaformer.system.files import replacing
+from metaformer.system.files import PART, replacing
 
+DAY = 86_400  # seconds
 BLOCK = 512  # images that are decoded before the next ones are begun
 
 
@@ -47,7 +50,12 @@ def photographs(data: Data, cache: Path, training: bool = True) -> Images:
         name: Photos(Decoded(part, data), torch.from_numpy(part.labels), torch.arange(len(part.labels)))
         for name, part in listing.parts.items()
     }
-    return seen(splits, listing.fingerprint, listing.classes, data, cache)
+    return seen(splits, listing.fingerprint, listing.classes, data, cache, _trained(listing))
+
+
+def _trained(listing: Listing) -> Contents | None:
+    """The contents of the images to train on; None where there are none."""
+    return listing.parts["train"].contents if "train" in listing.parts else None
 
 
 def _masked(listing: Listing, data: Data, cache: Path) -> Images:
@@ -62,7 +70,7 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
         pixels = decoded(images, (*size, channels), cache / _file(listing.fingerprint, name, (*size, channels), data))
         kept = cache / f"{listing.fingerprint}-{name}-masks-{size[0]}x{size[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
         splits[name] = Split(pixels, labels, masks=decoded(masks, size, kept, NEAREST))
-    return carved(splits, listing.classes, data, size, channels)
+    return carved(splits, listing.classes, data, size, channels, _trained(listing))
 
 
 def _file(fingerprint: str, split: str, shape: tuple[int, ...], data: Data) -> str:
@@ -71,12 +79,20 @@ def _file(fingerprint: str, split: str, shape: tuple[int, ...], data: Data) -> s
     return f"{fingerprint}-{split}-{'x'.join(map(str, shape))}{scale}-v{VERSION}.npy"
 
 
-def seen(splits: dict[str, Photos], fingerprint: str, classes: list[str], data: Data, cache: Path) -> Images:
+def seen(
+    splits: dict[str, Photos],
+    fingerprint: str,
+    classes: list[str],
+    data: Data,
+    cache: Path,
+    contents: Contents | None = None,
+) -> Images:
     """A data set of photographs, seen at `data.size`.
 
     Args:
         fingerprint: of their contents, under which decoded images are kept.
         cache: the folder of the decoded images.
+        contents: as of `carved`.
     """
     kept: dict[str, Split | Photos] = dict(splits)
     size, channels = size_of(data.decoded_size or data.size), data.channels or 3
@@ -84,7 +100,7 @@ def seen(splits: dict[str, Photos], fingerprint: str, classes: list[str], data: 
         for name, photos in splits.items():
             file = _file(fingerprint, name, (*size, channels), data)
             kept[name] = Split(decoded(photos, (*size, channels), cache / file), photos.labels)
-    return carved(kept, classes, data, size_of(data.size), channels)
+    return carved(kept, classes, data, size_of(data.size), channels, contents)
 
 
 def decoded(split: Photos, shape: tuple[int, ...], file: Path, method: Resampling = BICUBIC) -> Tensor:
@@ -129,9 +145,15 @@ def _decode(split: Photos, shape: tuple[int, ...], file: Path, method: Resamplin
             f"runtime.cache: {file.parent} has {free / 1e9:.1f} GB free and {len(split):,} decoded images take "
             f"{need / 1e9:.1f}; set runtime.cache to another folder, or data.decode=always"
         )
+    for left in file.parent.glob(f"{PART}*-{file.name}"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > DAY:
+            left.unlink(missing_ok=True)
     print(f"decoding {len(split):,} images once, to {file} ({need / 1e9:.2f} GB)", file=sys.stderr)
     with replacing(file) as part, ThreadPoolExecutor() as pool:
         pixels = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # a file with holes on a full disk would end the process by a signal
+            with part.open("r+b") as file_of_part:
+                os.posix_fallocate(file_of_part.fileno(), 0, part.stat().st_size)
 
         def write(row: int) -> None:
             pixels[row] = np.asarray(fit(split.read(row), (shape[1], shape[2]), method)).reshape(shape[1:])

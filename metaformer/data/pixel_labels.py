@@ -15,6 +15,8 @@ from metaformer.data.decoding import opened, upright_size
 from metaformer.data.listing import Part
 from metaformer.system.errors import ConfigError
 
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+SPREAD = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies what has two or four bits
 EXPECTED = "one channel of whole numbers, those of the classes"
 
 
@@ -28,15 +30,17 @@ def labels_of(values: np.ndarray, name: str, data: Data, classes: int) -> np.nda
         raise ConfigError(f"{name}: have {classes} classes; expected {MOST_CLASSES} at most")
     if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
         raise ConfigError(f"{name}: is {values.dtype}; expected {EXPECTED}")
-    ignore = -1 if data.ignore is None else data.ignore
-    largest = classes if 0 <= ignore < classes else classes - 1
-    classed = values[values != ignore]
+    ignore = data.ignore
+    ignored = np.zeros(values.shape, bool) if ignore is None else values == ignore
+    largest = classes if ignore is not None and ignore < classes else classes - 1
+    classed = values[~ignored]
     wrong = classed[(classed < 0) | (classed > largest)]
     if wrong.size:
-        kept = "" if data.ignore is None else f", or data.ignore={ignore} for none"
+        kept = "" if ignore is None else f", or data.ignore={ignore} for none"
         raise ConfigError(f"{name}: has the number {wrong[0]}; expected 0 to {largest} for {classes} classes{kept}")
     labels = values.astype(np.int16)
-    return np.where(labels == ignore, IGNORED, labels - ((ignore >= 0) & (labels > ignore))).astype(np.uint8)
+    above = 0 if ignore is None else labels > ignore
+    return np.where(ignored, IGNORED, labels - above).astype(np.uint8)
 
 
 def numbers_of(labels: np.ndarray, data: Data) -> np.ndarray:
@@ -67,9 +71,12 @@ class Masks:
         assert part.masks is not None
         name = part.masks.names[place]
         with opened(part.masks.read(place), name) as mask:
-            if mask.format == "JPEG":
-                raise ConfigError(f"{name}: is a JPEG, whose compression makes other numbers of some; expected a PNG")
-            values = np.asarray(ImageOps.exif_transpose(mask))  # as its image is turned
+            if mask.format in LOSSY:
+                told = f"is a {mask.format}, whose compression makes other numbers of some"
+                raise ConfigError(f"{name}: {told}; expected a PNG")
+            tiles = getattr(mask, "tile", ())
+            spread = SPREAD.get(tiles[0].args, 1) if mask.format == "PNG" and tiles else 1
+            values = np.asarray(ImageOps.exif_transpose(mask)) // spread  # as its image is turned
         if values.ndim != 2:
             raise ConfigError(f"{name}: has {values.shape[-1]} channels; expected {EXPECTED}")
         with opened(part.items.read(place), part.name(row)) as image:

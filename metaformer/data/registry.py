@@ -116,6 +116,9 @@ def check(data: Data, recipe: Recipe, task: Task) -> None:
         raise ConfigError("data._target_: expected the dotted path of a function that returns the images")
     if data.root is not None and not Path(data.root).expanduser().exists():
         raise ConfigError(f"data.root={data.root}: no such file or folder")
+    if data.mask_column is not None and data.label_column is not None:
+        told = f"with data.mask_column={data.mask_column} nothing reads it"
+        raise ConfigError(f"data.label_column={data.label_column}: {told}; expected one of them")
     if data.channels not in (None, 1, 3) and "decode" in known.reads:
         raise ConfigError(f"data.channels={data.channels}: expected 1 for grey or 3 for colour")
     if data.range is not None and (len(data.range) != 2 or not data.range[0] < data.range[1]):

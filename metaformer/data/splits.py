@@ -139,12 +139,17 @@ def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
 def stratified(labels: Tensor, count: int, key: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Rows of `count` images, of each class in proportion, and the other rows, which keep one of each class at least.
 
+    Args:
+        classes: their names; none of images with masks.
+
     Raises:
         ConfigError: there are not so many; it names a class that would be left without an image.
     """
     sizes = labels.bincount(minlength=len(classes))
     most = (sizes - 1).clamp_min(0)
     if not 0 < count <= int(most.sum()):
+        if not classes:
+            raise ConfigError(f"{key}={count}: expected between 1 and {int(most.sum())}, of {len(labels)} images")
         scarce = int(torch.where(sizes > 0, sizes, len(labels) + 1).argmin())
         raise ConfigError(
             f"{key}={count}: would leave no training image of some class, like '{classes[scarce]}' with "

@@ -51,6 +51,7 @@ class Classifier(Learner):
             self.net.set_distilled_training(True)  # type: ignore[operator]
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         for teacher in self.teacher:
             teacher.to(self.device)
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from metaformer.config.schema import Recipe
@@ -99,6 +100,15 @@ class Learner(L.LightningModule):
         """Images, with or without labels -> probabilities in the shape of the logits."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return torch.softmax(self(images).float(), 1)
+
+    def on_fit_start(self) -> None:
+        """Raise a ConfigError for a key of the recipe that a Trainer would carry out, and this one does not."""
+        clip, average = self.recipe.clip_grad, self.recipe.ema
+        if clip is not None and self.trainer.gradient_clip_val != clip:
+            raise ConfigError(f"recipe.clip_grad={clip}: expected Trainer(gradient_clip_val={clip}), which clips")
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if average is not None and not any(isinstance(callback, WeightAveraging) for callback in callbacks):
+            raise ConfigError(f"recipe.ema={average}: expected a callback that averages, EMAWeightAveraging")
 
     def on_train_start(self) -> None:
         self.listed = None

@@ -30,7 +30,7 @@ from metaformer.system.files import as_csv, replacing, write
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.segmentation import Segmenter
-from metaformer.training.restored import Trained, load
+from metaformer.training.restored import Trained, Transform, load
 from metaformer.training.trainer import QUIET, make_trainer
 
 
@@ -176,12 +176,12 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
         told = f"this run was trained on images of {trained.shape[0]} channels, which no file of an image has"
         raise ConfigError(f"data.root={config.data.root}: {told}; leave it out for the test images")
     files = images_below(config.data)
-    seen = replace(trained.transform, data=replace(trained.transform.data, range=config.data.range))
+    data = replace(trained.transform.data, range=config.data.range)
     root = Path(str(config.data.root)).expanduser()
     inside = [path.relative_to(root if root.is_dir() else root.parent) for path in map(Path, files.names)]
     names = [path.as_posix().encode(errors="replace").decode() for path in inside]  # not all of them can be written
     grey = trained.shape[0] == 1 and trained.config.data.channels is None  # as they were, not as somebody wanted them
-    decoded = replace(seen.data, channels=3) if grey else seen.data
+    decoded = replace(data, channels=3) if grey else data
 
     def read(place: int) -> Image:
         image = decode(files.read(place), files.names[place], decoded)
@@ -189,7 +189,7 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
             raise ConfigError(f"{files.names[place]}: has colours; this run was trained on grey images")
         return image
 
-    return Pictures(names, read, seen, batch)
+    return Pictures(names, read, _of_decoded(trained), batch)
 
 
 def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
@@ -197,7 +197,12 @@ def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     images = load_images(config.data, config.runtime.cache, training=False).test
     own = isinstance(images, Split) and trained.shape[0] not in (1, 3)  # whose channels are no colours
     read = images.array if own else images.read  # type: ignore[union-attr]
-    return Pictures([f"test/{row}" for row in range(len(images))], read, trained.transform, batch)
+    return Pictures([f"test/{row}" for row in range(len(images))], read, _of_decoded(trained), batch)
+
+
+def _of_decoded(trained: Trained) -> Transform:
+    """How a network sees images that have eight bits a channel already."""
+    return replace(trained.transform, data=replace(trained.transform.data, range=None))
 
 
 def encoded(predicted: Predicted, kind: str) -> bytes:

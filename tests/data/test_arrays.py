@@ -239,3 +239,46 @@ def test_a_crop_is_compared_with_the_images_that_there_are(tmp_path):
     config = compose("data=npz", f"data.root={path}", "recipe.crop=30", "recipe.batch=4")
     with pytest.raises(ConfigError, match=r"^recipe.crop=30: expected less than the 28 pixels of an image$"):
         prepare(config)
+
+
+def test_arrays_that_nobody_reads_are_told_or_refused(tmp_path, capfd):
+    named = {name.replace("val_images", "val_image"): array for name, array in medmnist().items()}
+    with pytest.raises(ConfigError, match=r"set\.npz: has val_labels without val_images; did you mean 'val_image'\?"):
+        load(data_of(npz(named, tmp_path / "a")))
+    path = npz(medmnist(weights=np.ones(3)), tmp_path / "b")
+    assert load(data_of(path)).shape == (3, 28, 28)
+    assert f"note: {path}: not read: weights\n" in capfd.readouterr().err
+
+
+def test_a_range_is_for_more_than_eight_bits(tmp_path):
+    with pytest.raises(ConfigError, match=r"train_images: has eight bits a number, all of which are shown"):
+        load(data_of(npz(medmnist(), tmp_path / "a"), "data.range=[0,100]"))
+    little, big = (
+        load(data_of(npz({k: a.astype(kind) if k.endswith("images") else a for k, a in medmnist().items()}, folder)))
+        for kind, folder in (("<u2", tmp_path / "b"), (">u2", tmp_path / "c"))
+    )
+    assert np.array_equal(little.train.images, big.train.images)
+
+
+def test_a_split_that_is_taken_out_of_arrays_has_no_image_that_is_left_in(tmp_path):
+    arrays = {name: array for name, array in medmnist().items() if not name.startswith("val")}
+    twice = {name: np.concatenate([array, array]) if "train" in name else array for name, array in arrays.items()}
+    with pytest.raises(ConfigError, match=r"of the 8 images of val are in train too, like train \d+ and train \d+; re"):
+        load(data_of(npz(twice, tmp_path / "a"), "data.val=8"))
+    assert len(load(data_of(npz(arrays, tmp_path / "b"), "data.val=8")).val) == 8
+
+
+def test_a_function_that_draws_anew_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "drawn.py").write_text(
+        "import numpy as np\n\n\ndef load(seed=None):\n    random = np.random.default_rng(seed)\n"
+        "    return {s: (random.integers(0, 256, (n, 8, 8), dtype=np.uint8), np.arange(n) % 2)\n"
+        "            for s, n in (('train', 40), ('test', 10))}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = compose("data=custom", "data._target_=drawn.load").data
+    fingerprint(data)
+    with pytest.raises(ConfigError, match=r"data._target_=drawn.load: returns other images at each call; expected the"):
+        load(data)
+    seeded = compose("data=custom", "data._target_=drawn.load", "+data.options.seed=1").data
+    assert fingerprint(seeded) == fingerprint(seeded)
+    assert len(load(seeded).test) == 10

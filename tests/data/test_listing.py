@@ -2,6 +2,7 @@
 
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -50,6 +51,18 @@ def counts(images) -> list[int]:
 
 
 # ------------------------------------------------------------------ splits
+
+
+def test_a_split_that_is_taken_out_has_no_image_that_is_left_in(tmp_path):
+    """Where images of train are there twice."""
+    items = items_of(train=20)
+    twice = [item._replace(name=f"again{item.name}") for item in items if item.split == "train"]
+    root = folder([*items, *twice], tmp_path / "a")
+    line = refused(root, "data.val=12")
+    assert "of the 12 images of val are in train too, like " in line
+    assert line.endswith("; remove them, or set data.overlap=allow")
+    assert counts(read(root, "data.val=12", "data.overlap=allow")) == [28, 12, 4]
+    assert counts(read(folder(items, tmp_path / "b"), "data.val=12")) == [8, 12, 4]
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "dev", "Validation"])
@@ -208,7 +221,7 @@ def test_tar_files_follow_their_links_and_folders(tmp_path):
                 link = tarfile.TarInfo("train/cat/link.png")
                 link.type, link.linkname = tarfile.SYMTYPE, "deep/0.png"
                 tar.addfile(link)
-    assert counts(read(tmp_path / "a", "data.val=2")) == [7, 2, 4]
+    assert counts(read(tmp_path / "a", "data.val=2", "data.overlap=allow")) == [7, 2, 4]  # the link is an image twice
 
 
 def test_what_makes_a_tar_unreadable_is_said(tmp_path):
@@ -261,6 +274,34 @@ def test_what_is_in_no_split_is_told(tmp_path):
     notes = listing_of(data_of(root)).notes
     assert f"{root}: vaild is no split; did you mean 'valid'?, and not read" in notes
     assert f"{root}: in no split, and not read: loose.png" in notes
+
+
+def test_an_empty_folder_of_a_class_is_told(tmp_path):
+    root = folder(items_of(), tmp_path / "a")
+    (root / "train" / "zebra").mkdir()
+    assert listing_of(data_of(root)).notes == [f"{root}: no image in train/zebra"]
+
+
+def test_names_that_begin_like_those_of_tools_are_read(tmp_path):
+    root = folder(items_of(classes=("cat", "__background__", "@home")), tmp_path / "a")
+    (root / "train" / "cat" / "__MG.png").write_bytes(png(77))
+    listing = listing_of(data_of(root))
+    assert listing.classes == ["@home", "__background__", "cat"]
+    assert len(listing.parts["train"].labels) == 9
+
+
+def test_two_images_of_one_sample_of_a_webdataset_are_refused(tmp_path):
+    root = webdataset(items_of(), tmp_path / "a")
+    tar = next(root.glob("train*.tar"))
+    with tarfile.open(tar) as file:
+        name = next(info.name for info in file if info.name.endswith(".cls"))
+    with tarfile.open(tar, "a") as file:
+        info = tarfile.TarInfo(name.replace(".cls", ".mask.png"))
+        info.size = len(content := png(99))
+        file.addfile(info, io.BytesIO(content))
+    line = refused(root)
+    assert "are of one sample; expected one image beside each .cls" in line
+    assert ".mask.png" in line
 
 
 def test_an_image_of_two_classes_is_told(tmp_path):
@@ -348,9 +389,50 @@ def test_contents_are_read_once_and_again_when_they_change(tmp_path, monkeypatch
     file.write_bytes(bytes(content))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     file.write_bytes(bytes(content[:-1] + b"!"))
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a change that its time hides
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a change that its time of modification hides
+    before = len(reads)
+    assert (again := fingerprint(data_of(root))) not in (first, changed)
+    assert len(reads) == before + 1
     monkeypatch.setenv("METAFORMER_REHASH", "1")
-    assert fingerprint(data_of(root)) not in (first, changed)
+    assert fingerprint(data_of(root)) == again
+    assert len(reads) == before + 13
+
+
+def test_files_that_swap_their_names_are_read_again(tmp_path):
+    """Of one size and time, as out of an archive: so labels are corrected by hand."""
+    root = folder(items_of(), tmp_path / "a")
+    one, other = root / "train/cat/0.png", root / "train/dog/1.png"
+    whole = one.read_bytes()
+    other.write_bytes(whole[:-1] + b"!")
+    for path in (one, other):
+        os.utime(path, ns=(10**18, 10**18))
+    first = fingerprint(data_of(root))
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    assert fingerprint(data_of(root)) != first
+
+
+@pytest.mark.parametrize("spoil", ["cut", "no index", "other columns"])
+def test_an_index_that_is_damaged_is_told_and_written_again(tmp_path, monkeypatch, capfd, spoil):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, reads = folder(items_of(train=400), tmp_path / "a"), []
+    whole = fingerprint(data_of(root))
+    index = max((tmp_path / "cache" / "metaformer").glob("*.sqlite"), key=lambda path: path.stat().st_size)
+    content = index.read_bytes()
+    index.write_bytes(content[: len(content) // 2] if spoil == "cut" else b"no database, but long enough for one" * 99)
+    if spoil == "other columns":
+        index.unlink()
+        with sqlite3.connect(index) as connection:
+            connection.execute("CREATE TABLE digests (key TEXT PRIMARY KEY, size INT, mtime INT, digest BLOB)")
+    capfd.readouterr()
+    assert fingerprint(data_of(root)) == whole
+    told = capfd.readouterr().err
+    assert ("is damaged" in told) == (spoil != "other columns")
+    plain = digests.digest
+    monkeypatch.setattr(digests, "digest", lambda content: reads.append(len(content)) or plain(content))
+    assert fingerprint(data_of(root)) == whole
+    assert reads == []
 
 
 def test_the_index_may_be_missing(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -356,3 +358,70 @@ def test_draws_depend_on_seed_epoch_and_image_alone(tmp_path):
     assert not torch.equal(jittered, plain[0])
     assert not [key for key in ("val", "test") if key in here.streams]  # evaluated as they are kept
     assert isinstance(scaled(found, scale=None).train_dataloader(), Batches)
+
+
+def test_without_ignore_a_number_below_0_is_no_class(tmp_path):
+    data = compose("data=npz", f"data.root={npz(tmp_path)}", *WORDS, "data.ignore=null").data
+    assert labels_of(np.array([[0, 1, 2]]), "m", data, 3).tolist() == [[0, 1, 2]]
+    with pytest.raises(ConfigError, match=r"^m: has the number -1; expected 0 to 2 for 3 classes$"):
+        labels_of(np.array([[0, -1]]), "m", data, 3)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_masks_of_few_bits_have_the_numbers_that_are_in_them(tmp_path, bits):
+    """Pillow spreads them from 0 to 255."""
+    root = pairs(tmp_path)
+    for file in root.glob("*/masks/*.png"):
+        numbers = np.asarray(Image.open(file)).copy()
+        numbers[numbers == IGNORED] = 3  # a fourth class
+        header = struct.pack(">IIBBBBB", 12, 8, bits, 0, 0, 0, 0)
+        rows = b"".join(b"\0" + np.packbits(_bits(row, bits)).tobytes() for row in numbers)
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows))
+                         + _chunk(b"IEND", b""))  # fmt: skip
+    images = read("image_folder", root, "data.classes=4", "data.ignore=null")
+    expected = np.where(arrays("test")[1] == 255, 3, arrays("test")[1])
+    rows = torch.arange(len(images.test))
+    assert {m.numpy().tobytes() for m in images.test.targets(rows)} == {m.tobytes() for m in expected}
+
+
+def _bits(row: np.ndarray, bits: int) -> np.ndarray:
+    return (row[:, None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).flatten()
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "JPEG2000"])
+def test_masks_that_lose_numbers_are_refused(tmp_path, kind):
+    root = pairs(tmp_path)
+    for file in root.glob("*/masks/*.png"):
+        suffix = {"JPEG": ".jpg", "WEBP": ".webp", "JPEG2000": ".jp2"}[kind]
+        file.with_suffix(suffix).write_bytes(encoded(Image.open(file), kind))
+        file.unlink()
+    with pytest.raises(ConfigError, match=rf"is a {kind}, whose compression makes other numbers of some; expected a P"):
+        read("image_folder", root)
+
+
+def test_a_tiff_that_lies_has_the_size_that_is_seen(tmp_path):
+    """Pillow turns its size when it opens one, and no other kind."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for kind in ("PNG", "TIFF"):
+        root = pairs(tmp_path / kind)
+        for file in list(root.glob("*/images/*.png")):
+            stored = Image.open(file).transpose(Image.Transpose.ROTATE_90)
+            file.unlink()
+            file.with_suffix(f".{kind.lower()}").write_bytes(encoded(stored, kind, exif=exif))
+        assert len(read("image_folder", root).train) == 10
+
+
+def test_more_than_there_are_cannot_be_taken_out_of_images_with_masks(tmp_path):
+    with pytest.raises(ConfigError, match=r"^data.val=12: expected between 1 and 11, of 12 images$"):
+        load(compose("data=image_folder", f"data.root={pairs(tmp_path)}", "data.val=12", *WORDS).data)
+
+
+def test_a_column_of_labels_beside_one_of_masks_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.label_column=x: with data.mask_column=seg nothing reads it; expected"):
+        resolve(compose("data=table", f"data.root={table(tmp_path)}", "data.mask_column=seg", "data.label_column=x",
+                        *WORDS), {"mixer": "pooling", "model": "tiny"})  # fmt: skip

@@ -2,6 +2,8 @@
 
 import io
 import multiprocessing
+import os
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +253,8 @@ def test_what_timm_does_not_have_is_one_line(pets):
     for dataset, message in {
         "hfds/imagenet-1k": "data.dataset=hfds/imagenet-1k: expected torch/NAME; data=hub reads",
         "torch/image_folder": "data.dataset=torch/image_folder: expected torch/NAME",
+        "torch/Image_Folder": "data.dataset=torch/Image_Folder: expected torch/NAME",
+        "torch/folder": "data.dataset=torch/folder: expected torch/NAME",
         "torch/nothing": "data.dataset=torch/nothing: AssertionError: Unknown torchvision dataset nothing",
     }.items():
         with pytest.raises(ConfigError, match=message):
@@ -259,3 +263,33 @@ def test_what_timm_does_not_have_is_one_line(pets):
         registry.check(compose("data=timm").data, compose().recipe, compose().task)
     with pytest.raises(ConfigError, match=r"data.root: expected the folder of the data set"):
         registry.fingerprint(compose("data=timm", "data.dataset=torch/mnist").data)
+
+
+def test_a_disk_that_fills_while_images_are_decoded_is_one_line(pets, monkeypatch, tmp_path):
+    """A file with holes would end the process by a signal instead, at the first pixel for which there is no room."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigError, match=r"\.npy: cannot be written \(No space left on device\)"):
+        read(config_of(pets).data, str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*.npy"))
+    assert not list((tmp_path / "cache").glob(".part-*"))
+
+
+def test_what_a_killed_process_has_left_in_the_cache_goes(pets, tmp_path):
+    read(config_of(pets).data, str(tmp_path / "cache"))
+    kept = sorted((tmp_path / "cache").glob("*.npy"))
+    for name, age in (("old", 2), ("new", 0)):
+        left = tmp_path / "cache" / f".part-{name}-{kept[0].name}"
+        left.touch()
+        os.utime(left, (time.time() - 86_400 * age,) * 2)
+    kept[0].unlink()
+    read(config_of(pets).data, str(tmp_path / "cache"))
+    assert [path.name.split("-")[1] for path in (tmp_path / "cache").glob(".part-*")] == ["new"]
+
+
+def test_a_range_is_for_images_of_more_than_eight_bits(pets):
+    with pytest.raises(ConfigError, match=r"is read with eight bits a channel, which show all; expected data.range"):
+        read(config_of(pets, "data.range=[0,100]").data)

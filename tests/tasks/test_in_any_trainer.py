@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import compose
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader, TensorDataset
 from trained import go, same, stop_at
 
@@ -199,3 +200,35 @@ def test_the_layers_of_an_encoder_have_their_rates_and_the_decoder_has_the_whole
                 scales[name.split(".blocks")[0].rpartition(".conv")[0] or name.split(".blocks")[0]] = group["lr_scale"]
     assert scales["encoder.net.stem"] < scales["encoder.net.stages.0"] < scales["encoder.net.stages.1"] < 1
     assert {scale for name, scale in scales.items() if not name.startswith("encoder.net")} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "told"),
+    [
+        ({"clip_grad": 1.0}, {}, r"recipe.clip_grad=1.0: expected Trainer\(gradient_clip_val=1.0\), which clips"),
+        ({"ema": 0.9}, {}, r"recipe.ema=0.9: expected a callback that averages, EMAWeightAveraging"),
+        ({"clip_grad": 1.0, "ema": 0.9},
+         {"gradient_clip_val": 1.0, "callbacks": [EMAWeightAveraging(decay=0.9)]}, None),
+    ],
+)  # fmt: skip
+def test_what_a_trainer_is_to_carry_out_is_not_ignored(recipe, options, told):
+    loader = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4), 8)
+    module = Classifier(net(), Recipe(epochs=1, **recipe), classes=4)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", **QUIET, **options)
+    if told is None:
+        trainer.fit(module, loader)
+        return
+    with pytest.raises(ConfigError, match=told):
+        trainer.fit(module, loader)
+
+
+def test_a_batch_that_does_not_go_into_the_parts_or_the_images_is_refused():
+    images = load(compose("data=digits").data)
+    module = Classifier(net(1, 10), Recipe(batch=100), classes=10)
+    options = {"max_epochs": 1, "accelerator": "cpu", "reload_dataloaders_every_n_epochs": 1, **QUIET}
+    with pytest.raises(ConfigError, match=r"recipe.batch=100: is for 3 devices and accumulated parts, which do not"):
+        L.Trainer(accumulate_grad_batches=3, **options).fit(module, datamodule=ImageData(images, Recipe(batch=100), 0))
+    with pytest.raises(ConfigError, match=r"recipe.batch=5000: there are 1197 images"):
+        L.Trainer(**options).fit(module, datamodule=ImageData(images, Recipe(batch=5000), 0))
+    predicted = L.Trainer(**options).predict(module, datamodule=ImageData(images, Recipe(), 0))
+    assert sum(map(len, predicted)) == len(images.test)

@@ -13,6 +13,7 @@ from trained import go
 
 from metaformer import predict as verb
 from metaformer.data.images import load
+from metaformer.runs.answers import read_answers
 from metaformer.system.errors import install
 from metaformer.training.prediction import predict
 
@@ -104,6 +105,18 @@ def test_images_of_32_bits_need_their_range(run, refusal):
     first, second = (predict(run, config, folder=True) for config in (scaled, plain))
     assert torch.equal(first.probabilities, second.probabilities)
     assert (first.names, second.names) == (["a.tif"], ["b.png"])
+
+
+def test_the_test_images_of_a_run_on_more_than_eight_bits(tmp_path):
+    """They are kept with eight, and are not scaled again."""
+    random = np.random.default_rng(0)
+    sizes = {"train": 40, "val": 10, "test": 10}
+    arrays = {f"{s}_images": random.integers(0, 4096, (n, 8, 8)).astype(np.uint16) for s, n in sizes.items()}
+    np.savez(tmp_path / "a.npz", **arrays, **{f"{s}_labels": np.arange(n) % 2 for s, n in sizes.items()})
+    words = ("data=npz", f"data.root={tmp_path / 'a.npz'}", "data.range=[0,4095]", "recipe.batch=20")
+    deep = go(*words, "recipe.epochs=1")
+    predicted = predict(deep.folder, deep.result.config, folder=False)
+    assert predicted.probabilities.argmax(1).tolist() == read_answers(deep.folder).predictions.tolist()
 
 
 def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypatch):

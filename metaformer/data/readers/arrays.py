@@ -13,7 +13,7 @@ from metaformer.config.named_code import import_object
 from metaformer.config.schema import MOST_CHANNELS, Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import digest, digests_of
-from metaformer.data.listing import WORDS, once, root_of, split_of
+from metaformer.data.listing import WORDS, once, root_of, split_of, tell
 from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, nearest
 
@@ -22,6 +22,9 @@ SHAPES = "[N, H, W] or [N, H, W, C]"
 FASHION_MNIST = "09847be8f4ba0c5c"  # of the four files of its authors
 # By split: images [N, H, W, C] uint8, and labels [N] int64 or masks [N, H, W] of any integers
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+told: dict[str, str] = {}  # hashes of what functions of yours returned last in this process, by the data node
 
 
 @dataclass
@@ -54,7 +57,12 @@ def contents_of_file(data: Data) -> str:
 
 def contents_of_custom(data: Data) -> str:
     """A hash of what a function of yours returns."""
-    arrays, classes = returned(data)
+    told[repr(data)] = found = contents_of(*returned(data))
+    return found
+
+
+def contents_of(arrays: Arrays, classes: list[str]) -> str:
+    """A hash of arrays and of the names of their classes."""
     return digest(_bytes_of(arrays) + repr(classes).encode()).hex()[:16]
 
 
@@ -171,6 +179,12 @@ def read(data: Data) -> Arrays:
         found[split] = (_pixels(arrays[name], labels, f"{path}: {name}", data), labels)
     if "train" not in found:
         raise ConfigError(f"{path}: has {', '.join(arrays) or 'nothing'}; expected {EXPECTED}")
+    for name in (unread := [key for key in arrays if key.rpartition("_")[0] not in words]):
+        word, _, what = name.rpartition("_")
+        if what in ("labels", "masks") and split_of(word):
+            raise ConfigError(f"{path}: has {name} without {word}_images{nearest(f'{word}_images', unread)}")
+    if unread:
+        tell(f"{path}: not read: {', '.join(unread)}")
     return found
 
 
@@ -206,5 +220,7 @@ def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np
     if images.ndim != 4 or len(images) != len(labels):
         raise ConfigError(f"{name}: {images.shape} with {len(labels)} labels; expected {SHAPES}")
     if images.dtype == np.uint8:
+        if data.range is not None:
+            raise ConfigError(f"{name}: has eight bits a number, all of which are shown; expected data.range=null")
         return np.ascontiguousarray(images)
-    return scaled(images, images.dtype == np.uint16, name, data)
+    return scaled(images, images.dtype.kind == "u" and images.dtype.itemsize == 2, name, data)

@@ -55,6 +55,9 @@ def find(data: Data) -> Findings:
     image, split = _column(columns, "image", data, str(path)), _column(columns, "split", data, str(path), needed=False)
     second = _column(columns, "label" if data.mask_column is None else "mask", data, str(path))
     words = [str(word) for word in columns[split]] if split else ["train"] * len(columns[image])
+    notes = []
+    if data.split_column is None and split and not any(map(split_of, words)):  # a fold, or what else it may be
+        notes, words = [f"its column {split} names no split, and is not read"], ["train"] * len(words)
     rows: dict[str, list[int]] = {}
     for i, word in enumerate(words):
         if (name := split_of(word)) is None:
@@ -63,11 +66,12 @@ def find(data: Data) -> Findings:
     if data.mask_column is not None:
         masks = {name: _items(columns[second], own, path, second) for name, own in rows.items()}
         images = {name: _items(columns[image], own, path, image) for name, own in rows.items()}
-        return Findings({name: Found(images[name], [], masks[name]) for name in rows})
+        return Findings({name: Found(images[name], [], masks[name]) for name in rows}, notes=notes)
     labels = [_label(value, f"{path}: row {i + 1}") for i, value in enumerate(columns[second])]
-    return Findings({
+    found = {
         name: Found(_items(columns[image], own, path, image), [labels[i] for i in own]) for name, own in rows.items()
-    })  # fmt: skip
+    }
+    return Findings(found, notes=notes)
 
 
 def _items(column: Any, rows: Sequence[int], path: Path, name: str) -> Items:

@@ -1,4 +1,4 @@
-"""Images in folders and tar files: train/<class>/..., train*.tar with the same inside, webdataset's shards.
+"""Images in folders, or in tar files in their places: train/<class>/..., train*.tar with the same inside.
 
 Images with masks are in folders of pairs, which have the same names but for their suffixes: train/images and
 train/masks, or images/train and masks/train.
@@ -6,9 +6,7 @@ train/masks, or images/train and masks/train.
 
 import hashlib
 import os
-import posixpath
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,21 @@ from pathlib import Path
 
 from metaformer.config.schema import Data
 from metaformer.data.decoding import SUFFIXES
-from metaformer.data.digests import digests_of
-from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, not_read, once, root_of, split_of, tell
+from metaformer.data.digests import changed, digests_of
+from metaformer.data.listing import (
+    WORDS,
+    Findings,
+    Found,
+    hidden,
+    natural,
+    not_read,
+    once,
+    root_of,
+    split_of,
+    tell,
+    wanted,
+)
+from metaformer.data.readers.tars import in_tars
 from metaformer.system.errors import ConfigError, nearest
 
 EXPECTED = "a folder with train/<class>/ and test/<class>/, or train*.tar and test*.tar"
@@ -39,28 +50,7 @@ class Files:
 
     def stamps(self) -> Sequence[tuple[str, int, int]]:
         found = ((name, Path(name).stat()) for name in self.names)
-        return [(str(Path(name).absolute()), stat.st_size, stat.st_mtime_ns) for name, stat in found]
-
-
-@dataclass
-class Members:
-    """Members of tar files, read by their places in the file."""
-
-    names: list[str]
-    members: list[tuple[str, int, int]]  # tar file, offset, size
-
-    def read(self, place: int) -> bytes:
-        tar, offset, size = self.members[place]
-        try:
-            with Path(tar).open("rb") as file:
-                file.seek(offset)
-                return file.read(size)
-        except OSError as error:
-            raise ConfigError(f"{tar}: cannot be read ({error.strerror})") from error
-
-    def stamps(self) -> Sequence[tuple[str, int, int]]:
-        times = {tar: Path(tar).stat().st_mtime_ns for tar in {tar for tar, _, _ in self.members}}
-        return [(f"{Path(tar).absolute()}::{offset}", size, times[tar]) for tar, offset, size in self.members]
+        return [(str(Path(name).absolute()), stat.st_size, changed(stat)) for name, stat in found]
 
 
 def find(data: Data) -> Findings:
@@ -79,7 +69,7 @@ def find(data: Data) -> Findings:
     once(((split, path.name) for path, split in folders.items()), str(root))
     known = {tar for tars in shards.values() for tar in tars}
     skipped: Counter[str] = Counter(path.name for path in there if path.suffix == ".tar" and path not in known)
-    splits = {}
+    splits, empty = {}, list[str]()
     for path, split in folders.items():
         inside = [p for p in sorted(path.iterdir(), key=lambda p: natural(p.name)) if not hidden(p.name)]
         tars = [p for p in inside if p.suffix == ".tar"]
@@ -87,17 +77,21 @@ def find(data: Data) -> Findings:
             raise ConfigError(
                 f"{path}: has tar files and other images of {split}, like {tars[0].name}; expected one kind"
             )
-        splits[split] = _in_tars(tars, skipped) if tars else _in_folder(path, skipped)
+        splits[split] = in_tars(tars, skipped) if tars else _in_folder(path, skipped)
+        labels = set(splits[split].labels)
+        empty += [f"{path.name}/{p.name}" for p in inside if p.is_dir() and labels and p.name not in labels]
     for split, tars in shards.items():
         if split in splits:
             raise ConfigError(f"{root}: has {tars[0].name} and a folder of the {split} split; expected one of them")
-        splits[split] = _in_tars(tars, skipped)
+        splits[split] = in_tars(tars, skipped)
     if not splits and any(path.is_dir() for path in there):
         splits["train"] = _in_folder(root, skipped)  # a folder for each class, and data.test of them are for the test
     if not any(len(found) for found in splits.values()):
         raise ConfigError(f"data.root={data.root}: no images in it; expected {EXPECTED}")
     notes = [f"{path.name} is no split{nearest(path.name, WORDS)}, and not read" for path in there
              if path.is_dir() and path not in folders and (folders or shards)]  # fmt: skip
+    if empty:
+        notes.append(f"no image in {empty[0]}{f' and {len(empty) - 1} more folders of classes' * (len(empty) > 1)}")
     if loose := [path.name for path in there if path.is_file() and path.suffix.lower() in SUFFIXES]:
         notes.append(f"in no split, and not read: {loose[0]}{f' and {len(loose) - 1} more' * (len(loose) > 1)}")
     return Findings(splits, skipped, notes)
@@ -113,7 +107,7 @@ def images_below(data: Data) -> Files:
     root = root_of(data, expected)
     skipped: Counter[str] = Counter()
     files = [path for path, _ in _walk(str(root), "", frozenset())] if root.is_dir() else [str(root)]
-    names = [path for path in files if _wanted(path, skipped)]
+    names = [path for path in files if wanted(path, skipped)]
     told = not_read(skipped) if skipped else ""
     if not names:
         raise ConfigError(f"data.root={data.root}: no images in it; expected {expected}{told and f'; {told}'}")
@@ -141,7 +135,7 @@ def _in_folder(folder: Path, skipped: Counter[str]) -> Found:
         return _pairs(folder / "images", masks, skipped)
     names, labels = [], []
     for path, inside in _walk(str(folder), "", frozenset()):
-        if not _wanted(path, skipped):
+        if not wanted(path, skipped):
             continue
         if not inside:
             raise ConfigError(f"{path}: has no class; expected it in a folder {folder.name}/<class>/")
@@ -184,7 +178,7 @@ def _pairs(images: Path, masks: Path, skipped: Counter[str]) -> Found:
         found: dict[str, str] = {}
         for path, _ in _walk(str(folder), "", frozenset()):
             name = str(Path(path).relative_to(folder).with_suffix(""))
-            if _wanted(path, skipped) and found.setdefault(name, path) != path:
+            if wanted(path, skipped) and found.setdefault(name, path) != path:
                 raise ConfigError(f"{path}: has the name of {found[name]}; expected one, as masks go by names")
         return found
 
@@ -216,83 +210,3 @@ def _walk(folder: str, inside: str, above: frozenset[tuple[int, int]]) -> Iterat
             yield entry.path, inside
         elif entry.is_symlink():
             raise ConfigError(f"{entry.path}: is a link that leads nowhere")
-
-
-def _wanted(name: str, skipped: Counter[str]) -> bool:
-    """Whether a file is of a kind that is read; others are counted."""
-    suffix = posixpath.splitext(name)[1].lower()
-    if suffix not in SUFFIXES:
-        skipped[suffix or "without a suffix"] += 1
-    return suffix in SUFFIXES
-
-
-# ------------------------------------------------------------------ tar files
-
-
-def _in_tars(paths: Sequence[Path], skipped: Counter[str]) -> Found:
-    names: list[str] = []
-    members: list[tuple[str, int, int]] = []
-    labels: list[str] = []
-    for path in paths:
-        inside, texts = _members(path)
-        for name, (offset, size) in inside.items():
-            if name.endswith(".cls") or not _wanted(name, skipped):
-                continue
-            names.append(f"{path}: {name}")
-            members.append((str(path), offset, size))
-            labels.append(_class_of(name, texts, path))
-    return Found(Members(names, members), labels)
-
-
-def _members(path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """The place of every file of a tar by its name, links resolved, and the classes in webdataset's .cls files."""
-    inside: dict[str, tuple[int, int]] = {}
-    texts: dict[str, str] = {}
-    compressed = False
-    try:
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                name = posixpath.normpath(info.name).lstrip("/")
-                if any(hidden(part) for part in name.split("/")):
-                    continue
-                if info.isfile():
-                    inside[name] = (info.offset_data, info.size)
-                elif info.islnk() or info.issym():
-                    base = "" if info.islnk() else posixpath.dirname(name)
-                    target = posixpath.normpath(posixpath.join(base, info.linkname))
-                    if target not in inside:
-                        raise ConfigError(f"{path}: {name} is a link to {target}, which is not before it in the file")
-                    inside[name] = inside[target]
-                if info.isfile() and name.endswith(".cls"):
-                    text = tar.extractfile(info)
-                    texts[_key(name)] = text.read().decode("ascii").strip() if text else ""
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(512) != bytes(512):
-                last = next(reversed(inside), "its beginning")
-                raise ConfigError(f"{path}: is cut or damaged after {last}; expected the end of a tar file there")
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        reason = "it is compressed; unpack it, since images are read from the middle" if compressed else error
-        raise ConfigError(f"{path}: cannot be read as a tar file ({reason})") from error
-    return inside, texts
-
-
-def _class_of(name: str, texts: dict[str, str], path: Path) -> str:
-    """The class of a member: by the .cls beside it where the tar has any, or else the first folder, as in folders."""
-    if texts:
-        if not texts.get(_key(name)):
-            raise ConfigError(f"{path}: {name} has no .cls beside it, as others have")
-        return texts[_key(name)]
-    parts = name.split("/")
-    if split_of(parts[0]) and len(parts) > 2:
-        parts = parts[1:]  # packed with the folder of its split
-    if len(parts) < 2:
-        raise ConfigError(f"{path}: {name} has no class, neither a folder nor a .cls beside it")
-    return parts[0]
-
-
-def _key(name: str) -> str:
-    """What the files of one sample of a webdataset share: the name up to the first dot after the last slash."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]

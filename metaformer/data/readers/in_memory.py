@@ -11,7 +11,7 @@ import torch
 from metaformer.config.schema import Data
 from metaformer.data.digests import digest
 from metaformer.data.images import Images, carved
-from metaformer.data.listing import check_overlap, tell, without_images
+from metaformer.data.listing import Contents, check_overlap, tell, without_images
 from metaformer.data.pixel_labels import labels_of
 from metaformer.data.readers import arrays
 from metaformer.data.registry import size_of
@@ -85,8 +85,13 @@ def digits(data: Data, cache: Path) -> Images:
 
 
 def custom(data: Data, cache: Path) -> Images:
-    """What a function of yours returns."""
-    return _images(*arrays.returned(data), data)
+    """What a function of yours returns; a ConfigError where that is not what has told which images they are."""
+    found, classes = arrays.returned(data)
+    own = arrays.contents_of(found, classes)
+    if arrays.told.get(repr(data), own) != own:
+        told = "returns other images at each call; expected the same ones, as of a random generator with a seed"
+        raise ConfigError(f"data._target_={data._target_}: {told}")
+    return _images(found, classes, data)
 
 
 def npz(data: Data, cache: Path) -> Images:
@@ -114,7 +119,11 @@ def _images(found: arrays.Arrays, classes: list[str], data: Data) -> Images:
         raise ConfigError(f"data={data.name}: the splits have images of several shapes ({told}); expected one")
     if (most := max(int(split.labels.max()) for split in splits.values())) >= len(classes):
         raise ConfigError(f"data={data.name}: there is a label {most} and {len(classes)} names of classes")
-    images = carved(splits, classes, data)
+    contents = {
+        name: Contents([digest(row.tobytes()) for row in pixels], f"{name} {{}}".format)
+        for name, (pixels, _) in (found.items() if data.overlap == "refuse" else ())
+    }
+    images = carved(splits, classes, data, contents=contents.get("train"))
     if data.classes not in (None, len(images.classes)):
         raise ConfigError(f"data.classes={data.classes}: the data set has {len(images.classes)} classes")
     if data.size != Data().size and size_of(data.size) != images.size:
@@ -124,7 +133,5 @@ def _images(found: arrays.Arrays, classes: list[str], data: Data) -> Images:
     for name, (_, labels) in found.items() if not masks else ():
         for note in without_images(name, classes, labels):
             tell(f"{data.root or data._target_}: {note}")
-    if data.overlap == "refuse":
-        rows = {name: [digest(row.tobytes()) for row in pixels] for name, (pixels, _) in found.items()}
-        check_overlap({name: (hashes, f"{name} {{}}".format) for name, hashes in rows.items()})
+    check_overlap(contents)
     return images

@@ -39,7 +39,7 @@ def timm_set(data: Data, cache: Path) -> Images:
     timm gives the images of the test for validation too: the validation split is carved.
     """
     name = str(data.dataset)
-    if not name.lower().startswith("torch/") or name == "torch/image_folder":
+    if not name.lower().startswith("torch/") or name.lower().endswith(("/image_folder", "/folder")):
         raise ConfigError(f"data.dataset={name}: {EXPECTED}")
     splits, classes = {}, None
     for split in ("train", "test"):
@@ -62,7 +62,10 @@ def _open(name: str, root: str, split: str) -> Any:
 def _labels_of(dataset: Any) -> list[int]:
     if not hasattr(dataset, "targets"):
         raise ConfigError(f"data.dataset: {type(dataset).__name__} does not list its labels")
-    return [int(target) for target in dataset.targets]
+    try:
+        return [int(target) for target in dataset.targets]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data.dataset: {type(dataset).__name__} has no single label for each image") from error
 
 
 def _classes_of(dataset: Any) -> list[str] | None:
