@@ -104,6 +104,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     metric = config.study.analysis.metric
     if metric_of(metric).of_class is not None and len(images.classes) != 2:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
+    if "auroc" in metric and (alone := [n for n, part in images.splits().items() if len(part.labels.unique()) < 2]):
+        raise ConfigError(f"study.analysis.metric={metric}: is of two classes or more, and {alone[0]} has one alone")
     net = build(
         config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes), task=config.task
     )

@@ -265,6 +265,8 @@ def test_debug_profile_is_a_table():
         (["mixer=custom", "mixer._target_=torch.nn.GLU", "+mixer.dim=1"], "mixer.dim: GLU has no such option"),
         (["mixer=custom", "mixer._target_=torch.nn.Bilinear"], "Bilinear needs in1_features"),
         (["recipe.batch=5000"], "recipe.batch=5000: there are 1197 training images"),
+        (["data.val=1", "study.analysis.metric=test_macro_auroc"],
+         "study.analysis.metric=test_macro_auroc: is of two classes or more, and val has one alone"),
         (["model.stem=[16,16,0]"], "8x8 is too small for a patch of 16"),
         (["data.val=2000"], "data.val=2000: would leave no training image of some class"),
     ],
