@@ -22,8 +22,8 @@ from rich.console import Console
 from metaformer.analysis.page import effective
 from metaformer.cli import answer, positive, words
 from metaformer.config.metrics import metric_of
-from metaformer.runs.launch import check_study
 from metaformer.runs.packed import gather
+from metaformer.runs.study_check import check_study
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
 from metaformer.studies.power_of_seeds import scatter, scatter_of, size, tell_power
@@ -41,7 +41,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     points = expand(given.overrides)
     config, entries = points[0].config, [point.entry for point in points]
     whole = config.study.name and not changes(given.overrides)
-    check_study(config.study, entries, None if whole else keys_of(given.overrides))
+    planned = check_study(config.study, entries, None if whole else keys_of(given.overrides))
     unit = metric_of(config.study.analysis.metric).unit
     throughput = positive("throughput", given.own.get("throughput"), "training images a second")
     images = positive("images", given.own.get("images"), "test images")
@@ -51,7 +51,7 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     folder = Path(config.runtime.runs)
     packed = config.study.name if config.runtime.packed else None  # those of runs.npz count too
     runs = gather(packed, entries, folder, config.runtime.packed)
-    study = effective(config.study, runs)
+    study = effective(planned, runs)
     counts = Counter(run.problem.partition(":")[0] or "finished" for run in runs)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"[bold]{study.name or 'sweep'}[/]: {len(runs)} runs: {states}", highlight=False)

@@ -17,9 +17,10 @@ from metaformer.analysis.page import summarise
 from metaformer.cli import answer, flag, words
 from metaformer.config.compose import compose, key_of
 from metaformer.config.validate import judged
-from metaformer.runs.launch import check_study, read_launch, source_of
+from metaformer.runs.launch import read_launch, source_of
 from metaformer.runs.packed import gather
 from metaformer.runs.report_folder import written_to
+from metaformer.runs.study_check import check_study
 from metaformer.studies.points import expand
 from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
@@ -38,15 +39,15 @@ def report(arguments: Sequence[str]) -> None:
         config, entries = points[0].config, [point.entry for point in points]
     else:
         entries = launched.runs
-    study = judged(config)
-    if study.name is None:
+    study, name = judged(config), config.study.name
+    if name is None:
         raise ConfigError("expected experiments=NAME, a study; python -m metaformer.train --help lists them")
     if changed and publish:
         raise ConfigError("publish=true: a whole study is published, without other words than experiments=NAME")
-    check_study(study, entries, keys_of(overrides) if changed else None)
-    runs = gather(study.name, entries, Path(config.runtime.runs), config.runtime.packed)
+    study = check_study(study, entries, keys_of(overrides) if changed else None)
+    runs = gather(name, entries, Path(config.runtime.runs), config.runtime.packed)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    folder = written_to(Path(config.runtime.runs), study.name, changed, publish=publish)
+    folder = written_to(Path(config.runtime.runs), name, changed, publish=publish)
     summarise(study, runs, console, folder, whole=not changed)
     if all(run.problem for run in runs):
         raise SystemExit(1)

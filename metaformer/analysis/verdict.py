@@ -20,7 +20,8 @@ from metaformer.analysis.ranking import Ranked, ranking
 from metaformer.analysis.stats import Estimate, Scatter, holm, holm_steps
 from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Analysis, Study
-from metaformer.runs.launch import Run, check_contrasts
+from metaformer.runs.launch import Run
+from metaformer.runs.study_check import check_contrasts
 
 EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclusive", "no verdict"
 SAME = "they say the same of every image at each seed, as two names of one network do"

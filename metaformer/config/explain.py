@@ -59,6 +59,8 @@ def explain(error: Exception) -> str:
     causes = _chain(error)
     if sweep := re.search(r"Ambiguous value for argument '(.*)'", str(error)):
         return f"{sweep[1]}: several values are a sweep, which needs -m; a list stands in brackets"
+    if "Key '_target_' not in 'Logger'" in str(error):
+        return "logger._target_: expected it below a name, as in `lightning: {mine: {_target_: my_module.MyLogger}}`"
     if unknown := re.search(r"Could not override '([^']+)'", str(error)):
         return _no_such_key(unknown[1], causes)
     for cause in causes:
@@ -109,6 +111,9 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
     siblings = _siblings(key) or [str(k) for parent in parents for k in parent]
     siblings = [sibling for sibling in dict.fromkeys(siblings) if sibling != "_target_"]
     hint = nearest(key.rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
+    targets = [parent.get("_target_") for parent in parents if node == "mixer"]
+    if any(isinstance(target, str) and not target.startswith("metaformer.") for target in targets):
+        hint += f"; an option of a class of yours is new: +{key}=..."
     return f"{key}: no such key{hint}"
 
 

@@ -116,6 +116,8 @@ def check_extensions(config: Config) -> None:
 def _check_nodes(path: str, nodes: Mapping[str, Any]) -> None:
     for name, node in nodes.items():
         target = node.get("_target_") if isinstance(node, Mapping) else None
+        if name == "_target_":
+            raise ConfigError(f"{path}._target_: expected it below a name, as in `mine: {{_target_: {node}}}`")
         if not isinstance(target, str) or "." not in target:
             hint = nearest(name, [other for other in nodes if other != name])
             chosen = f"{path.partition('.')[0]}={name}"
@@ -127,7 +129,8 @@ def _check_nodes(path: str, nodes: Mapping[str, Any]) -> None:
 def _check_callback(key: str, node: Mapping[str, Any], config: Config) -> None:
     if _is(node, LOGGING) and not config.logger.lightning:
         raise ConfigError(f"{key}: tells Lightning's loggers only, and there is none; expected logger=steps or another")
-    known, monitor = [*metrics_of("train"), *metrics_of("val")], node.get("monitor")
+    known = [name for split in ("train", "val") for name in metrics_of(split, config.task.name)]
+    monitor = node.get("monitor")
     if monitor is not None and monitor not in known and str(node["_target_"]).startswith(THEIRS):
         expected = ", ".join(by_closeness(str(monitor), known))
         raise ConfigError(f"{key}.monitor={monitor}: expected one of {expected}")

@@ -137,6 +137,22 @@ class Images:
         return noise.to(memory_format=torch.channels_last)
 
 
+def check_carving(sizes: Mapping[str, int], data: Data) -> None:
+    """Before images are decoded: a ConfigError where a split is asked for that is there, or there is none to test on.
+
+    Args:
+        sizes: how many images each split has.
+    """
+    there = dict(sizes)
+    if "test" not in there and "val" in there and data.test is None:
+        there["test"] = there.pop("val")
+    for name, asked in (("test", data.test), ("val", data.val)):
+        if name in there and asked is not None:
+            raise ConfigError(f"data.{name}={asked}: there is a {name} split of {there[name]} images; leave it out")
+    if "test" not in there and data.test is None:
+        raise ConfigError("data.test: there is no test split; set how many images are taken out of the training images")
+
+
 def carved(
     splits: Mapping[str, Split | Photos],
     classes: list[str],
@@ -157,19 +173,12 @@ def carved(
     parts, taken = dict(splits), dict[str, Tensor]()
     if parts.keys() == {"test"}:
         return Images(parts["test"], parts["test"], parts["test"], classes, seen, channels, only_test=True)
+    check_carving({name: len(part) for name, part in parts.items()}, data)
     if "test" not in parts and "val" in parts and data.test is None:
         parts["test"] = parts.pop("val")  # as ImageNet is
     for name, asked in (("test", data.test), ("val", data.val)):
         if name in parts:
-            if asked is not None:
-                raise ConfigError(
-                    f"data.{name}={asked}: there is a {name} split of {len(parts[name])} images; leave it out"
-                )
             continue
-        if asked is None and name == "test":
-            raise ConfigError(
-                "data.test: there is no test split; set how many images are taken out of the training images"
-            )
         train = parts["train"]
         count = asked if asked is not None else max(len(train) // 10, 1)
         masked = isinstance(train, Split) and train.masks is not None  # of which all labels are the same

@@ -9,6 +9,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from metaformer.config.schema import Recipe
+from metaformer.config.validate import structure
 from metaformer.data.batches import (
     EVAL_PHOTOS,
     WHOLE,
@@ -80,7 +81,7 @@ class ImageData(L.LightningDataModule):
     def __init__(
         self,
         data: Images,
-        recipe: Recipe,
+        recipe: Recipe | Mapping[str, Any],
         seed: int,
         *,
         augment: bool = True,
@@ -89,6 +90,7 @@ class ImageData(L.LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
+        recipe = structure(Recipe, recipe, "recipe.") if isinstance(recipe, Mapping) else recipe
         self.data, self.recipe, self.seed, self.augment = data, recipe, seed, augment
         self.here = data  # where it is trained, once the Trainer has said that
         self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU

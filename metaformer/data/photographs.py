@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metaformer.config.schema import Data
 from metaformer.data.decoding import BICUBIC, NEAREST, VERSION, decode, fit
-from metaformer.data.images import Images, carved
+from metaformer.data.images import Images, carved, check_carving
 from metaformer.data.listing import Contents, Listing, Part
 from metaformer.data.pixel_labels import Masks
 from metaformer.data.registry import listing_of, size_of
@@ -44,6 +44,8 @@ class Decoded:
 def photographs(data: Data, cache: Path, training: bool = True) -> Images:
     """The encoded images that a reader finds, in the order of `listing`, whose argument `training` is."""
     listing = listing_of(data, training=training)
+    if "train" in listing.parts:
+        check_carving({name: len(part.labels) for name, part in listing.parts.items()}, data)
     if any(part.masks for part in listing.parts.values()):
         return _masked(listing, data, cache)
     splits = {

@@ -58,7 +58,7 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int, ta
         raise
     except Exception as error:  # whatever a constructor raises
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise ConfigError(f"model and mixer do not fit: {kind}{error}") from error
+        raise ConfigError(f"model or mixer cannot be made: {kind}{error}") from error
 
 
 def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, task: Task) -> nn.Module:
@@ -199,7 +199,8 @@ def contract(mixers: Mapping[str, nn.Module]) -> Iterator[None]:
     """While a model runs, see that its mixers, by their places, do what the contract wants.
 
     Raises:
-        ConfigError: one that crashes, writes to its input, or returns another shape or dtype, NaN or infinity.
+        ConfigError: one that crashes, writes to its input, draws at random in evaluation, or returns another shape or
+            dtype, NaN or infinity.
     """
     running: list[tuple[str, nn.Module, Tensor]] = []
 
@@ -217,6 +218,9 @@ def contract(mixers: Mapping[str, nn.Module]) -> Iterator[None]:
             raise ConfigError(f"mixer {name} wrote to its input, expected that it is left as it was")
         if not output.isfinite().all():
             raise ConfigError(f"mixer {name} returned NaN or infinity, expected finite numbers")
+        if not torch.allclose(mixer.forward(given), output, rtol=1e-3, atol=1e-4):
+            told = "what it draws is to be drawn in training only (self.training)"
+            raise ConfigError(f"mixer {name} returned something else for the same input in evaluation; {told}")
 
     hooks = [m.register_forward_pre_hook(enter(place)) for place, m in mixers.items()]
     hooks += [m.register_forward_hook(leave) for m in mixers.values()]

@@ -246,9 +246,8 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> MetaFor
         if len(fitting) > 1:
             raise ConfigError(f"weights={source}: fits {', '.join(fitting)}: name one of them")
         if not fitting:
-            raise ConfigError(
-                f"weights={source}: fits no published model; metaformer.load reads the weights.pt of a run"
-            )
+            hint = "metaformer.load reads the weights.pt of a run, Classifier.load_from_checkpoint those of Lightning"
+            raise ConfigError(f"weights={source}: fits no published model; {hint}")
         name = fitting[0]
     options.setdefault("num_classes", classes_of(weights))
     net = create(name, **options)

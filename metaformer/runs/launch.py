@@ -6,7 +6,7 @@ A report reads them there instead of composing hundreds of configurations.
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from metaformer.runs.answers import Answers, PixelAnswers, read_answers
 from metaformer.runs.folder import folders_by_id, is_held
 from metaformer.runs.ledger import known
 from metaformer.runs.result import Result, failure_of, read_curve, read_result, reported
-from metaformer.system.errors import ConfigError, by_closeness
+from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write
 
 
@@ -150,50 +150,6 @@ def read_launch(name: str) -> Launch | None:
         return Launch(**{**raw, "analyses": stages, "runs": runs})
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); put it back, or remove it and launch again") from error
-
-
-def check_study(study: Study, listed: Sequence[Entry], asked: Collection[str] | None = None) -> None:
-    """Refuse a study whose reference or factor is none of its own.
-
-    Args:
-        asked: of a part of a study, or of a sweep, the keys that its words set: its other keys are of no part.
-    """
-    analysis, factors = study.analysis, list(listed[0].levels)
-    factor = analysis.factor
-
-    def counts(key: str) -> bool:
-        return asked is None or any(word == key or word.startswith(f"{key}.") for word in asked)
-
-    if factor not in factors:
-        if not counts("study.analysis.factor"):
-            return
-        expected = ", ".join(by_closeness(factor, factors))
-        raise ConfigError(f"study.analysis.factor={factor}: expected a factor of the study, one of {expected}")
-    levels = {entry.levels[factor] for entry in listed}
-    if study.reference not in levels and counts("study.reference"):
-        expected = ", ".join(by_closeness(study.reference, levels))
-        raise ConfigError(f"study.reference={study.reference}: expected a {factor} of the study, one of {expected}")
-    for key, there in (("baselines", levels - {study.reference}), ("claim_without", levels)):
-        named: list[str] = getattr(analysis, key)
-        if named == getattr(Analysis(), key) or not counts(f"study.analysis.{key}"):
-            continue
-        for level in named:
-            if level not in there:
-                expected = ", ".join(by_closeness(level, there))
-                raise ConfigError(f"study.analysis.{key}: {level}: expected a {factor} of the study, of {expected}")
-    if counts("study.analysis.contrasts"):
-        check_contrasts(analysis, {e.cell for e in listed if e.levels.get(factor) not in analysis.baselines})
-
-
-def check_contrasts(analysis: Analysis, cells: Collection[str]) -> None:
-    """Refuse a contrast of cells that are none of the study."""
-    for name, weights in analysis.contrasts.items():
-        for cell in weights:
-            if cell not in cells:
-                expected = ", ".join(by_closeness(cell, cells)[:5])
-                raise ConfigError(
-                    f"study.analysis.contrasts.{name}: {cell}: is no cell to compare; nearest: {expected}"
-                )
 
 
 @dataclass(frozen=True)

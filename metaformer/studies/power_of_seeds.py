@@ -1,7 +1,7 @@
 """What the seeds of a study can show: the chance of each verdict."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,10 +98,11 @@ def _scatter(study: Study, runs: Sequence[Run]) -> tuple[Scatter, str] | None:
     return (Scatter(seeds**0.5, images**0.5), told) if seeds > 0 else None
 
 
-def power_table(planned: int, margin: float, alpha: float, scatter: Scatter) -> Table:
-    """Power by number of seeds; alpha is that of the first step."""
+def power_table(planned: int, margin: float, alphas: Callable[[int], float], scatter: Scatter) -> Table:
+    """Power by number of seeds, of which `alphas` gives the alpha of the first step."""
     lines = []
     for n in sorted({*SEEDS, planned} - {1, 2}):
+        alpha = alphas(n)
         chances = [scatter.powers(n, margin, alpha)[0]]
         chances += [scatter.powers(n, margin, alpha, times * margin)[1] for times in (1, 2)]
         lines.append([f"{n}{' (planned)' if n == planned else ''}", *(f"{chance:.0%}" for chance in chances)])
@@ -114,9 +115,15 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
     analysis, metric = study.analysis, metric_of(study.analysis.metric)
     unit, margin, places = metric.unit, analysis.margin, metric.digits
     last = looks_at(range(analysis.looks[-1] if analysis.looks else seeds), analysis)[-1]
+
+    def first(n: int) -> float:
+        """The alpha of the first step at the last look that so many seeds allow, or at the first one."""
+        looks = looks_at(range(max(n, analysis.looks[0] if analysis.looks else 0)), analysis)
+        return first_step(replace(analysis, alpha=looks[-1].alpha), comparisons)
+
     alpha = first_step(replace(analysis, alpha=last.alpha), comparisons)
     place = "or contrasts in the study" if analysis.correction == "holm_study" else "in a setting"
-    told = f". The chances are those of the last look alone, which has an alpha of {last.alpha:.2g}"
+    told = ". The chances are those of the last look that so many seeds allow, alone"
     at_look = told if analysis.looks else ""
     unknown = "" if spread.images or not _of_test_images(study) else " (how many there are is not known: images=NUMBER)"
     console.print(
@@ -125,7 +132,7 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
         f"of the test images adds a standard error of {spread.images:.{places}f}{unknown}{at_look}",
         highlight=False,
     )
-    console.print(power_table(seeds, margin, alpha, spread).rich())
+    console.print(power_table(seeds, margin, first, spread).rich())
     needed = spread.seeds_needed(margin, alpha)
     count, why = f"{needed} seeds show", ""
     if needed is None:

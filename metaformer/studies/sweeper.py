@@ -23,10 +23,11 @@ from rich.console import Console
 from metaformer.config.compose import ELSEWHERE, given_words, key_of
 from metaformer.config.extensions import unheard
 from metaformer.config.hydra_internals import begin_workers_with, launched, make_launcher, register_plugin
-from metaformer.runs.launch import check_study, record, study_folder
+from metaformer.runs.launch import record, study_folder
 from metaformer.runs.packed import gather, unpack
 from metaformer.runs.report_folder import report_folder
 from metaformer.runs.result import failure_of, read_result
+from metaformer.runs.study_check import check_study
 from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
@@ -68,7 +69,7 @@ class StudySweeper(Sweeper):
         entries = [point.entry for point in listed]
         changed = self._changes(arguments)
         whole = bool(study.name) and not changed
-        check_study(study, entries, None if whole else keys_of(arguments))
+        study = check_study(study, entries, None if whole else keys_of(arguments))
         packed = unpack(study_folder(study.name) / "runs.npz") if study.name and runtime.packed else {}
         pending = [p for p in listed if runtime.force or (found(p.run) is None and p.run.run_id not in packed)]
         pending = by_cell(pending) if runtime.compile else pending  # a process has the compiled code of one cell

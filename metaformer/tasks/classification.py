@@ -22,6 +22,11 @@ from metaformer.tasks.scores import Scores
 class Classifier(Learner):
     """A network under a recipe. It works in any Trainer, with any loader of (images, labels).
 
+    Of the recipe it carries out the loss, the optimizer, the rate over as many epochs or steps as the Trainer has,
+    Mixup and CutMix, and what is frozen. Clipping, averaged weights and the precision are the Trainer's: it raises
+    where that does something else. What concerns images is `metaformer.data.module.ImageData`'s, and what concerns a
+    run (`initialize_from`, `select`, `distill`) that of the bench.
+
     Validation and test keep the logits of their images. With a teacher, the loss is that of DeiT. A student with a
     distillation token (of timm, `deit_*_distilled_*`) learns from the teacher through that token, any other through its
     only output.

@@ -8,6 +8,7 @@ from typing import Any, Self
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from metaformer.config.schema import Recipe
@@ -19,7 +20,7 @@ from metaformer.models.frozen import freeze
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seed_globals
 from metaformer.tasks.divergence import Watch, every, first_not_finite
-from metaformer.tasks.optimization import make_optimizer, make_scheduler, rate
+from metaformer.tasks.optimization import check_optimizer, make_optimizer, make_scheduler, rate
 from metaformer.tasks.pixels import PixelScores
 from metaformer.tasks.scores import Running, Scores, in_order, of_all_devices
 
@@ -50,6 +51,10 @@ class Learner(L.LightningModule):
         recipe = structure(Recipe, recipe, "recipe.") if isinstance(recipe, Mapping) else recipe or Recipe()
         check_fields(recipe, path="recipe.")
         net = net if isinstance(net, nn.Module) else _network(net)
+        if (own := getattr(net, "num_classes", classes)) != classes:
+            raise ConfigError(f"classes={classes}: the network tells {own} classes apart")
+        if class_weights is not None and recipe.loss == "bce":
+            raise ConfigError("class_weights: belong to recipe.loss=ce")
         weights = None if class_weights is None else torch.as_tensor(class_weights)
         said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}
         # For the checkpoint; loggers get the configuration of a run flat, by training.loggers
@@ -62,6 +67,7 @@ class Learner(L.LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.kept: list[tuple[Tensor, ...]] = []  # of the split that is evaluated
         self.scores: Scores | PixelScores | None = None  # of the last one
+        self.stretch: float = 1  # epochs of the schedule for one of the Trainer
 
     @abstractmethod
     def keep(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -103,7 +109,11 @@ class Learner(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Raise a ConfigError for a key of the recipe that a Trainer would carry out, and this one does not."""
-        clip, average = self.recipe.clip_grad, self.recipe.ema
+        clip, average, precision = self.recipe.clip_grad, self.recipe.ema, self.recipe.precision
+        if precision != "fp32" and self.trainer.precision == "32-true":
+            raise ConfigError(f"recipe.precision={precision}: expected Trainer(precision='{precision[-4:]}-mixed')")
+        if self.recipe.class_weights == "balanced" and self.class_weights is None:
+            raise ConfigError("recipe.class_weights=balanced: expected class_weights=, a weight for each class")
         if clip is not None and self.trainer.gradient_clip_val != clip:
             raise ConfigError(f"recipe.clip_grad={clip}: expected Trainer(gradient_clip_val={clip}), which clips")
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -202,24 +212,29 @@ class Learner(L.LightningModule):
         return in_order(found)
 
     def configure_optimizers(self) -> Any:
+        check_optimizer(self.recipe)
         optimizer = make_optimizer(self.net, self.recipe, on_gpu=self.device.type == "cuda")
         # Not num_training_batches, which is infinite until the data are set up: the warm-up would never end.
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ConfigError("the Trainer has neither a last epoch nor a last step, which the schedule has to know; "
                               "expected max_epochs or max_steps")  # fmt: skip
-        if self.trainer.max_steps != -1:  # in somebody's own Trainer: the whole schedule in so many steps
-            updates = total / self.recipe.all_epochs
-        else:
-            updates = int(total) // (self.trainer.max_epochs or 1)
+        epochs = self.recipe.all_epochs
+        if self.trainer.max_steps == -1 and self.trainer.max_epochs == epochs:
+            updates: float = int(total) // epochs
+        else:  # in somebody's own Trainer: the whole schedule in as many steps as that has
+            updates = total / epochs
+            self.stretch = epochs / self.trainer.max_epochs if self.trainer.max_epochs not in (None, -1) else 1
         scheduler = make_scheduler(optimizer, self.recipe, updates)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.recipe.lr_interval}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if self.recipe.lr_interval == "epoch":
-            scheduler.step(self.current_epoch + 1)
+        if not isinstance(scheduler, Scheduler):  # of a subclass, or of Lightning's Tuner
+            super().lr_scheduler_step(scheduler, metric)
+        elif self.recipe.lr_interval == "epoch":
+            scheduler.step((self.current_epoch + 1) * self.stretch)  # type: ignore[arg-type]  # timm takes parts too
         else:
             scheduler.step_update(self.global_step)
 

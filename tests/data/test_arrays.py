@@ -67,6 +67,7 @@ def test_what_is_in_the_file_is_what_counts(tmp_path):
     [
         ({"train_images": pixels(20, 28, 28, 28, 1)}, "train_images: .*: volumes are not read; expected"),
         ({"train_images": pixels(20, 28, 28, 28)}, "train_images: .*: volumes are not read; expected"),
+        ({"train_images": pixels(20, 3, 28, 28)}, r"\(20, 3, 28, 28\): has its channels first; expected \[N, H"),
         ({"train_labels": pixels(20, 14, most=2)}, "train_labels: has 14 labels for each image; expected one class"),
         ({"train_labels": np.full(20, 0.5)}, "train_labels: float64; expected whole numbers from 0"),
         ({"train_labels": np.arange(19)}, r"train_images: \(20, 28, 28, 3\) with 19 labels; expected"),

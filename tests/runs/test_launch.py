@@ -12,6 +12,7 @@ from metaformer.runs import launch, ledger, packed
 from metaformer.runs.folder import planned
 from metaformer.runs.launch import Entry
 from metaformer.runs.result import reported
+from metaformer.runs.study_check import check_study
 from metaformer.studies.points import Point
 from metaformer.system.errors import ConfigError
 
@@ -48,13 +49,13 @@ def test_a_broken_launch_file_is_named():
 def test_a_factor_or_reference_that_is_none_is_refused():
     mixers = ("pooling", "identity")
     listed = [Entry(f"{m} group", {"mixer": m, "norm": "group"}, m, 0, f"{m}0") for m in mixers]
-    launch.check_study(study(), listed)
+    check_study(study(), listed)
     with pytest.raises(
         ConfigError, match=r"study\.analysis\.factor=mixr: expected a factor of the study, one of mixer"
     ):
-        launch.check_study(study(factor="mixr"), listed)
+        check_study(study(factor="mixr"), listed)
     with pytest.raises(ConfigError, match=r"study\.reference=poling: expected a mixer of the study, one of pooling"):
-        launch.check_study(replace(study(), reference="poling"), listed)
+        check_study(replace(study(), reference="poling"), listed)
 
 
 @pytest.fixture
@@ -175,12 +176,22 @@ def test_the_seeds_of_the_first_launch_are_the_planned_ones(tmp_path):
 def test_an_analysis_of_what_is_not_there_is_refused(analysis, words):
     listed = [Entry(m, {"mixer": m}, m, 0, m) for m in ("pooling", "identity")]
     with pytest.raises(ConfigError, match=re.escape(words)):
-        launch.check_study(study(**analysis), listed)
+        check_study(study(**analysis), listed)
     key = f"study.analysis.{next(iter(analysis))}"
     with pytest.raises(ConfigError, match=re.escape(words)):  # of a sweep without a name, whose words say it
-        launch.check_study(study(**analysis), listed, [key])
-    launch.check_study(study(**analysis), listed, ["seed"])  # a part of a study, of which it is true
-    launch.check_study(study(contrasts={"a": {"pooling": 1, "identity": -1}}), listed)
+        check_study(study(**analysis), listed, [key])
+    check_study(study(**analysis), listed, ["seed"])  # a part of a study, of which it is true
+    check_study(study(contrasts={"a": {"pooling": 1, "identity": -1}}), listed)
+
+
+def test_a_contrast_that_a_part_of_a_study_cannot_show_is_left_out_before_its_runs(tmp_path, capfd):
+    listed = on_disk(runs_of(pooling=[0.7], identity=[0.6]), tmp_path / "runs")
+    both = study(contrasts={"a": {"pooling": 1, "attention": -1}, "b": {"pooling": 1, "identity": -1}})
+    assert list(check_study(both, listed, ["recipe.epochs"]).analysis.contrasts) == ["b"]
+    told = "note: study.analysis.contrasts.a: left out, for there is no cell 'attention' here; nearest: "
+    assert capfd.readouterr().err.startswith(told)
+    with pytest.raises(ConfigError, match=r"contrasts.a: attention: is no cell to compare"):
+        check_study(both, listed)
 
 
 # ------------------------------------------------------------------ a study's folder is enough

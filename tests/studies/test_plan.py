@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from rich.console import Console
 
 from metaformer import plan
+from metaformer.analysis.interim_looks import looks_at
 from metaformer.analysis.stats import Scatter
 from metaformer.config.compose import choices_of, config_of, given_words, loader, without_hydra
 from metaformer.config.hydra_internals import load, points_of
@@ -68,7 +69,7 @@ def test_the_choice_of_the_test_images_is_counted(said):
 
 
 def test_the_correction_counts():
-    first = power_table(5, 2.0, 0.05 / 5, Scatter(1.0)).lines
+    first = power_table(5, 2.0, lambda seeds: 0.05 / 5, Scatter(1.0)).lines
     assert [line[1] for line in first[:3]] == ["14%", "57%", "97%"]
 
 
@@ -119,7 +120,12 @@ def test_what_is_corrected_together_is_counted():
     assert size(study(baselines=["resnet"], correction="holm_study", contrasts=gap), runs) == (3, 3)
     console = Console(record=True, width=200)
     tell_power(study(looks=[3, 8]), 3, 1, Scatter(1.0), "as stated", console)
-    assert "The chances are those of the last look alone, which has an alpha of" in console.export_text()
+    said = console.export_text()
+    assert "The chances are those of the last look that so many seeds allow, alone" in said
+    planned = next(line for line in said.splitlines() if "3 (planned)" in line).split()[2:]
+    alpha = looks_at(range(3), study(looks=[3, 8]).analysis)[0].alpha
+    assert planned == power_table(3, study().analysis.margin, lambda seeds: alpha, Scatter(1.0)).lines[0][1:]
+    assert alpha < 0.05  # its own, and not that of eight seeds
 
 
 def test_nothing_to_compare(said):

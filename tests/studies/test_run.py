@@ -530,3 +530,15 @@ def test_how_long_bf16_takes_is_measured(monkeypatch):
     taken = iter([[5.0, 3.0, 6.0], [0.5, 0.25, 0.5]])
     monkeypatch.setattr(trainer.timeit, "repeat", lambda product, **_: (product(), next(taken))[1])
     assert trainer.bf16_factor() == 12.0
+
+
+def test_a_mixer_that_draws_in_evaluation_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "drawing.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Noise(nn.Module):\n    def forward(self, x):\n"
+        "        return x + torch.randn_like(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    told = r"mixer Noise at stages.0.blocks.0 returned something else for the same input in evaluation; what it draws"
+    with pytest.raises(ConfigError, match=told):
+        go("mixer=custom", "mixer._target_=drawing.Noise")
+    assert not Path("runs").exists()

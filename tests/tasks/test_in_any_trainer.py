@@ -207,6 +207,9 @@ def test_the_layers_of_an_encoder_have_their_rates_and_the_decoder_has_the_whole
     [
         ({"clip_grad": 1.0}, {}, r"recipe.clip_grad=1.0: expected Trainer\(gradient_clip_val=1.0\), which clips"),
         ({"ema": 0.9}, {}, r"recipe.ema=0.9: expected a callback that averages, EMAWeightAveraging"),
+        ({"precision": "bf16"}, {}, r"recipe.precision=bf16: expected Trainer\(precision='bf16-mixed'\)"),
+        ({"class_weights": "balanced"}, {}, r"recipe.class_weights=balanced: expected class_weights=, a weight for"),
+        ({"optimizer": "adamww"}, {}, r"recipe.optimizer=adamww: not one of timm's; did you mean 'adamw'?"),
         ({"clip_grad": 1.0, "ema": 0.9},
          {"gradient_clip_val": 1.0, "callbacks": [EMAWeightAveraging(decay=0.9)]}, None),
     ],
@@ -232,3 +235,49 @@ def test_a_batch_that_does_not_go_into_the_parts_or_the_images_is_refused():
         L.Trainer(**options).fit(module, datamodule=ImageData(images, Recipe(batch=5000), 0))
     predicted = L.Trainer(**options).predict(module, datamodule=ImageData(images, Recipe(), 0))
     assert sum(map(len, predicted)) == len(images.test)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("epochs", [3, 6])
+def test_the_schedule_is_as_long_as_the_trainer(interval, epochs):
+    """Whatever the recipe says, whose epochs are those of the bench."""
+    rates = []
+
+    class Watched(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    loader = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4), 4)
+    recipe = Recipe(epochs=4, warmup_epochs=1, lr=1.0, min_lr=0.0, warmup_lr=0.0, lr_interval=interval)
+    module = Classifier(net(), recipe, classes=4)
+    L.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[Watched()], **QUIET).fit(module, loader)
+    assert len(rates) == 4 * epochs
+    assert 0.6 < max(rates) <= 1.0
+    assert rates.index(max(rates)) <= len(rates) // 2
+    assert rates[-1] < 0.3
+
+
+def test_schedulers_of_others_and_lightnings_tuner_work():
+    class Mine(Classifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+    loader = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4), 8)
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", **QUIET)
+    trainer.fit(Mine(net(), classes=4), loader)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.25
+
+
+def test_a_network_of_other_classes_and_weights_for_another_loss_are_refused():
+    with pytest.raises(ConfigError, match="classes=5: the network tells 4 classes apart"):
+        Classifier(net(), classes=5)
+    with pytest.raises(ConfigError, match=r"class_weights: belong to recipe.loss=ce"):
+        Classifier(net(), Recipe(loss="bce"), classes=4, class_weights=[1.0, 2.0, 1.0, 1.0])
+
+
+def test_a_data_module_takes_a_recipe_as_plain_data():
+    images = load(compose("data=digits").data)
+    assert ImageData(images, {"batch": 64, "crop": 0}, 0).recipe.batch == 64
+    with pytest.raises(ConfigError, match=r"recipe.bach: no such key; did you mean 'batch'?"):
+        ImageData(images, {"bach": 64}, 0)

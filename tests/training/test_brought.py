@@ -9,6 +9,7 @@ from conftest import TINY, compose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from metaformer.config.compose import names_in
+from metaformer.config.explain import USER_ERRORS, explain
 from metaformer.runs.result import read_curve
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import run
@@ -227,3 +228,25 @@ def test_a_flag_is_blamed_by_its_name_and_not_by_a_number_that_it_shares(monkeyp
     config = compose("trainer.limit_train_batches=1")
     with pytest.raises(ConfigError, match=r"^runtime\.accelerator=auto, runtime\.devices=1: You requested"):
         trainer.make_trainer(config.runtime, config.recipe, config.trainer)
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "told"),
+    [
+        ("callbacks", "_target_: mine.Mine", "callbacks._target_: expected it below a name, as in `mine: {_targ"),
+        ("logger", "_target_: mine.Mine", "logger._target_: expected it below a name, as in `lightning: {min"),
+    ],
+)
+def test_a_file_without_a_name_is_told_how_it_looks(group, content, told):
+    Path(group).mkdir()
+    Path(group, "mine.yaml").write_text(content)
+    with pytest.raises(USER_ERRORS) as error:
+        compose(f"{group}=mine")
+    assert told in explain(error.value)
+
+
+def test_a_callback_watches_a_metric_of_the_task():
+    with pytest.raises(ConfigError) as error:
+        compose("callbacks=early_stopping", "callbacks.early_stopping.monitor=val_mean_iou")
+    assert "callbacks.early_stopping.monitor=val_mean_iou: expected one of " in str(error.value)
+    assert "val_pixel_accuracy" not in str(error.value)

@@ -213,6 +213,8 @@ def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 5 or (images.ndim == 4 and images.shape[3] > MOST_CHANNELS):
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            raise ConfigError(f"{name}: {images.shape}: has its channels first; expected [N, H, W, C]")
         expected = f"{SHAPES} with {MOST_CHANNELS} channels at most"
         raise ConfigError(f"{name}: {images.shape}: volumes are not read; expected {expected}")
     if labels.ndim == 3 and labels.shape != images.shape[:3]:
