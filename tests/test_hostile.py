@@ -26,7 +26,7 @@ from metaformer.config.validate import plain
 from metaformer.data import photographs
 from metaformer.data.decoding import decode
 from metaformer.data.images import load
-from metaformer.data.readers import arrays, folder
+from metaformer.data.readers import arrays, tars
 from metaformer.models import weights
 from metaformer.probing import kept
 from metaformer.runs import answers, packed
@@ -200,17 +200,17 @@ def test_a_tar_is_read_and_never_unpacked(tmp_path):
     ]
     path = tar(tmp_path / "deep" / "data" / "train.tar", "w", *devices)
     before = sorted(tmp_path.rglob("*"))
-    found = folder._in_tars([path], Counter())
+    found = tars.in_tars([path], Counter())
     assert found.labels == ["a", "b", "etc"]
     assert [found.items.read(i) for i in range(3)] == [picture(i) for i in (0, 1, 5)]
     assert sorted(tmp_path.rglob("*")) == before
     for kind, target in ((tarfile.SYMTYPE, "../../../../../etc/passwd"), (tarfile.LNKTYPE, "/etc/passwd")):
         tar(path, "w", odd("a/link.png", kind, target))
         with pytest.raises(ConfigError, match=r"is a link to .*etc/passwd, which is not before it in the file"):
-            folder._in_tars([path], Counter())
+            tars.in_tars([path], Counter())
     tar(path, "w:gz")
     with pytest.raises(ConfigError, match="it is compressed"):
-        folder._in_tars([path], Counter())
+        tars.in_tars([path], Counter())
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -27,7 +27,6 @@ EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclu
 SAME = "they say the same of every image at each seed, as two names of one network do"
 BOTH = "equivalent (a difference smaller than the margin)"
 SHOWN, REFUTED, NOT_SHOWN = "shown", "refuted", "not shown"
-
 FEWEST = 3  # seeds of a verdict: an interval from two says next to nothing
 MODERATED = 5  # seeds up to which variances are moderated, unless the analysis says otherwise
 SD_CONFIDENCE = 0.8  # of the scatter, for the range of seeds that would tell

@@ -233,7 +233,10 @@ def test_memory_is_pinned_for_runs_on_a_gpu_only(monkeypatch, device):
     """Whoever asks torch for it on a machine with a GPU starts CUDA there, also for a run on the processor."""
     config = compose("recipe.scale=[0.5,1]", "recipe.crop=0", "data=digits")
     data = ImageData(load(config.data), config.recipe, 0)
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), max_epochs=1)
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)), max_epochs=1, global_rank=0, world_size=1,
+        accumulate_grad_batches=1,
+    )  # fmt: skip
     data.setup("fit")
     assert {stream.loader.pin_memory for stream in data.streams.values()} == {device == "cuda"}
 
