@@ -57,8 +57,7 @@ class Learner(L.LightningModule):
             raise ConfigError("class_weights: belong to recipe.loss=ce")
         weights = None if class_weights is None else torch.as_tensor(class_weights)
         said = {"classes": classes, "seed": seed, "class_weights": None if weights is None else weights.tolist()}
-        # For the checkpoint; loggers get the configuration of a run flat, by training.loggers
-        self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said, **more}, logger=False)
+        self.save_hyperparameters({"net": described(net), "recipe": plain(recipe), **said, **more})
         self.net, self.recipe, self.seed = net, recipe, seed
         self.frozen = [part.eval() for part in freeze(net, recipe.freeze)]
         self.running, self.watch = Running(self.accuracy), Watch()

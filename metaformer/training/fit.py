@@ -183,6 +183,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     cost = count(net, images.shape)
     kind = Sharded if config.runtime.strategy == "fsdp" else Classifier
     module = learner(replace(config, recipe=recipe), net, images, prepared.teacher, kind)
+    module.save_hyperparameters({}, logger=False)  # loggers get the configuration flat, by training.loggers
     data = ImageData(
         images,
         recipe,

@@ -9,8 +9,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from conftest import compose
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 from trained import go, same, stop_at
 
@@ -281,3 +283,12 @@ def test_a_data_module_takes_a_recipe_as_plain_data():
     assert ImageData(images, {"batch": 64, "crop": 0}, 0).recipe.batch == 64
     with pytest.raises(ConfigError, match=r"recipe.bach: no such key; did you mean 'batch'?"):
         ImageData(images, {"bach": 64}, 0)
+
+
+def test_loggers_of_ones_own_get_the_recipe(tmp_path):
+    loader = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 4), 8)
+    logger = CSVLogger(tmp_path, name="", version="mine")
+    options = {**QUIET, "logger": logger, "max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1}
+    L.Trainer(**options).fit(Classifier(net(), Recipe(epochs=1, lr=1e-3), classes=4), loader)
+    kept = yaml.safe_load((tmp_path / "mine" / "hparams.yaml").read_text())
+    assert (kept["recipe"]["lr"], kept["classes"]) == (1e-3, 4)
