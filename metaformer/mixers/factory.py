@@ -36,8 +36,10 @@ def factories(mixer: AnyMixer | Sequence[AnyMixer], stages: int) -> list[MixerFa
 
     Raises:
         ConfigError: no mixer has the name; it says the nearest.
-        ValueError: another number of mixers than of stages.
+        ValueError: another number of mixers than of stages, or a module that is made already.
     """
+    if isinstance(mixer, nn.Module):
+        raise ValueError(f"mixer is one {type(mixer).__name__}; expected the class, of which each block makes its own")
     if isinstance(mixer, str):
         return from_config(mixer_named(mixer), stages)
     if not isinstance(mixer, Sequence):
