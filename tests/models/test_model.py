@@ -198,12 +198,13 @@ def test_without_a_seed_torchs_generator_decides():
     assert not torch.equal(a, b)
 
 
+def test_a_mixer_that_is_made_already_is_refused():
+    with pytest.raises(ValueError, match="mixer is one Pooling; expected the class, of which each block makes its own"):
+        MetaFormer(Pooling(), depths=[1], dims=[8])
+
+
 @pytest.mark.parametrize("options", [{"dims": [8, 8]}, {"mixer": [P, P]}, {"position": [True, False]}])
 def test_lists_of_unequal_length_are_refused(options):
-    with pytest.raises(
-        ValueError, match=r"mixer is one Pooling; expected the class, of which each block makes its own"
-    ):
-        MetaFormer(Pooling(), depths=[1], dims=[8])
     with pytest.raises(ValueError, match="has 2 values for 1 stages"):
         MetaFormer(**{"mixer": P, "depths": [1], "dims": [8], **options})
 
