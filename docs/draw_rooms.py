@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH, HEIGHT, GAP = 12.0, 1.0, 0.55  # of a floor, of a box, between floors, in inches
+WIDTH, HEIGHT, GAP = 12.0, 1.15, 0.5  # of a floor, of a box, between floors, in inches
 matplotlib.use("agg")
 matplotlib.rcParams |= {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "rooms"}
 

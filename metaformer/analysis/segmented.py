@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from metaformer.analysis.captions import PICTURED
 from metaformer.analysis.figures import WIDTH
+from metaformer.config.schema import COLOURS
 from metaformer.config.tasks import IGNORED
 from metaformer.runs.answers import Examples, PixelAnswers
 from metaformer.runs.launch import Run
@@ -49,7 +50,7 @@ def predictions(runs: Sequence[Run]) -> Figure | None:
             axes.set_axis_off()
         for axes, picture in zip(line, pictures, strict=False):
             if name == "image":
-                shown = picture if picture.shape[-1] in (1, 3) else picture.mean(-1)  # channels that are no colours
+                shown = picture if picture.shape[-1] in COLOURS else picture.mean(-1)  # channels that are no colours
                 axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=255)
             else:
                 shown = np.where(picture == IGNORED, len(names), picture)

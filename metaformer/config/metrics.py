@@ -26,6 +26,7 @@ class Metric:
     unit: str = "points"
     higher: bool = True  # is better
     worst: float = 0.0  # what a run that failed counts as in a search
+    ranks: bool = False  # images of one class by those of others: nothing where there are no others
     of_class: int | None = None  # for two classes only, of which the second is the positive one
     tasks: tuple[str, ...] = ("classification",)
 
@@ -48,7 +49,7 @@ METRICS = {
     "accuracy": Metric("accuracy", f"{TM}.MulticlassAccuracy", {"average": "micro"}, training=True),
     "balanced_accuracy": Metric("balanced accuracy", f"{TM}.MulticlassRecall", {"average": None}),
     "macro_f1": Metric("macro F1", f"{TM}.MulticlassF1Score", {"average": "macro"}),
-    "macro_auroc": Metric("macro AUROC", f"{TM}.MulticlassAUROC", {"average": None}),
+    "macro_auroc": Metric("macro AUROC", f"{TM}.MulticlassAUROC", {"average": None}, ranks=True),
     # without label smoothing
     "loss": Metric(
         "log loss",

@@ -60,6 +60,7 @@ class Model(Architecture):
 
 
 MOST_CHANNELS = 16  # of an image; more are the side of a volume
+COLOURS = (1, 3)  # channels of what image files hold and people see
 
 
 @dataclass

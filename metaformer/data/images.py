@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -19,6 +20,7 @@ from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import cache_dir
 
+T = TypeVar("T")
 MEASURED_PIXELS = 2 * 10**8  # mean and deviation of larger sets are those of every n-th image
 
 
@@ -137,15 +139,23 @@ class Images:
         return noise.to(memory_format=torch.channels_last)
 
 
+def _by_use(splits: Mapping[str, T], data: Data) -> dict[str, T]:
+    """What there is of each split, where one of validation alone is that of the test, as ImageNet's is."""
+    found = dict(splits)
+    if "test" not in found and "val" in found and data.test is None:
+        found["test"] = found.pop("val")
+    return found
+
+
 def check_carving(sizes: Mapping[str, int], data: Data) -> None:
     """Before images are decoded: a ConfigError where a split is asked for that is there, or there is none to test on.
 
     Args:
-        sizes: how many images each split has.
+        sizes: how many images each split has; one of the test alone is not for training.
     """
-    there = dict(sizes)
-    if "test" not in there and "val" in there and data.test is None:
-        there["test"] = there.pop("val")
+    if sizes.keys() == {"test"}:
+        return
+    there = _by_use(sizes, data)
     for name, asked in (("test", data.test), ("val", data.val)):
         if name in there and asked is not None:
             raise ConfigError(f"data.{name}={asked}: there is a {name} split of {there[name]} images; leave it out")
@@ -170,12 +180,11 @@ def carved(
         ConfigError: a split is asked for that is there already, there is none to test on, or one that is taken out has
             an image that is left in as well.
     """
-    parts, taken = dict(splits), dict[str, Tensor]()
-    if parts.keys() == {"test"}:
-        return Images(parts["test"], parts["test"], parts["test"], classes, seen, channels, only_test=True)
-    check_carving({name: len(part) for name, part in parts.items()}, data)
-    if "test" not in parts and "val" in parts and data.test is None:
-        parts["test"] = parts.pop("val")  # as ImageNet is
+    if splits.keys() == {"test"}:
+        test = splits["test"]
+        return Images(test, test, test, classes, seen, channels, only_test=True)
+    check_carving({name: len(part) for name, part in splits.items()}, data)
+    parts, taken = _by_use(splits, data), dict[str, Tensor]()
     for name, asked in (("test", data.test), ("val", data.val)):
         if name in parts:
             continue

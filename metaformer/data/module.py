@@ -8,7 +8,7 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
-from metaformer.config.schema import Recipe
+from metaformer.config.schema import COLOURS, Recipe
 from metaformer.config.validate import structure
 from metaformer.data.batches import (
     EVAL_PHOTOS,
@@ -69,6 +69,14 @@ def evaluation_transform(
     return create_transform(shape, is_training=False, interpolation=interpolation, crop_pct=crop_pct, **pixels)
 
 
+def check_reading(data: Images, recipe: Recipe) -> None:
+    """A ConfigError where images are read one at a time, and a recipe has no transform for them."""
+    if recipe.scale is None and not isinstance(data.train, Split):
+        raise ConfigError(
+            "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
+        )
+
+
 class ImageData(L.LightningDataModule):
     """What the Trainer asks for. It has to ask at every epoch: the training batches are those of that epoch.
 
@@ -96,7 +104,7 @@ class ImageData(L.LightningDataModule):
         self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU
         self.streams: dict[str, Stream] = {}
         pixels = normalisation(data.mean, data.std)
-        if recipe.scale is not None and data.channels not in (1, 3):
+        if recipe.scale is not None and data.channels not in COLOURS:
             told = f"is for grey or colours, and the images have {data.channels} channels"
             raise ConfigError(f"recipe.scale={recipe.scale}: {told}; expected null, with recipe.crop")
         if recipe.scale is not None and data.masked:
@@ -117,10 +125,7 @@ class ImageData(L.LightningDataModule):
                 "Trainer(reload_dataloaders_every_n_epochs=1): expected with ImageData, which makes the batches of one "
                 "epoch; the same ones would be trained on in every epoch"
             )
-        if "test" not in self.streams and not isinstance(self.data.test, Split):
-            raise ConfigError(
-                "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
-            )
+        check_reading(self.data, self.recipe)
         parts, batch, there = self.share.devices * self.share.accumulate, self.recipe.batch, len(self.data.train)
         if stage == "fit" and (batch > there or batch % parts):
             told = f"is for {parts} devices and accumulated parts, which do not divide it"

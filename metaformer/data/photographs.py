@@ -44,8 +44,7 @@ class Decoded:
 def photographs(data: Data, cache: Path, training: bool = True) -> Images:
     """The encoded images that a reader finds, in the order of `listing`, whose argument `training` is."""
     listing = listing_of(data, training=training)
-    if "train" in listing.parts:
-        check_carving({name: len(part.labels) for name, part in listing.parts.items()}, data)
+    check_carving({name: len(part.labels) for name, part in listing.parts.items()}, data)
     if any(part.masks for part in listing.parts.values()):
         return _masked(listing, data, cache)
     splits = {

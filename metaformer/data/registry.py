@@ -6,7 +6,7 @@ from typing import Any
 
 from metaformer.config.identity import COLUMNS
 from metaformer.config.named_code import import_object
-from metaformer.config.schema import Data, Recipe
+from metaformer.config.schema import COLOURS, Data, Recipe
 from metaformer.config.tasks import Task
 from metaformer.data.listing import Listing, arrange, tell
 from metaformer.system.errors import ConfigError, by_closeness
@@ -119,7 +119,7 @@ def check(data: Data, recipe: Recipe, task: Task) -> None:
     if data.mask_column is not None and data.label_column is not None:
         told = f"with data.mask_column={data.mask_column} nothing reads it"
         raise ConfigError(f"data.label_column={data.label_column}: {told}; expected one of them")
-    if data.channels not in (None, 1, 3) and "decode" in known.reads:
+    if data.channels not in (None, *COLOURS) and "decode" in known.reads:
         raise ConfigError(f"data.channels={data.channels}: expected 1 for grey or 3 for colour")
     if data.range is not None and (len(data.range) != 2 or not data.range[0] < data.range[1]):
         raise ConfigError(f"data.range={data.range}: expected what is black and what is white, like [0, 4095]")

@@ -10,6 +10,7 @@ from PIL import Image as pil
 from PIL.Image import Image
 from torch import Tensor
 
+from metaformer.config.schema import COLOURS
 from metaformer.config.tasks import IGNORED
 from metaformer.system.errors import ConfigError
 
@@ -108,7 +109,7 @@ class Split:
 
 def shown(image: np.ndarray) -> np.ndarray:
     """An image [H, W, C] for people: as it is, or the mean [H, W] of channels that are no colours."""
-    return image if image.shape[2] in (1, 3) else image.mean(2).astype(np.uint8)
+    return image if image.shape[2] in COLOURS else image.mean(2).astype(np.uint8)
 
 
 def _picked(pixels: Tensor, places: Tensor, corners: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,10 @@ def check_study(study: Study, listed: Sequence[Entry], asked: Collection[str] | 
         check_contrasts(analysis, cells)
         return study
     kept = {name: weights for name, weights in analysis.contrasts.items() if set(weights) <= cells}
-    for name in analysis.contrasts.keys() - kept.keys():
-        absent = next(cell for cell in analysis.contrasts[name] if cell not in cells)
+    for name, weights in analysis.contrasts.items():
+        absent = next((cell for cell in weights if cell not in cells), None)
+        if absent is None:
+            continue
         told = f"left out, for there is no cell '{absent}' here; nearest: {', '.join(by_closeness(absent, cells)[:3])}"
         print(f"note: study.analysis.contrasts.{name}: {told}", file=sys.stderr)
     return replace(study, analysis=replace(analysis, contrasts=kept))

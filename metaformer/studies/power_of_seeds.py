@@ -114,14 +114,13 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
     """Print the power of the planned seeds, and how many show that two equal cells are equivalent."""
     analysis, metric = study.analysis, metric_of(study.analysis.metric)
     unit, margin, places = metric.unit, analysis.margin, metric.digits
-    last = looks_at(range(analysis.looks[-1] if analysis.looks else seeds), analysis)[-1]
 
     def first(n: int) -> float:
         """The alpha of the first step at the last look that so many seeds allow, or at the first one."""
         looks = looks_at(range(max(n, analysis.looks[0] if analysis.looks else 0)), analysis)
         return first_step(replace(analysis, alpha=looks[-1].alpha), comparisons)
 
-    alpha = first_step(replace(analysis, alpha=last.alpha), comparisons)
+    alpha = first(analysis.looks[-1] if analysis.looks else seeds)
     place = "or contrasts in the study" if analysis.correction == "holm_study" else "in a setting"
     told = ". The chances are those of the last look that so many seeds allow, alone"
     at_look = told if analysis.looks else ""

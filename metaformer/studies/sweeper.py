@@ -145,14 +145,15 @@ class StudySweeper(Sweeper):
         since = time.time()
         try:
             returned = launched(self.launcher, [p.overrides for p in pending])
-            pairs = zip(pending, returned, strict=True)
-            return [_lost(p, _died(r), since) if isinstance(r, Exception) else r for p, r in pairs]
         except Exception as error:  # whatever a launcher raises when a worker is gone
             if type(self.launcher).__name__ != "JoblibLauncher":  # it has not launched
                 told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
                 chosen = self.config.hydra.runtime.choices["hydra/launcher"]
                 raise ConfigError(f"hydra/launcher={chosen}: {told or reason_of(error)}") from error
             died = _died(error)
+        else:
+            pairs = zip(pending, returned, strict=True)
+            return [_lost(p, _died(r), since) if isinstance(r, Exception) else r for p, r in pairs]
         lost = [p for p in pending if not _finished_since(p, since)]
         left = [p for p in lost if not written_since(p.run.folder / "failed.json", since)]
         outcomes = [_failed(p, failure_of(p.run.folder)) for p in lost if p not in left]

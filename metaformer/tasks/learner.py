@@ -66,7 +66,6 @@ class Learner(L.LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.kept: list[tuple[Tensor, ...]] = []  # of the split that is evaluated
         self.scores: Scores | PixelScores | None = None  # of the last one
-        self.stretch: float = 1  # epochs of the schedule for one of the Trainer
 
     @abstractmethod
     def keep(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -223,7 +222,6 @@ class Learner(L.LightningModule):
             updates: float = int(total) // epochs
         else:  # in somebody's own Trainer: the whole schedule in as many steps as that has
             updates = total / epochs
-            self.stretch = epochs / self.trainer.max_epochs if self.trainer.max_epochs not in (None, -1) else 1
         scheduler = make_scheduler(optimizer, self.recipe, updates)
         if scheduler is None:
             return optimizer
@@ -233,7 +231,9 @@ class Learner(L.LightningModule):
         if not isinstance(scheduler, Scheduler):  # of a subclass, or of Lightning's Tuner
             super().lr_scheduler_step(scheduler, metric)
         elif self.recipe.lr_interval == "epoch":
-            scheduler.step((self.current_epoch + 1) * self.stretch)  # type: ignore[arg-type]  # timm takes parts too
+            own, trained = self.recipe.all_epochs, self.trainer.max_epochs
+            stretch = own / trained if trained not in (None, -1, own) else 1
+            scheduler.step((self.current_epoch + 1) * stretch)  # type: ignore[arg-type]  # timm takes parts too
         else:
             scheduler.step_update(self.global_step)
 

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 from torchvision.utils import draw_segmentation_masks, make_grid, save_image
 
-from metaformer.config.schema import Config, Recipe
+from metaformer.config.schema import COLOURS, Config, Recipe
 from metaformer.config.tasks import IGNORED
 from metaformer.data.images import Images
 from metaformer.data.module import ImageData
@@ -42,7 +42,7 @@ def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int =
         batch = module.mixup(*batch)
     mean, std = (v[:, None, None] / 255 for v in (images.mean, images.std))
     shown = (batch[0][:most] * std + mean).clamp(0, 1)
-    shown = shown if images.channels in (1, 3) else shown.mean(1, keepdim=True)
+    shown = shown if images.channels in COLOURS else shown.mean(1, keepdim=True)
     if images.masked:
         shown = torch.stack([_with_mask(*pair) for pair in zip(shown, batch[1], strict=False)])
     file = folder / "batch.png"

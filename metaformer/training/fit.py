@@ -19,8 +19,7 @@ from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, check_masks, load
-from metaformer.data.module import ImageData
-from metaformer.data.splits import Split
+from metaformer.data.module import ImageData, check_reading
 from metaformer.models.build import build, check_split, checkpoint_blocks, crop_of, ready
 from metaformer.models.compiling import compiling, refuse_without_graph, why_not_compiled
 from metaformer.models.cost import Cost, count
@@ -88,10 +87,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     check_optimizer(recipe)
     images = images or load(config.data, config.runtime.cache)
     check_masks(config, images)
-    if recipe.scale is None and not isinstance(images.train, Split):
-        raise ConfigError(
-            "recipe.scale: expected a random resized crop, as in recipe=poolformer, since data.decode=always"
-        )
+    check_reading(images, recipe)
     if recipe.crop >= (side := min(images.shape[1:])):  # arrays say themselves how large they are
         raise ConfigError(f"recipe.crop={recipe.crop}: expected less than the {side} pixels of an image")
     if recipe.batch > len(images.train):
@@ -101,10 +97,10 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         has = f"an epoch, at whose end it is validated, has {whole} steps"
         expected = f"expected at least {whole}, or recipe.steps=NUMBER, whose epochs follow recipe.validate_steps"
         raise ConfigError(f"recipe.validate_steps={recipe.validate_steps}: {has}; {expected}")
-    metric = config.study.analysis.metric
-    if metric_of(metric).of_class is not None and len(images.classes) != 2:
+    metric, known = config.study.analysis.metric, metric_of(config.study.analysis.metric)
+    if known.of_class is not None and len(images.classes) != 2:
         raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
-    if "auroc" in metric and (alone := [n for n, part in images.splits().items() if len(part.labels.unique()) < 2]):
+    if known.ranks and (alone := [n for n, part in images.splits().items() if len(part.labels.unique()) < 2]):
         raise ConfigError(f"study.analysis.metric={metric}: is of two classes or more, and {alone[0]} has one alone")
     net = build(
         config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes), task=config.task

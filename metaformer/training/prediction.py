@@ -17,7 +17,7 @@ from PIL import ImageChops
 from PIL.Image import Image
 from torch import Tensor
 
-from metaformer.config.schema import Config, Data
+from metaformer.config.schema import COLOURS, Config, Data
 from metaformer.config.tasks import IGNORED
 from metaformer.data.batches import EVAL_LOGITS, EVAL_PHOTOS
 from metaformer.data.decoding import decode, unfit
@@ -172,7 +172,7 @@ def _pictures(config: Config, trained: Trained, *, folder: bool) -> Pictures:
 
 def _below(config: Config, trained: Trained, batch: int) -> Pictures:
     """The images of a folder, by their paths in it."""
-    if trained.shape[0] not in (1, 3):
+    if trained.shape[0] not in COLOURS:
         told = f"this run was trained on images of {trained.shape[0]} channels, which no file of an image has"
         raise ConfigError(f"data.root={config.data.root}: {told}; leave it out for the test images")
     files = images_below(config.data)
@@ -195,8 +195,7 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
 def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     """The test images of the run, by their places."""
     images = load_images(config.data, config.runtime.cache, training=False).test
-    own = isinstance(images, Split) and trained.shape[0] not in (1, 3)  # whose channels are no colours
-    read = images.array if own else images.read  # type: ignore[union-attr]
+    read = images.array if isinstance(images, Split) and trained.shape[0] not in COLOURS else images.read
     return Pictures([f"test/{row}" for row in range(len(images))], read, _of_decoded(trained), batch)
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from metaformer.config.schema import Config, Data, Model
+from metaformer.config.schema import COLOURS, Config, Data, Model
 from metaformer.config.validate import structure
 from metaformer.data.decoding import fit, plain
 from metaformer.data.module import evaluation_transform, normalisation
@@ -54,7 +54,7 @@ class Transform:
             if image.shape != expected or image.dtype != np.uint8:
                 raise ConfigError(f"image: {image.dtype} {image.shape}; expected an array of uint8 {expected}")
             return self._normalised(torch.from_numpy(image).permute(2, 0, 1))
-        if len(self.mean) not in (1, 3):
+        if len(self.mean) not in COLOURS:
             raise ConfigError(f"image: {image.mode}; expected an array [H, W, {len(self.mean)}] uint8")
         whole = plain(ImageOps.exif_transpose(image), "image", self.data)
         if self.streamed is not None:

@@ -25,6 +25,18 @@ def go(*words: str):
     return run(resolve(compose(*WORDS, "model.drop_path=0.2", *words), CHOICES)[0])
 
 
+def stopped_and_resumed(monkeypatch, at: int, *words: str):
+    """A run that a signal stopped in the middle of a step, and the steps that were trained when it went on."""
+    words += (f"runtime.runs=stopped{at}",)
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at)
+        with pytest.raises(SystemExit):
+            go(*words)
+    with monkeypatch.context() as patch:
+        seen = steps_of(patch)
+        return go(*words), seen
+
+
 def test_the_steps_of_whole_epochs_are_those_epochs():
     epochs = go("recipe.epochs=2", "recipe.warmup_epochs=1").folder
     half = compose().recipe.epochs / 2  # of the recipe's own, as one of two epochs is
@@ -39,13 +51,7 @@ def test_the_last_epoch_ends_at_the_last_step_and_resumes_there(monkeypatch):
     assert all(row["val_loss"] for row in metrics(whole.folder))
     assert (whole.result.epochs, whole.result.tested_epoch) == (3, 3)
     for at in (1, 6):  # in the first epoch, and in the last
-        with monkeypatch.context() as patch:
-            stop_at(patch, signal.SIGTERM, at)
-            with pytest.raises(SystemExit):
-                go(*words, f"runtime.runs=stopped{at}")
-        with monkeypatch.context() as patch:
-            seen = steps_of(patch)
-            resumed = go(*words, f"runtime.runs=stopped{at}")
+        resumed, seen = stopped_and_resumed(monkeypatch, at, *words)
         assert seen == [step for step in range(at + 1, 8) for _ in range(2)]
         assert equal(resumed.folder, whole.folder)
 
@@ -146,11 +152,7 @@ def test_validation_every_so_many_steps_changes_no_weight_and_resumes(monkeypatc
     assert whole.result.tested_epoch in (2, 4, 5)
     assert whole.result.metrics["val_accuracy"] == max(float(row["val_accuracy"]) for row in validated)
     for at in (1, 7):  # in an epoch that is not validated
-        with monkeypatch.context() as patch:
-            stop_at(patch, signal.SIGTERM, at)
-            with pytest.raises(SystemExit):
-                go(*words, f"runtime.runs=stopped{at}")
-        assert equal(go(*words, f"runtime.runs=stopped{at}").folder, whole.folder)
+        assert equal(stopped_and_resumed(monkeypatch, at, *words)[0].folder, whole.folder)
 
 
 def test_validation_more_often_than_a_pass_ends_changes_no_weight_and_resumes(monkeypatch):
@@ -170,13 +172,7 @@ def test_validation_more_often_than_a_pass_ends_changes_no_weight_and_resumes(mo
             ]
     assert (whole.result.epochs, whole.result.images) == (6, 192)
     for at in (2, 5):  # the third step of the first pass, after which a pass begins; the last one of an epoch
-        with monkeypatch.context() as patch:
-            stop_at(patch, signal.SIGTERM, at)
-            with pytest.raises(SystemExit):
-                go(*words, f"runtime.runs=stopped{at}")
-        with monkeypatch.context() as patch:
-            seen = steps_of(patch)
-            resumed = go(*words, f"runtime.runs=stopped{at}")
+        resumed, seen = stopped_and_resumed(monkeypatch, at, *words)
         assert seen == list(range(at + 1, 11))
         assert equal(resumed.folder, whole.folder)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metaformer.config.named_code import import_object
-from metaformer.config.schema import MOST_CHANNELS, Data
+from metaformer.config.schema import COLOURS, MOST_CHANNELS, Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import digest, digests_of
 from metaformer.data.listing import WORDS, once, root_of, split_of, tell
@@ -213,7 +213,7 @@ def _pixels(images: np.ndarray, labels: np.ndarray, name: str, data: Data) -> np
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 5 or (images.ndim == 4 and images.shape[3] > MOST_CHANNELS):
-        if images.ndim == 4 and images.shape[1] in (1, 3):
+        if images.ndim == 4 and images.shape[1] in COLOURS:
             raise ConfigError(f"{name}: {images.shape}: has its channels first; expected [N, H, W, C]")
         expected = f"{SHAPES} with {MOST_CHANNELS} channels at most"
         raise ConfigError(f"{name}: {images.shape}: volumes are not read; expected {expected}")
