@@ -77,6 +77,26 @@ def positive(key: str, text: str | None, what: str, below: float = float("inf"))
     return value
 
 
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def print_help(doc: str | None, nodes: Collection[str] | None = None, overrides: Sequence[str] = ()) -> None:
+    """Print what a command does, and the keys of the configuration that matter to it; by default those of a run.
+
+    Args:
+        overrides: whose values the keys have.
+    """
+    from metaformer.config.help import RUN_NODES, help_on
+
+    nodes = RUN_NODES if nodes is None else nodes
+    try:
+        print(f"{doc}\n{help_on(overrides, nodes)}" if nodes else doc, flush=True)
+    except BrokenPipeError:  # nobody reads on, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        raise SystemExit(1) from None
+
+
 def explain_or_raise(error: Exception) -> None:
     """Print an error of the user's as one line and leave with status 2; with HYDRA_FULL_ERROR=1 let it go on."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -93,11 +113,8 @@ def answer(doc: str | None, action: Callable[[list[str]], None], keys: Collectio
     """
     arguments = sys.argv[1:]
     try:
-        if set(arguments) & {"-h", "--help"}:
-            from metaformer.config.help import help_on
-
-            print(f"{doc}\n{help_on([], keys)}" if keys else doc)
-            return
+        if asks_for_help(arguments):
+            return print_help(doc, keys)
         check_local_files()
         action(arguments)
     except USER_ERRORS as error:

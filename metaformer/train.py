@@ -16,10 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer.cli import RUN_ERRORS, explain_or_raise
+from metaformer.cli import RUN_ERRORS, asks_for_help, explain_or_raise, print_help
 from metaformer.config.compose import check_flags, check_local_files, check_words, conf_dir, register
 from metaformer.config.explain import USER_ERRORS
-from metaformer.studies import sweeper, worker
 from metaformer.system.machine import rank
 
 FAILED: list[Exception] = []
@@ -27,6 +26,8 @@ FAILED: list[Exception] = []
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
 def app(cfg: DictConfig) -> float | None:
+    from metaformer.studies import worker
+
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # of another sweeper than that of studies
         return worker.trial(cfg)
     # Hydra prints a line of its own where a job raises; main() has a better one.
@@ -50,17 +51,16 @@ def main() -> None:
     # Hydra takes no overrides after a flag that stands between them.
     sys.argv[1:] = many[:1] + [argument for argument in sys.argv[1:] if argument not in many]
     register()
-    sweeper.register()
     try:
         check_local_files()
-        if {"-h", "--help"} & set(sys.argv):  # Hydra's own takes twice as long, for groups that it does not show
-            from metaformer.config.help import RUN_NODES, help_on
-
-            print(f"{__doc__}\n{help_on([word for word in sys.argv[1:] if word[:1] != '-'], RUN_NODES)}")
-            return
+        if asks_for_help(sys.argv):  # Hydra's own takes twice as long, for groups that it does not show
+            return print_help(__doc__, overrides=[word for word in sys.argv[1:] if word[:1] != "-"])
         if rank() == 0:  # Lightning adds words of its own for the others that train a run with this process
             check_flags([word for word in sys.argv[1:] if word[:1] == "-"])
             check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])
+        from metaformer.studies import sweeper  # a third of the time that --help would take
+
+        sweeper.register()
         app()
         if FAILED:
             raise FAILED[0]

@@ -32,6 +32,7 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+@cache
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra and OmegaConf."""
     schema = OmegaConf.structured(Config)

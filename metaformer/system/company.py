@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from metaformer.system import locks
 
 STAT = Path("/proc/stat")
@@ -75,6 +73,8 @@ def _at_work(folder: Path, own: Path, since: int | None) -> set[str]:
 
 def _used() -> float:
     """Seconds of processors that this process has had, and all that it has started, like those that read images."""
+    import psutil  # not in the first second of each command
+
     spent = sum(os.times()[:4])  # of children those that ended
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has just ended

@@ -1,10 +1,13 @@
 """--help tells every key, from the schema alone."""
 
 import importlib
+import os
 import re
+import sys
 
 import pytest
 
+from metaformer.cli import print_help
 from metaformer.config.help import _comment, help_on
 from metaformer.config.schema import Config
 from metaformer.config.validate import leaves
@@ -51,3 +54,13 @@ def test_a_verb_tells_what_matters_to_it(verb, shown, hidden, monkeypatch, capsy
 
 def test_every_key_has_a_description():
     assert [path for path, _, _ in leaves(Config()) if not _comment(path)] == []
+
+
+def test_a_reader_that_leaves_is_no_traceback(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)  # as in `--help | head`
+    with os.fdopen(writer, "w") as left, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", left)
+        with pytest.raises(SystemExit):
+            print_help("What it does.", ["recipe"])
+        left.write("and nothing fails when Python ends")
