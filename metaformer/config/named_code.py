@@ -8,6 +8,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ def _hash_of(path: str) -> str:
     if found is None or top == OWN:
         return ""  # importing it will say what is wrong
     if _installed(found.file or found.places[0]):
-        names = sorted(set(packages_distributions().get(top, [])))
+        names = sorted(set(_packages().get(top, [])))
         return " ".join(f"{name} {version(name)}" for name in names)  # nothing for the standard library
     files: dict[str, Path] = {}
     _follow(path, files)
@@ -78,6 +79,12 @@ def _hash_of(path: str) -> str:
     for name, file in sorted(files.items()):
         digest.update(f"{name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _packages() -> Mapping[str, list[str]]:
+    """The distributions that bring each package: all of them are looked at for it, which takes a third of a second."""
+    return packages_distributions()
 
 
 def _installed(path: Path) -> bool:

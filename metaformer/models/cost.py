@@ -253,5 +253,5 @@ def best(action: Callable[[], object], device: torch.device, rounds: int = 5) ->
 
 
 def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,8 +1,8 @@
 """Everything that is measured of one trained run."""
 
+import copy
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ def measure(run: Finished, jobs: int) -> Probed:
     net = net.to(device).requires_grad_(False)
 
     def batches(val: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        these = replace(images, val=val)
-        these.mean, these.std = images.mean, images.std
+        these = copy.copy(images)  # as a new one it would measure the training images again
+        these.val = val
         for x, labels in image_data(config, these, jobs).val_dataloader():
             yield x.to(device, memory_format=torch.channels_last), labels.to(device)
 

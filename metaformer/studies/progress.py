@@ -60,16 +60,16 @@ def _lines(points: Sequence[Point], pending: Sequence[Point], console: Console, 
             if status in ENDED and point.run.folder not in ended:
                 ended.add(point.run.folder)
                 seen = last_row(point.run.folder) if status == "finished" else None
-                words = _metric(point, seen) if seen else status
+                words = (seen and _metric(point, seen)) or status
                 count = len(points) - len(pending) + len(ended)
                 line = f"[{count}/{len(points)}] {point.cell} seed {point.config.seed}: {words}"
                 console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)
 
 
 def _metric(point: Point, row: Mapping[str, str]) -> str:
-    """The study's metric of a run on validation images, in its last epoch."""
+    """The study's metric of a run on validation images, in its last epoch; nothing where that was not validated."""
     selected = selecting(point.config.study.analysis.metric)
-    return f"{in_words(selected)} {metric_of(selected).told(float(row[selected]))}"
+    return row[selected] and f"{in_words(selected)} {metric_of(selected).told(float(row[selected]))}"
 
 
 def _live(points: Sequence[Point], pending: Sequence[Point], console: Console, stop: threading.Event) -> None:

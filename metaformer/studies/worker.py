@@ -1,6 +1,6 @@
 """One run, the only way to train: a command, a study, a search and a job of SLURM or Ray all end in `run`.
 
-This is the one door of the studies to torch, which is imported only to train.
+This is a door of the studies to torch, which is imported only to train.
 """
 
 import contextlib
@@ -187,7 +187,7 @@ def _train(planned: Planned, prepared: "Prepared", *, jobs: int, log: str | None
 
     config, folder = planned.config, planned.folder
     for stale in folder.iterdir() if force else [folder / "failed.json", *folder.glob(f"{PART}*")]:
-        if stale.is_file() and stale.name != ".lock":
+        if stale.is_file() and stale.name != ".lock" and not stale.match("rank*.log"):  # others of this run write those
             stale.unlink(missing_ok=True)
     write(folder / "config.yaml", yaml.safe_dump({"choices": dict(planned.choices), **plain(config)}, sort_keys=False))
     show = config.runtime.progress and log is None and sys.stderr.isatty()

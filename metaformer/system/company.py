@@ -7,7 +7,7 @@ at its end all that were at work in its time, also those that came and went.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,16 @@ def company() -> Iterator[Company]:
     """Look at what else the machine does until the block ends; what was found is there afterwards."""
     folder, found = locks.own_folder("training"), Company()
     own = folder / f"{os.getpid()}.lock"
-    lock = locks.take(own)
-    if lock is None:  # a process of another container has our number
-        yield found
-        return
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(own, 2 * locks.EVERY))  # who looks whether it is held is gone by then
+        except TimeoutError:
+            alone = False  # a process of another container has our number
+        else:
+            alone = True
+        if not alone:
+            yield found
+            return
         began, busy, used = _touch(own), _busy(), _used()
         start = time.monotonic()
         there = _at_work(folder, own, None)
@@ -43,8 +48,6 @@ def company() -> Iterator[Company]:
         if busy is not None and (now := _busy()) is not None:
             found.cores = round(max(0.0, now - busy - (_used() - used)) / (time.monotonic() - start), 3)
         _touch(own)
-    finally:
-        locks.free(lock)
 
 
 def _touch(path: Path) -> int:

@@ -188,5 +188,6 @@ def started_together() -> tuple[str, int]:
 
 def rank() -> int:
     """The place of this process among those that train one run together, whoever started them; 0 is the first."""
-    variables = ("RANK", "LOCAL_RANK") if "SLURM_JOB_ID" not in os.environ else ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    by_srun = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # a shell within a job has a SLURM_PROCID too
+    variables = ("RANK", "SLURM_PROCID", "LOCAL_RANK") if by_srun else ("RANK", "LOCAL_RANK")
     return next((int(os.environ[name]) for name in variables if name in os.environ), 0)

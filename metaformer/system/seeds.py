@@ -37,6 +37,10 @@ def seeded(seed: int | None, *place: object) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    if torch.cuda.is_initialized():
+        others = range(torch.cuda.device_count())
+    else:
+        others = range(torch.backends.mps.is_available())
+    with torch.random.fork_rng(devices=others):
         _seed_torch(derive(seed, *place))
         yield

@@ -66,6 +66,8 @@ class Segmenter(Learner):
         if not self.kept:  # the first batch of a split
             self.shown = found.shown
             self.confused.zero_()
+        elif len(self.shown) < SHOWN:  # a batch may be one image
+            self.shown = torch.cat([self.shown, found.shown])[:SHOWN]
         self.confused += found.confused
         return found.counts, found.losses
 

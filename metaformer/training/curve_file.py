@@ -70,5 +70,10 @@ class CurveFile(L.Callback):
         if self.mirror is not None:
             self.mirror.log(row, trainer.global_step)
 
+    def ends_validated(self) -> bool:
+        """Whether the last epoch was validated; on the first device, which writes the file."""
+        rows = self.rows() if (self.folder / "metrics.csv").exists() else []
+        return bool(rows and rows[-1]["val_loss"])
+
     def rows(self) -> list[dict[str, str]]:
         return read_curve(self.folder)

@@ -210,7 +210,7 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         torch.set_num_threads(kept["threads"])
         check_split(net, config, kept["accumulate"])
         with compiling(net, compiled, planned.cell_id, graph=config.runtime.graph):
-            tested = _train_and_test(trainer, module, data, saved)
+            tested = _train_and_test(trainer, module, data, saved, curve)
         weights = weights_of(net)
         if not main:
             return None
@@ -226,8 +226,11 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
     return measured
 
 
-def _train_and_test(trainer: L.Trainer, module: Learner, data: ImageData, saved: Saved | None) -> Tested:
+def _train_and_test(
+    trainer: L.Trainer, module: Learner, data: ImageData, saved: Saved | None, curve: CurveFile
+) -> Tested:
     """Fit, put the weights in place that are to be tested, and test them."""
+    metrics: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=QUIET)
         try:
@@ -239,7 +242,9 @@ def _train_and_test(trainer: L.Trainer, module: Learner, data: ImageData, saved:
                 best = next((c for c in trainer.callbacks if isinstance(c, Best) and c.weights), None)  # type: ignore[attr-defined]
                 if best is not None:
                     best.restore(module.net)
-                metrics = dict(trainer.test(module, data, verbose=False)[0])
+                elif trainer.limit_val_batches and trainer.strategy.broadcast(not curve.ends_validated()):
+                    metrics |= trainer.validate(module, data, verbose=False)[0]  # a callback has ended the training
+                metrics |= trainer.test(module, data, verbose=False)[0]
         except SystemExit as stopped:
             if stopped.code == 1:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped

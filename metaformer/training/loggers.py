@@ -66,6 +66,8 @@ class Guarded(Logger):
 
     def __getattr__(self, name: str) -> Any:
         """What only some loggers have, like `experiment` or `log_image`."""
+        if name.startswith("__"):  # what copy and pickle ask of one that is not made yet
+            raise AttributeError(name)
         found = getattr(self.__dict__["logger"], name)
         return partial(self.attempt, name) if callable(found) else found
 

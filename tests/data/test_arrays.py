@@ -1,5 +1,6 @@
 """Data sets of arrays: of an .npz file, and of a function of one's own."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_what_is_in_the_file_is_what_counts(tmp_path):
     assert fingerprint(data_of(packed)) == fingerprint(data_of(tmp_path / "plain.npz"))
     labels = medmnist()["test_labels"][::-1]
     assert fingerprint(data_of(npz(medmnist(test_labels=labels), tmp_path / "b"))) != fingerprint(data_of(packed))
+
+
+def test_a_file_that_takes_the_place_of_one_as_old_and_as_large_is_read_again(tmp_path):
+    for name, last in (("a.npz", 0), ("b.npz", 1)):
+        labels = medmnist()["train_labels"]
+        labels[-1] = last
+        np.savez(tmp_path / name, **medmnist(train_labels=labels))
+        os.utime(tmp_path / name, ns=(10**18, 10**18))  # as archives have them, in whole seconds
+    first, other = (fingerprint(data_of(tmp_path / name)) for name in ("a.npz", "b.npz"))
+    (tmp_path / "b.npz").replace(tmp_path / "a.npz")
+    assert fingerprint(data_of(tmp_path / "a.npz")) == other != first
 
 
 @pytest.mark.parametrize(

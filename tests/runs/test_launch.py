@@ -130,6 +130,8 @@ def test_the_ledger_tells_what_was_known_before(tmp_path, monkeypatch):
     with (runs / "ledger.jsonl").open("a") as file:
         file.write('{"run": "half a l')  # a crash
     assert ledger.known(runs, [entry.run_id for entry in listed]) == [listed[0].run_id]
+    ledger.note(runs, listed[1].run_id, None, "2026-01-03T00:00:00+00:00")  # after which others are noted
+    assert ledger.known(runs, [entry.run_id for entry in listed]) == [entry.run_id for entry in listed[:2]]
     opened = os.open
 
     def foreign(path, *rest):
@@ -140,7 +142,7 @@ def test_the_ledger_tells_what_was_known_before(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", foreign)
         ledger.note(runs, listed[2].run_id, None, "2026-01-03T00:00:00+00:00")
-    assert ledger.known(runs, [entry.run_id for entry in listed]) == [listed[0].run_id, listed[2].run_id]
+    assert ledger.known(runs, [entry.run_id for entry in listed]) == [entry.run_id for entry in listed]
     (runs / "ledger.jsonl").write_text("{\n")
     with pytest.raises(ConfigError, match=r"ledger\.jsonl: cannot be read"):
         ledger.known(runs, [])

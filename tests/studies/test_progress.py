@@ -52,6 +52,18 @@ def test_the_table_says_what_every_worker_does(runs):
     assert "identity 0/2" in lines
 
 
+def test_a_run_whose_last_epoch_was_not_validated_is_finished(runs):
+    """As where a callback has stopped it."""
+    folder, stop, text = runs[0].run.folder, threading.Event(), StringIO()
+    write_curve(folder, [], columns_of("classification"))
+    add_to_curve(folder, {"epoch": 1, "train_loss": 0.5}, columns_of("classification"))
+    (folder / "result.json").touch()
+    os.utime(folder / "result.json", (time.time() + 60,) * 2)
+    stop.set()
+    progress._lines(runs, runs[:1], Console(file=text, width=120), stop)
+    assert "pooling seed 0: finished, " in text.getvalue()
+
+
 def test_a_run_without_a_readable_curve_is_still_finished(runs):
     folder, stop, text = runs[0].run.folder, threading.Event(), StringIO()
     (folder / "result.json").touch()

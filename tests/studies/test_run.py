@@ -137,10 +137,14 @@ def test_a_resumed_run_keeps_its_number_of_threads(monkeypatch):
 
 
 def test_force_trains_again():
-    first = go().result
+    first = go()
+    for name in ("rank1.log", "run.log"):
+        (first.folder / name).write_text("of before")
     again = go("runtime.force=true")
     assert again.status == "finished"
-    assert again.result.metrics == first.metrics
+    assert again.result.metrics == first.result.metrics
+    assert (first.folder / "rank1.log").exists()  # another process of the run may be writing it by now
+    assert not (first.folder / "run.log").exists()
 
 
 def test_a_result_that_cannot_be_read_is_named():

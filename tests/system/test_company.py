@@ -1,8 +1,10 @@
 """Whether a run was alone on its machine."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import TINY
@@ -53,6 +55,22 @@ def test_another_run_is_seen_whenever_it_overlaps(when):
     assert later.runs == 0
 
 
+def test_somebody_who_looks_is_none_of_the_company():
+    """Other runs ask whether this one is held, for which they take its lock for a moment."""
+    with (locks.own_folder("training") / f"{os.getpid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with company() as found:
+            pass
+    assert found.runs == 0
+
+
+def test_a_process_of_another_container_with_our_number_is_not_known():
+    with locks.held(locks.own_folder("training") / f"{os.getpid()}.lock"), company() as found:
+        pass
+    assert found.runs is None
+
+
 def test_one_that_ended_just_before_is_none_of_the_company():
     gone = locks.own_folder("training") / "1.lock"  # held by nobody
     gone.touch()
@@ -67,7 +85,7 @@ def test_what_other_processes_take_is_told_in_cores(monkeypatch):
     busy = iter([100.0, 100.0 + 2 * 0.1])
     monkeypatch.setattr(module, "_busy", lambda: next(busy))
     monkeypatch.setattr(module, "_used", lambda: 0.0)
-    clock = iter([0.0, 0.1])
+    clock = iter([0.0, 0.0, 0.1])  # the lock, the begin, the end
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     with company() as found:
         pass

@@ -6,13 +6,17 @@ from metaformer.system.machine import CORES, RESTARTS, cores, rank, restarted
 
 
 def test_whose_turn_it_is(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_ID"):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert rank() == 0
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert rank() == 1
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert rank() == 1  # of `srun --pty bash`, in which Lightning has started the process
     monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert rank() == 3
     monkeypatch.setenv("RANK", "5")
     assert rank() == 5

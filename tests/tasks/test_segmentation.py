@@ -17,6 +17,7 @@ from trained import CHOICES, equal, metrics, stop_at
 from metaformer import cost, plan
 from metaformer.analysis.pixel_terms import terms_of_pixels
 from metaformer.config.tasks import FILLED, IGNORED
+from metaformer.data import batches
 from metaformer.data.images import load
 from metaformer.runs.answers import PixelAnswers, read_answers
 from metaformer.runs.result import read_result
@@ -270,3 +271,13 @@ def test_a_sweep_is_reported_with_its_classes_and_pictures(cli):
     assert "mean IoU" in page
     assert "T-shirt/top" in page
     assert {"predictions.svg", "predictions.pdf"} <= {path.name for path in (folder / "figures").iterdir()}
+
+
+def test_pictures_are_kept_of_images_of_several_batches(monkeypatch):
+    """Of large images a batch is one."""
+    whole = go("recipe.epochs=1", "runtime.runs=whole")
+    monkeypatch.setattr(batches, "EVAL_LOGITS", 1)
+    single = go("recipe.epochs=1", "runtime.runs=single")
+    shown = [np.load(outcome.folder / "predictions.npz")["shown"] for outcome in (whole, single)]
+    assert len(shown[0]) == len(shown[1]) == 6
+    assert (shown[0] == shown[1]).mean() > 0.99  # up to rounding

@@ -1,5 +1,6 @@
 """Callbacks and loggers that a configuration brings."""
 
+import copy
 import csv
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, compose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger
 
 from metaformer.config.compose import names_in
 from metaformer.config.explain import USER_ERRORS, explain
@@ -17,6 +19,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.training import trainer
 from metaformer.training.callbacks import brought_callbacks
 from metaformer.training.fit import prepare
+from metaformer.training.loggers import Guarded
 
 CHOICES = {"mixer": "pooling", "model": "tiny"}
 SHORT = [*TINY, "data.train=192", "recipe.batch=32", "recipe.warmup_epochs=0"]  # 6 steps an epoch
@@ -250,3 +253,8 @@ def test_a_callback_watches_a_metric_of_the_task():
         compose("callbacks=early_stopping", "callbacks.early_stopping.monitor=val_mean_iou")
     assert "callbacks.early_stopping.monitor=val_mean_iou: expected one of " in str(error.value)
     assert "val_pixel_accuracy" not in str(error.value)
+
+
+def test_a_guarded_logger_can_be_copied(tmp_path):
+    logger = Guarded(CSVLogger(tmp_path), "logger.csv")
+    assert copy.deepcopy(logger).save_dir == logger.save_dir

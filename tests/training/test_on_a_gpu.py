@@ -21,9 +21,10 @@ from metaformer.data.images import load
 from metaformer.data.module import ImageData
 from metaformer.models.build import check_split
 from metaformer.models.compiling import compiling
+from metaformer.models.precision import deterministic
 from metaformer.studies.cell_cost import step_seconds
 from metaformer.system.errors import ConfigError
-from metaformer.system.seeds import derive, seed_globals
+from metaformer.system.seeds import derive, seed_globals, seeded
 from metaformer.tasks.build import build as learner
 from metaformer.tasks.divergence import first_not_finite
 from metaformer.training import callbacks, trainer
@@ -211,6 +212,22 @@ def test_new_tensors_are_not_filled_before_they_are_written():
     assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
+def test_what_is_deterministic_within_is_as_it_was_after():
+    def modes() -> list[bool]:
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        return [torch.are_deterministic_algorithms_enabled(), warns, filled]
+
+    before = modes()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    with deterministic():
+        assert modes() == [True, False, False]
+    assert modes() == [True, True, True]
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
 def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(monkeypatch, capfd):
     def broken(call, **_):
         def run(*args):
@@ -298,3 +315,15 @@ def test_the_generators_of_both_devices_are_seeded(monkeypatch):
         assert seeded == [derive(3, "step", 4)]
         torch.manual_seed(derive(3, "step", 4))
         assert torch.equal(drawn, torch.rand(5))
+
+
+def test_the_generator_of_a_mac_is_left_as_it_was(monkeypatch):
+    state = [torch.tensor([1], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda own, device: state.append(own))
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: state.append(torch.tensor([2], dtype=torch.uint8)))
+    with seeded(0, "mixer"):
+        assert state[-1] == 2
+    assert state[-1] == 1

@@ -139,6 +139,17 @@ def test_an_early_stop_waits_for_a_validation():
     assert metrics(outcome.folder)[-1]["step"] == "12"
 
 
+def test_a_run_that_ends_in_an_epoch_without_validation_is_validated_at_its_end():
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: train_loss, divergence_threshold: 0.0}"
+    outcome = go("recipe.steps=14", "recipe.validate_steps=6", f"+callbacks.stop={stop}")
+    [row] = metrics(outcome.folder)
+    assert (row["step"], row["val_loss"]) == ("3", "")
+    whole = go("recipe.steps=14", "recipe.validate_steps=3", f"+callbacks.stop={stop}", "runtime.runs=whole")
+    [row] = metrics(whole.folder)
+    assert outcome.result.metrics == whole.result.metrics
+    assert outcome.result.metrics["val_loss"] == float(row["val_loss"])
+
+
 def test_validation_every_so_many_steps_changes_no_weight_and_resumes(monkeypatch):
     words = ("recipe.steps=14", "recipe.ema=0.9")
     often = go(*words, "runtime.runs=often")

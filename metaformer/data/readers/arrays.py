@@ -12,7 +12,7 @@ import numpy as np
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import COLOURS, MOST_CHANNELS, Data
 from metaformer.data.decoding import scaled
-from metaformer.data.digests import digest, digests_of
+from metaformer.data.digests import changed, digest, digests_of
 from metaformer.data.listing import WORDS, once, root_of, split_of, tell
 from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, nearest
@@ -47,7 +47,7 @@ class Whole:
         scale = "" if self.data.range is None else f"::{self.data.range}"
         classes = "" if self.data.classes is None else f"::{self.data.classes} classes"
         classes += "" if self.data.ignore is None else f"::{self.data.ignore} ignored"
-        return [(f"{Path(self.names[0]).absolute()}{scale}{classes}", stat.st_size, stat.st_mtime_ns)]
+        return [(f"{Path(self.names[0]).absolute()}{scale}{classes}", stat.st_size, changed(stat))]
 
 
 def contents_of_file(data: Data) -> str:
