@@ -2,10 +2,9 @@
 
     python -m metaformer.cost -m model=s12 mixer=identity,pooling,attention [cost.throughput=true] [cost.out=cost.csv]
 
-Convolutions, matrix products and attention are counted with torch's own formulas; pooling as one MAC for each
-element of its window, a Fourier transform of M points as 5/2 M log2 M. Norms, activations and
-element-wise arithmetic are free by convention. An op with no formula and not known to be free is named, never
-counted as zero.
+Convolutions, matrix products and attention are counted with torch's own formulas, pooling and Fourier transforms with
+those of metaformer/models/cost.py. Norms, activations and element-wise arithmetic are free by convention. An op with no
+formula and not known to be free is named, never counted as zero.
 """
 
 from collections.abc import Sequence

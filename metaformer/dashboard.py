@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaformer.analysis.sentences import left_out
-from metaformer.analysis.wandb_study import publish, sync
+from metaformer.analysis.wandb_study import publish
 from metaformer.cli import answer, flag, words
 from metaformer.config.compose import compose
 from metaformer.config.validate import judged
 from metaformer.runs.launch import Run, read_launch, source_of
 from metaformer.runs.packed import gather
 from metaformer.runs.report_folder import written_to
+from metaformer.runs.wandb_sync import sync
 from metaformer.system.errors import ConfigError
 
 

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from metaformer.analysis.page import effective
 from metaformer.cli import answer, positive, words
+from metaformer.config.compose import changes, keys_of
 from metaformer.config.metrics import metric_of
 from metaformer.runs.packed import gather
 from metaformer.runs.study_check import check_study
 from metaformer.studies.estimate import estimate
 from metaformer.studies.points import expand
 from metaformer.studies.power_of_seeds import scatter, scatter_of, size, tell_power
-from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
 
 

@@ -15,14 +15,13 @@ from rich.console import Console
 
 from metaformer.analysis.page import summarise
 from metaformer.cli import answer, flag, words
-from metaformer.config.compose import compose, key_of
+from metaformer.config.compose import changes, compose, key_of, keys_of
 from metaformer.config.validate import judged
 from metaformer.runs.launch import read_launch, source_of
 from metaformer.runs.packed import gather
 from metaformer.runs.report_folder import written_to
 from metaformer.runs.study_check import check_study
 from metaformer.studies.points import expand
-from metaformer.studies.sweeper import changes, keys_of
 from metaformer.system.errors import ConfigError
 
 

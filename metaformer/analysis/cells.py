@@ -77,20 +77,9 @@ def with_runs(cells: Sequence[Cell]) -> list[Cell]:
 
 def at_seeds(cell: Cell, seeds: Collection[int]) -> Cell:
     """The same of some seeds alone."""
-
-    def of(by_seed: Mapping[int, V]) -> dict[int, V]:
-        return {seed: value for seed, value in by_seed.items() if seed in seeds}
-
-    return Cell(
-        cell.name,
-        cell.levels,
-        of(cell.runs),
-        of(cell.values),
-        of(cell.terms),
-        of(cell.labels),
-        of(cell.failed),
-        of(cell.settings),
-    )
+    parts = {name: part for name, part in vars(cell).items() if name not in ("name", "levels")}  # all by seed
+    kept: dict[str, Any] = {name: {s: v for s, v in part.items() if s in seeds} for name, part in parts.items()}
+    return replace(cell, **kept)
 
 
 def _chance_of(run: Result) -> float:

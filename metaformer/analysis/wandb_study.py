@@ -1,8 +1,8 @@
-"""A study on wandb: its runs uploaded, a summary run, its views, all from the local files."""
+"""A study on wandb: a summary run, its views, all from the local files."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,96 +15,11 @@ from metaformer.config.study_nodes import Study
 from metaformer.config.tasks import Task
 from metaformer.config.validate import plain
 from metaformer.runs.launch import Run
-from metaformer.runs.result import read_curve, read_result
-from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, waits_offline
-from metaformer.runs.wandb_run import (
-    Pictures,
-    artifact,
-    charts,
-    check_size,
-    final,
-    mixer_name,
-    shown,
-    start,
-    wandb_identity,
-)
+from metaformer.runs.wandb_place import discard, waiting
+from metaformer.runs.wandb_run import mixer_name, start
+from metaformer.runs.wandb_sync import in_a_line
 from metaformer.system.errors import ConfigError, install
 from metaformer.system.files import write
-
-
-@dataclass(frozen=True)
-class Sent:
-    """How many runs were sent by this command, and how many before; offline, how many of them wait in their folders."""
-
-    now: int
-    before: int
-    waiting: int = 0
-
-
-def nothing(folder: Path) -> Pictures:
-    """No pictures."""
-    return {}
-
-
-def sync(
-    folders: Sequence[Path], study: str | None, logger: Logger, drawn: Callable[[Path], Pictures] = nothing
-) -> Sent:
-    """Send finished runs, each once: upload them, or offline write what `wandb sync` uploads. A mark notes it.
-
-    What was written offline is uploaded as it is: it has the values of single steps. A run that is there gets what is
-    new, and nothing else: the tag of another study, its weights where they are asked for, pictures of its mixers.
-
-    Args:
-        drawn: the pictures of the mixers of a run, once it was probed.
-    """
-    for file in (folder / "weights.pt" for folder in folders if logger.weights):
-        if not file.exists():
-            raise ConfigError(f"logger.weights=true: {file}: no such file")
-        check_size(logger, file.stat().st_size, str(file.parent))
-    sent = set[Path]()
-    if logger.mode == "online":
-        waited = [folder for folder in folders if waits_offline(folder, logger)]
-        if stuck := upload(waited, logger):
-            raise ConfigError(f"wandb: {len(stuck)} of {len(waited)} runs written offline, {stuck[0]} the first, were "
-                              "not uploaded; the same command goes on with them")  # fmt: skip
-        sent |= set(waited)
-    for folder in folders:
-        try:
-            if _send(folder, study, logger, drawn):
-                sent.add(folder)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever wandb or the network raises
-            told = f"{len(sent)} runs sent, the same command goes on with {folder.name}"
-            raise ConfigError(f"wandb: {_line(error)}; {told}") from error
-    return Sent(len(sent), len(folders) - len(sent), sum(bool(waiting(folder)) for folder in folders))
-
-
-def _send(folder: Path, study: str | None, logger: Logger, drawn: Callable[[Path], Pictures]) -> bool:
-    """Send what is new of a run; whether there was anything."""
-    result, there = read_result(folder), marked(folder, logger)
-    assert result is not None
-    identity, known = wandb_identity(result, folder.name), there or Mark(logger.project, logger.entity, [])
-    tags = list(dict.fromkeys([*known.tags, *identity["tags"], *([study] if study else [])]))
-    pictures = {} if "mixing" in known.more else drawn(folder)
-    weights = logger.weights and "weights" not in known.more
-    if known.tags == tags and not pictures and not weights:
-        return False
-    if not (folder / MARK).exists():
-        discard(folder)  # of a training that broke off or lost its connection
-    with start(logger, folder, {"silent": True}, **identity | {"tags": tags}) as run:
-        if there is None:
-            for row in read_curve(folder):
-                values = {key: float(value) for key, value in row.items() if value}
-                run.log(values, step=int(row.get("step") or row["epoch"]))
-            run.log(charts(result))
-            run.summary.update(final(result))
-        if pictures:
-            run.log(shown(pictures))
-        if weights:
-            run.log_artifact(artifact(folder / "weights.pt"))
-    mark(folder, logger, tags, [*known.more, *["mixing"] * bool(pictures), *["weights"] * weights])
-    return True
 
 
 def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Logger, folder: Path) -> str:
@@ -131,12 +46,8 @@ def summarise(study: Study, verdicts: Verdicts, runs: Sequence[Run], logger: Log
             run.summary.update({**said, "headline": "\n".join(sentences.headline(verdicts, study))})
             place = run.url if logger.mode == "online" else None
     except Exception as error:  # whatever wandb or the network raises
-        raise ConfigError(f"wandb: {_line(error)}; the same command tries again") from error
+        raise ConfigError(f"wandb: {in_a_line(error)}; the same command tries again") from error
     return place or " ".join(map(str, waiting(folder)))
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def publish(study: Study, runs: Sequence[Run], logger: Logger, folder: Path) -> list[str]:
@@ -158,7 +69,7 @@ def publish(study: Study, runs: Sequence[Run], logger: Logger, folder: Path) -> 
             try:
                 view.save()
             except Exception as error:  # whatever wandb or the network raises
-                raise ConfigError(f"wandb: {_line(error)}; the summary run was written") from error
+                raise ConfigError(f"wandb: {in_a_line(error)}; the summary run was written") from error
         return [summary, *(f"{name}: {view.url}" for name, view in views.items())]
     views_folder = folder / "wandb"
     views_folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metaformer.checking.contract import Broken, Case, Note, difference, line, tokens
 from metaformer.mixers import Attention, Pooling
 from metaformer.mixers.factory import MixerFactory
-from metaformer.models.cost import best, count, kept
+from metaformer.models.cost import best, count, saved_bytes
 from metaformer.system.seeds import seeded
 
 
@@ -79,8 +79,8 @@ def speed(case: Case) -> str:
     others: dict[str, MixerFactory] = {"pooling": Pooling, "attention": _attention}
     mine, words = _spent(case), []
     for name, factory in others.items():
-        seconds, kept = (a / b for a, b in zip(mine, _spent(Case(factory, case.dim, case.resolution)), strict=True))
-        words.append(f"{seconds:.2g}x the time and {kept:.2g}x the memory of {name}")
+        seconds, memory = (a / b for a, b in zip(mine, _spent(Case(factory, case.dim, case.resolution)), strict=True))
+        words.append(f"{seconds:.2g}x the time and {memory:.2g}x the memory of {name}")
     return "forward and backward: " + ", ".join(words)
 
 
@@ -124,7 +124,7 @@ def _spent(case: Case, rounds: int = 5) -> tuple[float, float]:
     """Seconds of the best forward and backward pass on 8 images, and bytes kept between the two."""
     mixer, x = case.make().train(), case.input(batch=8).requires_grad_()
     seconds = best(lambda: mixer(x).sum().backward(), x.device, rounds)
-    return seconds, max(kept(mixer, x), x.numel() * x.element_size())
+    return seconds, max(saved_bytes(mixer, x), x.numel() * x.element_size())
 
 
 def _attention(dim: int) -> nn.Module:

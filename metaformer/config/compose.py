@@ -75,6 +75,21 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
+def keys_of(arguments: Sequence[str]) -> set[str]:
+    """The keys that words set."""
+    return set(map(key_of, arguments))
+
+
+def changes(arguments: Sequence[str]) -> list[str]:
+    """The overrides that change which runs a study is made of, or how it is judged."""
+    kept = []
+    for argument in arguments:
+        key = key_of(argument)
+        if key not in ("experiments", "data.root") and key.partition(".")[0] not in ("runtime", "logger"):
+            kept.append(argument)
+    return kept
+
+
 def check_flags(words: Sequence[str]) -> None:
     """Refuse a flag that Hydra does not know, which would print how it is used in eight lines."""
     known = flags()

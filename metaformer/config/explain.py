@@ -1,16 +1,14 @@
 """Errors of Hydra and OmegaConf as one line: what was wrong, what was expected, the nearest valid choice."""
 
-import dataclasses
 import re
 from collections.abc import Collection
-from typing import Any, get_args, get_type_hints
 
 import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigIndexError, MissingMandatoryValue, OmegaConfBaseException
 
 from metaformer.config.compose import names_in
-from metaformer.config.extensions import ELSEWHERE as TRAINER_FLAGS
+from metaformer.config.extensions import TRAINER_FLAGS
 from metaformer.config.kinds import hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves
@@ -157,11 +155,6 @@ def _wrong_type(cause: Exception) -> str:
 
 def _siblings(key: str) -> list[str]:
     """The valid keys beside an unknown one, as far as the schema knows them."""
-    schema: Any = Config
-    for part in key.split(".")[:-1]:
-        hints = get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
-        kinds = [hints.get(part), *get_args(hints.get(part))]
-        schema = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-        if schema is None:
-            return []
-    return [f.name for f in dataclasses.fields(schema)] + (list(GROUPS) if schema is Config else [])
+    parent = key.rpartition(".")[0]
+    node = hint_of(parent) if parent else Config
+    return [*getattr(node, "__dataclass_fields__", ()), *(GROUPS if node is Config else ())]

@@ -14,7 +14,7 @@ from metaformer.config.metrics import metrics_of
 from metaformer.config.schema import Config, Logger
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
-ELSEWHERE = {  # flags that the bench sets, and the key that sets them
+TRAINER_FLAGS = {  # flags that the bench sets, and the key that sets them
     "callbacks": "callbacks=early_stopping, or another choice",
     "logger": "logger=tensorboard, or another choice",
     "max_epochs": "recipe.epochs",
@@ -149,8 +149,8 @@ def _check_flag(flag: str, value: Any) -> None:
     if flag not in known:
         settable = [name for name in known if name not in FIXED]
         raise ConfigError(f"{key}: Lightning's Trainer has no such flag{nearest(flag, settable)}")
-    if flag in ELSEWHERE:
-        raise ConfigError(f"{key}: the bench sets it; expected {ELSEWHERE[flag]}")
+    if flag in TRAINER_FLAGS:
+        raise ConfigError(f"{key}: the bench sets it; expected {TRAINER_FLAGS[flag]}")
     if flag in FIXED:
         raise ConfigError(f"{key}: the bench sets it: {FIXED[flag]}")
     kinds = [kind for kind in KINDS if kind in known[flag]]

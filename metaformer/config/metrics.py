@@ -53,7 +53,6 @@ METRICS = {
     # without label smoothing
     "loss": Metric(
         "log loss",
-        "torchmetrics.MeanMetric",
         training=True,
         scale=1,
         unit="nats",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from metaformer.config.extensions import check_extensions
 from metaformer.config.kinds import fits, in_words
 from metaformer.config.metrics import METRICS, metric_of
-from metaformer.config.schema import BUILTIN, TUNABLE, Config, Logger, Model
+from metaformer.config.schema import BUILTIN, TUNABLE, Architecture, Config, Logger, Model
 from metaformer.config.study_nodes import BUDGET_KEYS, Analysis, Budget, Study
 from metaformer.config.training_rules import check_recipe, check_runtime, check_task, is_number
 from metaformer.system.errors import ConfigError, by_closeness, nearest
@@ -64,7 +64,7 @@ def validate(config: Config) -> None:
         _check_mixer(config.mixer, len(config.model.depths))
     else:
         _check_published(config.model, config.mixer)
-    _check_model(config.model)
+    check_architecture(config.model, "model.")
     check_task(config)
     check_recipe(config.recipe)
     check_runtime(config.runtime, config.recipe)
@@ -178,20 +178,25 @@ def _changed(node: Any, default: Any) -> list[tuple[str, Any]]:
     return [(key, value) for key, value in plain(node).items() if value != plain(default)[key]]
 
 
-def _check_model(model: Model) -> None:
-    stages = len(model.depths)
+def check_architecture(a: Architecture, path: str = "") -> None:
+    """What concerns several options of an architecture.
+
+    Args:
+        path: where they stand, as of `structure`.
+    """
+    stages = len(a.depths)
     if not stages:
-        raise ConfigError(f"model.depths={model.depths}: expected at least one stage")
-    for key, values in {"dims": model.dims, "position": model.position, "res_scale": model.res_scale}.items():
+        raise ConfigError(f"{path}depths={a.depths}: expected at least one stage")
+    for key, values in {"dims": a.dims, "position": a.position, "res_scale": a.res_scale}.items():
         if values is not None and len(values) != stages:
-            raise ConfigError(f"model.{key}={values}: expected {stages} values, one for each of model.depths")
-    for key, patch in {"stem": model.stem, "downsample": model.downsample}.items():
+            raise ConfigError(f"{path}{key}={values}: expected {stages} values, one for each of {path}depths")
+    for key, patch in {"stem": a.stem, "downsample": a.downsample}.items():
         if patch is not None and (len(patch) != 3 or min(patch[:2]) < 1):
-            raise ConfigError(f"model.{key}={patch}: expected kernel, stride, padding")
-    if model.downsample is None and len(set(model.dims)) > 1:
-        raise ConfigError(f"model.dims={model.dims}: expected one width, since model.downsample is null")
-    if not model.mlp_ratio * min(model.dims) >= 1:
-        raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected at least one hidden channel in each stage")
+            raise ConfigError(f"{path}{key}={patch}: expected kernel, stride, padding")
+    if a.downsample is None and len(set(a.dims)) > 1:
+        raise ConfigError(f"{path}dims={a.dims}: expected one width, since {path}downsample is null")
+    if not a.mlp_ratio * min(a.dims) >= 1:
+        raise ConfigError(f"{path}mlp_ratio={a.mlp_ratio}: expected at least one hidden channel in each stage")
 
 
 # ------------------------------------------------------------------ study

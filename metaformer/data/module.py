@@ -78,12 +78,21 @@ def check_reading(data: Images, recipe: Recipe) -> None:
 
 
 class ImageData(L.LightningDataModule):
-    """What the Trainer asks for. It has to ask at every epoch: the training batches are those of that epoch.
+    """Batches of images [B, C, H, W] in fp32, normalised, and labels [B] int64 or masks [B, H, W] uint8.
+
+    The training batches are a function of the seed and the epoch: the Trainer has to ask for them at every epoch.
 
     Args:
+        data: what `metaformer.data.images.load` returns.
+        recipe: whose batch size and augmentation are used.
+        augment: otherwise training images are shuffled and nothing else.
         crop_pct, interpolation: of the evaluation of photographs, where `recipe.scale` says that they are read one at
             a time; images with masks are evaluated as they are kept.
         workers: the number of processes that read them.
+
+    Raises:
+        ConfigError: a recipe that does not fit the images, and in `setup` a batch that is too large or that the devices
+            cannot share, or a Trainer that would take the batches of one epoch for all.
     """
 
     def __init__(

@@ -127,13 +127,7 @@ def balanced(labels: Tensor, count: int, key: str) -> tuple[Tensor, Tensor]:
     """Rows of `count` images with the same number of each class (up to one), and the other rows; always the same."""
     if not 0 < count <= len(labels):
         raise ConfigError(f"{key}={count}: expected between 1 and {len(labels)}, as there are training images")
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    classes = int(labels.max()) + 1
-    rank = torch.empty(len(labels), dtype=torch.long)  # of an image among those of its class
-    for label in range(classes):
-        rows = shuffled[labels[shuffled] == label]
-        rank[rows] = torch.arange(len(rows))
-    chosen = (rank * classes + labels).argsort()
+    chosen = (_places(labels) * (int(labels.max()) + 1) + labels).argsort()
     return chosen[:count].sort().values, chosen[count:].sort().values
 
 
@@ -161,13 +155,14 @@ def stratified(labels: Tensor, count: int, key: str, classes: Sequence[str]) -> 
     while (left := count - int(quota.sum())) > 0:  # to those that are furthest behind, as far as they have any
         behind = torch.where(quota < most, exact - quota, -torch.inf)
         quota[behind.argsort(descending=True, stable=True)[: min(left, int((quota < most).sum()))]] += 1
+    mine = _places(labels) < quota[labels]
+    return mine.nonzero().flatten(), (~mine).nonzero().flatten()
+
+
+def _places(labels: Tensor) -> Tensor:
+    """The place of each image among those of its class, in an order that is drawn once for all."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    rows = [shuffled[labels[shuffled] == label][: int(n)] for label, n in enumerate(quota)]
-    chosen = torch.cat(rows).sort().values
-    return chosen, _others(chosen, len(labels))
-
-
-def _others(rows: Tensor, count: int) -> Tensor:
-    left = torch.ones(count, dtype=torch.bool)
-    left[rows] = False
-    return left.nonzero().flatten()
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts, place = labels.bincount(), torch.empty_like(by_class)
+    place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return place

@@ -9,6 +9,10 @@ A mixer is a module `[B, C, H, W] -> [B, C, H, W]` that mixes over H and W. Its 
 
 Shapes are NCHW and memory is channels_last, so `to_tokens(x)` is a free view. A mixer initialises itself; the model
 never touches its weights. `python -m metaformer.check` tells whether a mixer keeps the contract.
+
+Options that several of them have: `kernel_size`, `pool_size`, `window` in tokens, `head_dim` in channels, `expansion`
+as hidden channels by `dim`. A size that is even where only an odd one keeps the resolution, one below 1, and a `dim`
+that `head_dim`, `blocks` or `group_dim` does not divide raise a ValueError, which names the option.
 """
 
 from metaformer.mixers.adapter import AsTokens

@@ -45,7 +45,11 @@ class GlobalFilter(nn.Module):
 
 
 class AFNO(nn.Module):
-    """A block-diagonal complex MLP on every frequency, shrunk to zero, plus the input (arXiv:2111.13587, Section 4)."""
+    """A block-diagonal complex MLP on every frequency, shrunk to zero, plus the input (arXiv:2111.13587, Section 4).
+
+    `blocks` equal ones share the channels. What is smaller than `sparsity` after the MLP is zero, the rest that much
+    smaller.
+    """
 
     def __init__(self, dim: int, blocks: int = 8, sparsity: float = 0.01) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class Pooling(nn.Module):
 
 
 class Shift(nn.Module):
-    """A share of the channels moves by one pixel in each of four directions (ShiftViT, arXiv:2201.10801, Eq. 2).
+    """A `share` of the channels moves by one token in each of four directions (ShiftViT, arXiv:2201.10801, Eq. 2).
 
     What moves in from outside is zero. It has no parameter and no arithmetic.
     """

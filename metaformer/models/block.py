@@ -54,15 +54,23 @@ class ChannelMLP(nn.Module):
 
 
 class MetaFormerBlock(nn.Module):
-    """`x + scale(mixer(norm(x)))`, then `x + scale(mlp(norm(x)))`; [B, C, H, W] -> [B, C, H, W] (Eq. 2 and 3).
+    """`x + scale(mixer(norm(x)))`, then `x + scale(mlp(norm(x)))` (arXiv:2111.11418, Eq. 2 and 3).
+
+    [B, C, H, W] -> [B, C, H, W].
 
     Args:
+        dim: C.
+        mixer: a class or `functools.partial`, which is given `dim` and `resolution` where it names them.
         resolution: height and width in tokens, for mixers that are bound to them.
         options: norm, activation, scales and so on; the same by name, like `norm="layer"`, override them. Without
             `residual` the skip paths are gone, without `channel_mlp` the second half, as in the ablations of Table 5.
         res_scale: initial scale of the skip paths; None for none.
         drop_path: stochastic depth of both branches.
         seed, path: of the initial weights: a module's are a function of the seed and of its place in the model.
+
+    Raises:
+        TypeError: an option that `BlockOptions` does not have.
+        ValueError: a norm or activation that there is none of, or what the mixer says of its options.
     """
 
     def __init__(

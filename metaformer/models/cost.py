@@ -191,12 +191,12 @@ def training_memory(net: nn.Module, image: Image, batch: int) -> int:
     with FakeTensorMode():
         net = net._apply(lambda t: torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="cpu"))
         # What does not grow with the batch is kept once, and a single image would hide what broadcasting copies.
-        two, three = (kept(net, torch.zeros(n, *image).to(memory_format=torch.channels_last)) for n in (2, 3))
+        two, three = (saved_bytes(net, torch.zeros(n, *image).to(memory_format=torch.channels_last)) for n in (2, 3))
     weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in net.parameters())
     return weights + two + (batch - 2) * (three - two)
 
 
-def kept(net: nn.Module, x: Tensor) -> int:
+def saved_bytes(net: nn.Module, x: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights not counted; what is kept twice counts once."""
     weights = {p.untyped_storage()._cdata for p in net.parameters()}
     storages: dict[int, int] = {}

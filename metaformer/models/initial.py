@@ -19,6 +19,8 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     """Load weights for fine-tuning, and say what was taken, what was adapted and what is new.
 
     Args:
+        net: a model of this package or of timm; its weights are changed in place.
+        source: a file of weights, of this package, timm or an official repository.
         stages: None takes all; another number of classes keeps the new classifier, another image size gets new
             positions. A number takes what fits of the stem and of so many stages, position embeddings and
             downsampling included: a mixer whole or not at all, any other tensor by itself. Of a classifier's weights

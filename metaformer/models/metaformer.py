@@ -15,6 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from metaformer.config.schema import Architecture
+from metaformer.config.validate import check_architecture, check_fields
 from metaformer.mixers.factory import AnyMixer, MixerFactory, factories, node_of
 from metaformer.mixers.layout import init_weights
 from metaformer.models.block import MetaFormerBlock, MLPHead, PatchEmbed, PositionEmbedding, Stage, make_norm
@@ -36,8 +37,10 @@ class MetaFormer(nn.Module):
         options: the fields of `metaformer.config.schema.Architecture`, like `norm="layer"`.
 
     Raises:
-        ConfigError: no mixer has the name; it says the nearest.
+        ConfigError: no mixer has the name, or an option has a value that it cannot have; it says the nearest.
         TypeError: an option that `Architecture` does not have.
+        ValueError: another number of mixers than of stages, a mixer that is made already, an image that is too small
+            for the stages, or what a mixer says of its options.
     """
 
     def __init__(
@@ -53,7 +56,10 @@ class MetaFormer(nn.Module):
         super().__init__()
         if unknown := sorted(options.keys() - ARCHITECTURE):
             raise TypeError(f"MetaFormer has no option '{unknown[0]}'{nearest(unknown[0], ARCHITECTURE)}")
-        a = Architecture(**options)
+        listed: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
+        a = Architecture(**listed)
+        check_fields(a)
+        check_architecture(a)
         seed = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
         with seeded(seed, "stem"):
             self.stem = PatchEmbed(in_chans, a.dims[0], *a.stem, post_norm=a.patch_norm, init=a.init)
@@ -163,15 +169,8 @@ def check_pool(kind: str | None) -> None:
 
 
 def make_stages(a: Architecture, mixers: Sequence[MixerFactory], resolution: tuple[int, int], seed: int) -> list[Stage]:
-    """The stages of an architecture, for a stem that puts out a map of `resolution`.
-
-    Raises:
-        ValueError: a list of another length than `depths`.
-    """
+    """The stages of an architecture, for a stem that puts out a map of `resolution`."""
     stages: list[Stage] = []
-    for name, values in {"dims": a.dims, "position": a.position, "res_scale": a.res_scale}.items():
-        if values is not None and len(values) != len(a.depths):
-            raise ValueError(f"{name} has {len(values)} values for {len(a.depths)} stages")
     rates = iter(torch.linspace(0, a.drop_path or 0.0, sum(a.depths), device="cpu").tolist())
     for i, (depth, dim, mixer) in enumerate(zip(a.depths, a.dims, mixers, strict=True)):
         embed = None

@@ -1,4 +1,4 @@
-"""How a network computes: where, with how many bits, whether it fits there, and the same ones each time."""
+"""How a network computes: on which device, with how many bits, deterministically, and whether it fits there."""
 
 import os
 from collections.abc import Iterator

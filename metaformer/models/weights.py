@@ -26,6 +26,9 @@ def read(source: str | Path, key: str = "weights") -> Weights:
 
     Args:
         key: what names the file, for messages.
+
+    Raises:
+        ConfigError: there is no such file, it would run code, or it holds no tensors by name.
     """
     path = Path(source)
     try:
@@ -65,6 +68,9 @@ def load_strictly(net: nn.Module, weights: Weights, origin: str) -> None:
 
     Args:
         origin: the key and the file, like `weights=FILE`, for messages.
+
+    Raises:
+        ConfigError: a name is missing or too many, or a shape differs; it says which.
     """
     own = net.state_dict()
     fitted = {}

@@ -119,6 +119,10 @@ def nearest_names(name: str) -> list[str]:
 
 
 def create(name: str, **options: Any) -> MetaFormer:
-    """A published architecture, untrained; `options` override those of `MetaFormer`."""
+    """A published architecture, untrained; `options` override those of `MetaFormer`.
+
+    Raises:
+        ConfigError: there is none of that name; it says the nearest.
+    """
     published = find(name)
     return MetaFormer(published.mixers, **{**published.options, **options})

@@ -153,14 +153,9 @@ def read_launch(name: str) -> Launch | None:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Entry):
     """A run of a study: its result, or the reason why there is none."""
 
-    cell: str
-    levels: Mapping[str, str]
-    mixer: str
-    seed: int
-    run_id: str
     folder: Path | None
     result: Result | None
     problem: str = ""
@@ -205,16 +200,7 @@ def _run_of(entry: Entry, paths: Sequence[Path]) -> Run:
             problem = _wrong(result, entry) if result else "not finished"
         except ConfigError as error:
             problem = str(error)
-    return Run(
-        entry.cell,
-        entry.levels,
-        entry.mixer,
-        entry.seed,
-        entry.run_id,
-        folder=place,
-        result=None if problem else result,
-        problem=problem,
-    )
+    return Run(**vars(entry), folder=place, result=None if problem else result, problem=problem)
 
 
 def _wrong(result: Result, entry: Entry) -> str:

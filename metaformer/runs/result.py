@@ -18,7 +18,7 @@ from metaformer.config.validate import structure
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
-QUIET = 0.2  # cores: what a machine does that has nothing to do
+IDLE_CORES = 0.2  # cores: what a machine does that has nothing to do
 
 
 def reported(task: str) -> list[str]:
@@ -82,7 +82,7 @@ class Result(Measured):
     @property
     def alone(self) -> bool:
         """Whether it had the machine for itself, so that its time is a cost."""
-        return self.other_runs == 0 and self.other_cores is not None and self.other_cores < QUIET
+        return self.other_runs == 0 and self.other_cores is not None and self.other_cores < IDLE_CORES
 
     def __str__(self) -> str:
         """The accuracies, or the mean IoU of segmentation, and what they cost, in a line."""

@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
-from metaformer.config.compose import ELSEWHERE, given_words, key_of
+from metaformer.config.compose import ELSEWHERE, changes, given_words, key_of, keys_of
 from metaformer.config.extensions import unheard
 from metaformer.config.hydra_internals import begin_workers_with, launched, make_launcher, register_plugin
 from metaformer.runs.launch import record, study_folder
@@ -178,21 +178,6 @@ def by_cell(points: Sequence[Point]) -> list[Point]:
     """The points of each cell one after the other."""
     cells = {cell: place for place, cell in enumerate(dict.fromkeys(p.run.cell_id for p in points))}
     return sorted(points, key=lambda p: cells[p.run.cell_id])
-
-
-def keys_of(arguments: Sequence[str]) -> set[str]:
-    """The keys that words set."""
-    return set(map(key_of, arguments))
-
-
-def changes(arguments: Sequence[str]) -> list[str]:
-    """The overrides that change which runs a study is made of, or how it is judged."""
-    kept = []
-    for argument in arguments:
-        key = key_of(argument)
-        if key not in ("experiments", "data.root") and key.partition(".")[0] not in ("runtime", "logger"):
-            kept.append(argument)
-    return kept
 
 
 def register() -> None:

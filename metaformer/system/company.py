@@ -14,7 +14,7 @@ from pathlib import Path
 from metaformer.system import locks
 
 STAT = Path("/proc/stat")
-DAYS = 86_400 * 7  # after which the file of a process that is gone is removed
+WEEK = 7 * 86_400  # seconds, after which the file of a process that is gone is removed
 
 
 @dataclass
@@ -69,7 +69,7 @@ def _at_work(folder: Path, own: Path, since: int | None) -> set[str]:
             continue
         if locks.is_held(path) or (since is not None and touched >= since):
             found.add(path.name)
-        elif time.time() - touched / 1e9 > DAYS:
+        elif time.time() - touched / 1e9 > WEEK:
             path.unlink(missing_ok=True)
     return found
 

@@ -20,7 +20,8 @@ from metaformer.tasks.scores import Scores
 
 
 class Classifier(Learner):
-    """A network under a recipe. It works in any Trainer, with any loader of (images, labels).
+    """A network under a recipe. It works in any Trainer, with any loader of batches: images [B, C, H, W] in fp32, and
+    their labels [B] int64.
 
     Of the recipe it carries out the loss, the optimizer, the rate over as many epochs or steps as the Trainer has,
     Mixup and CutMix, and what is frozen. Clipping, averaged weights and the precision are the Trainer's: it raises
@@ -32,8 +33,19 @@ class Classifier(Learner):
     only output.
 
     `Classifier.load_from_checkpoint(FILE)` needs no other argument where the network is of this package, or was built
-    by `metaformer.models.build`; other networks come with `net=`. A teacher is never in a checkpoint. Arguments are
-    those of `Learner`.
+    by `metaformer.models.build`; other networks come with `net=`. A teacher is never in a checkpoint.
+
+    Args:
+        net: images -> logits [B, classes].
+        recipe: the keys of `recipe` in the configuration, or a part of them; the others have their defaults.
+        classes: how many there are.
+        seed: of what is drawn at each step, as by Mixup and stochastic depth.
+        teacher: images -> logits, of the same classes.
+        class_weights: [classes], of the loss.
+
+    Raises:
+        ConfigError: a key or a value that a recipe cannot have, or a network for another number of classes; while it is
+            trained, what the Trainer does otherwise than the recipe says.
     """
 
     accuracy = "accuracy"

@@ -178,14 +178,10 @@ class Learner(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.kept = []
 
-    def on_test_epoch_start(self) -> None:
-        self.kept = []
-
     def validation_step(self, batch: Batch) -> None:
         self.kept.append(self.keep(batch))
 
-    def test_step(self, batch: Batch) -> None:
-        self.kept.append(self.keep(batch))
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def on_validation_epoch_end(self) -> None:
         self._score("val")

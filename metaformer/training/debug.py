@@ -18,6 +18,7 @@ from metaformer.data.module import ImageData
 from metaformer.data.splits import balanced
 from metaformer.models.cost import synchronise
 from metaformer.models.precision import autocast, deterministic
+from metaformer.system.errors import ConfigError
 from metaformer.system.files import replacing
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.optimization import make_optimizer
@@ -63,6 +64,8 @@ def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> 
     recipe, runtime = config.recipe, config.runtime
     torch.set_num_threads(threads(runtime, 1))
     device = make_trainer(runtime, recipe).strategy.root_device
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"debug=profile: torch's profiler does not know {device.type}; add runtime.accelerator=cpu")
     data = ImageData(images, recipe, config.seed, workers=workers(runtime, 1)).train_dataloader()
     optimizer = make_optimizer(net.to(device), recipe, on_gpu=device.type == "cuda")
 

@@ -22,8 +22,8 @@ from metaformer.models.weights import load_into, read, to_ours
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.build import build as learner
 from metaformer.tasks.scores import Scores
-from metaformer.training.restored import fill, kept
-from metaformer.training.trainer import QUIET, make_trainer, workers
+from metaformer.training.restored import fill, read_kept
+from metaformer.training.trainer import NOISE, make_trainer, workers
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Evaluated:
 
 def kept_config(path: str | Path) -> Config | None:
     """The configuration in a file of weights, where a run of this package wrote it."""
-    saved = kept(path)
+    saved = read_kept(path)
     return structure(Config, saved["config"]) if saved is not None else None
 
 
@@ -130,7 +130,7 @@ def _evaluated(
     for split in ("test",) if images.only_test else ("val", "test"):
         measure = trainer.validate if split == "val" else trainer.test
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=QUIET)
+            warnings.filterwarnings("ignore", message=NOISE)
             found |= measure(module, data, verbose=False)[0]
         assert module.scores is not None
         if isinstance(module.scores, Scores):

@@ -51,7 +51,7 @@ from metaformer.training.restored import unlike
 from metaformer.training.sharding import Sharded, weights_of
 from metaformer.training.step_values import StepValues
 from metaformer.training.stop_and_resume import Saved
-from metaformer.training.trainer import QUIET, device_name, fitting_trainer, steps_of_an_epoch, threads, workers
+from metaformer.training.trainer import NOISE, device_name, fitting_trainer, steps_of_an_epoch, threads, workers
 
 
 @dataclass
@@ -232,7 +232,7 @@ def _train_and_test(
     """Fit, put the weights in place that are to be tested, and test them."""
     metrics: dict[str, float] = {}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=QUIET)
+        warnings.filterwarnings("ignore", message=NOISE)
         try:
             with stop_and_resume.listening(trainer):
                 trainer.fit(module, data, ckpt_path=saved.path if saved else None, weights_only=True)

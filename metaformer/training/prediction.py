@@ -31,7 +31,7 @@ from metaformer.tasks.classification import Classifier
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.segmentation import Segmenter
 from metaformer.training.restored import Trained, Transform, load
-from metaformer.training.trainer import QUIET, make_trainer
+from metaformer.training.trainer import NOISE, make_trainer
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _run_over(
     }
     trainer = make_trainer(config.runtime, config.recipe, **options)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=QUIET)
+        warnings.filterwarnings("ignore", message=NOISE)
         batches = trainer.predict(module, dataloaders=pictures, return_predictions=not callbacks)
     return [batch for batch in batches or [] if isinstance(batch, Tensor)]
 

@@ -79,7 +79,10 @@ class Trained:
 def load(source: str | Path, name: str | None = None, **options: Any) -> Trained | MetaFormer:
     """A finished run by its folder, its weights.pt or its export as safetensors.
 
-    Or a published model, as `metaformer.weights.load` has it.
+    Or a published model.
+
+    Args:
+        name, options: of a published model alone, as in `metaformer.weights.load`.
 
     Raises:
         ConfigError: there is no such run, or the file cannot be read.
@@ -90,7 +93,7 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> Trained
         path = path / "weights.pt"
     if not path.exists() and len(path.parts) > 1:  # a single word may be the name of a published model
         raise ConfigError(f"{path}: no such file or folder")
-    saved = kept(path) if path.exists() else None
+    saved = read_kept(path) if path.exists() else None
     if saved is None:
         return weights.load(source, name, **options)
     if name is not None or options:
@@ -99,7 +102,7 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> Trained
     return trained_from(saved, path)
 
 
-def kept(path: str | Path) -> Mapping[str, Any] | None:
+def read_kept(path: str | Path) -> Mapping[str, Any] | None:
     """The contents of a file of weights, where this package wrote it: of a run, or exported as safetensors."""
     try:
         if Path(path).suffix == ".safetensors":
@@ -113,7 +116,7 @@ def kept(path: str | Path) -> Mapping[str, Any] | None:
 
 def unlike(path: str | Path, model: Model) -> list[str]:
     """What a file of this package says otherwise of its model, where no shape may tell: `model.norm (group there)`."""
-    there = (kept(path) or {"config": {"model": {}}})["config"]["model"]
+    there = (read_kept(path) or {"config": {"model": {}}})["config"]["model"]
     own = asdict(model)
     return [f"model.{key} ({value} there)" for key, value in there.items() if key in own and own[key] != value]
 

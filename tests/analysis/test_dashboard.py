@@ -16,14 +16,14 @@ from wandb_server import Server as WandbServer
 from metaformer import dashboard
 from metaformer.analysis import wandb_study
 from metaformer.analysis.verdict import judge
-from metaformer.analysis.wandb_study import Sent
 from metaformer.config.schema import Logger
 from metaformer.config.tasks import Task
-from metaformer.runs import launch
+from metaformer.runs import launch, wandb_sync
 from metaformer.runs.launch import Launch, Stage
 from metaformer.runs.result import columns_of, read_result
 from metaformer.runs.wandb_place import MARK, tell_absent, waiting
 from metaformer.runs.wandb_run import wandb_identity
+from metaformer.runs.wandb_sync import Sent
 from metaformer.studies.points import expand
 from metaformer.system.errors import ConfigError
 
@@ -108,16 +108,16 @@ def test_sync_uploads_every_run_once(server, launched, capsys):
 
 def test_a_run_that_is_there_for_another_study_gets_a_tag_and_nothing_else(server, launched):
     folders = [run.folder for run in launched]
-    wandb_study.sync(folders, "first", LOGGER)
+    wandb_sync.sync(folders, "first", LOGGER)
     logged = len(server.logged)
-    assert wandb_study.sync(folders, "second", LOGGER) == Sent(6, 0)
+    assert wandb_sync.sync(folders, "second", LOGGER) == Sent(6, 0)
     assert len(server.logged) == logged
     assert server.started[-1]["tags"] == ["mixer:identity", "first", "second"]
-    assert wandb_study.sync(folders, None, LOGGER) == Sent(0, 6)
-    assert wandb_study.sync(folders, None, replace(LOGGER, project="other")) == Sent(6, 0)
+    assert wandb_sync.sync(folders, None, LOGGER) == Sent(0, 6)
+    assert wandb_sync.sync(folders, None, replace(LOGGER, project="other")) == Sent(6, 0)
     (folders[0] / MARK).write_text("{")
     with pytest.raises(ConfigError, match=r"wandb\.json: cannot be read"):
-        wandb_study.sync(folders, None, LOGGER)
+        wandb_sync.sync(folders, None, LOGGER)
 
 
 def test_a_mixer_of_ones_own_has_a_name_to_group_by():
@@ -140,9 +140,9 @@ def test_weights_and_pictures_are_added_once(server, launched):
         (folder / "weights.pt").write_bytes(b"x" * 2_000_000)
     limited = replace(LOGGER, weights=True, weights_limit=1.0)
     with pytest.raises(ConfigError, match=r"logger\.weights=true: .*/weights\.pt: no such file"):
-        wandb_study.sync([launched[2].folder], None, limited)
+        wandb_sync.sync([launched[2].folder], None, limited)
     with pytest.raises(ConfigError, match=r"has 2 MB of weights, more than logger\.weights_limit=1; raise it"):
-        wandb_study.sync(folders, None, limited)
+        wandb_sync.sync(folders, None, limited)
     assert server.started == []
     drawn = {"probe/mixing": [(np.zeros((2, 2)), "words")]}
     for logger, pictures, sent in (
@@ -151,7 +151,7 @@ def test_weights_and_pictures_are_added_once(server, launched):
         (replace(LOGGER, weights=True), drawn, 2),
         (replace(LOGGER, weights=True), drawn, 0),
     ):
-        assert wandb_study.sync(folders, None, logger, lambda _, now=pictures: now).now == sent
+        assert wandb_sync.sync(folders, None, logger, lambda _, now=pictures: now).now == sent
     assert [a.name for a in server.artifacts] == [f"weights-{folder.name}" for folder in folders]
     logged = [row for name, _, row in server.logged if name == "pooling0"]
     assert [set(row) for row in logged[-2:]] == [{"confusion", "classes"}, {"probe/mixing"}]
@@ -161,9 +161,9 @@ def test_an_upload_that_breaks_off_goes_on(server, launched):
     folders = [run.folder for run in launched]
     server.fails_at = 2
     with pytest.raises(ConfigError, match="unreachable; 2 runs sent, the same command goes on with pooling-tiny"):
-        wandb_study.sync(folders, None, LOGGER)
+        wandb_sync.sync(folders, None, LOGGER)
     server.fails_at = None
-    assert wandb_study.sync(folders, None, LOGGER) == Sent(4, 2)
+    assert wandb_sync.sync(folders, None, LOGGER) == Sent(4, 2)
 
 
 def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypatch):
@@ -200,13 +200,13 @@ def test_offline_and_then_online_sends_every_run_once(launched, capsys, monkeypa
 
 def test_what_is_not_on_wandb_is_named_with_the_command_that_uploads_it(server, launched):
     folders = [Path("runs", run.folder.name) for run in launched]
-    wandb_study.sync(folders[:2], None, LOGGER)
+    wandb_sync.sync(folders[:2], None, LOGGER)
     command = "python -m metaformer.dashboard sync=true experiments=mine logger.project=p logger.entity=e"
     told = tell_absent(folders, LOGGER, "mine")
     assert (
         told == f"not on wandb: 4 of 6 finished runs ({', '.join(f.name for f in folders[2:])}); {command} uploads them"
     )
-    wandb_study.sync(folders, None, LOGGER)
+    wandb_sync.sync(folders, None, LOGGER)
     assert tell_absent(folders, LOGGER, "mine") == ""
     assert tell_absent(folders, Logger(), "mine").endswith(
         "; python -m metaformer.dashboard sync=true experiments=mine uploads them"
@@ -285,7 +285,7 @@ def test_the_report_has_the_verdicts_and_a_panel_for_each_mixer(launched):
 
 def test_what_is_logged_is_what_the_panels_ask_for(server, launched):
     """A panel of a key that nobody logs stays empty, and nobody is told."""
-    wandb_study.sync([launched[0].folder], None, LOGGER)
+    wandb_sync.sync([launched[0].folder], None, LOGGER)
     spec = json.dumps(wandb_study.spec_of(wandb_study.workspace(study(), "accuracy", LOGGER)))
     for key in ("params", "macs", "seconds", "final/test_accuracy"):
         assert f"summary:{key}" in spec

@@ -10,12 +10,12 @@ from hydra.errors import HydraException
 
 from metaformer.config import extensions
 from metaformer.config.explain import explain
-from metaformer.config.extensions import ELSEWHERE, FIXED, HARMLESS
+from metaformer.config.extensions import FIXED, HARMLESS, TRAINER_FLAGS
 from metaformer.config.identity import content_of, flat, run_id
 from metaformer.system.errors import ConfigError
 
 FLAGS = inspect.signature(L.Trainer.__init__).parameters.keys() - {"self"}
-SETTABLE = FLAGS - ELSEWHERE.keys() - FIXED.keys()
+SETTABLE = FLAGS - TRAINER_FLAGS.keys() - FIXED.keys()
 
 
 def id_of(*words: str) -> str:
@@ -24,8 +24,8 @@ def id_of(*words: str) -> str:
 
 def test_the_flags_read_in_the_source_are_those_of_the_signature():
     assert extensions._annotations().keys() == FLAGS
-    assert {*ELSEWHERE, *FIXED, *HARMLESS} <= FLAGS
-    assert len([*ELSEWHERE, *FIXED, *HARMLESS]) == len({*ELSEWHERE, *FIXED, *HARMLESS})
+    assert {*TRAINER_FLAGS, *FIXED, *HARMLESS} <= FLAGS
+    assert len([*TRAINER_FLAGS, *FIXED, *HARMLESS]) == len({*TRAINER_FLAGS, *FIXED, *HARMLESS})
     for flag in SETTABLE:
         assert any(kind in extensions._annotations()[flag] for kind in extensions.KINDS), flag
 

@@ -98,12 +98,12 @@ def test_macs_are_those_of_the_window_whichever_way_they_are_computed(size, wind
 
 
 def test_the_memory_of_many_tokens_is_linear_in_them():
-    def kept(side: int) -> int:
-        from metaformer.models.cost import kept
+    def saved_bytes(side: int) -> int:
+        from metaformer.models.cost import saved_bytes
 
-        return kept(NeighbourhoodAttention(32, 3), torch.zeros(1, 32, side, 32))
+        return saved_bytes(NeighbourhoodAttention(32, 3), torch.zeros(1, 32, side, 32))
 
-    assert kept(96) - kept(64) == pytest.approx(kept(64) - kept(32), rel=0.01)
+    assert saved_bytes(96) - saved_bytes(64) == pytest.approx(saved_bytes(64) - saved_bytes(32), rel=0.01)
 
 
 def test_an_even_window_is_refused():

@@ -203,9 +203,22 @@ def test_a_mixer_that_is_made_already_is_refused():
         MetaFormer(Pooling(), depths=[1], dims=[8])
 
 
-@pytest.mark.parametrize("options", [{"dims": [8, 8]}, {"mixer": [P, P]}, {"position": [True, False]}])
-def test_lists_of_unequal_length_are_refused(options):
-    with pytest.raises(ValueError, match="has 2 values for 1 stages"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": [P, P]}, "^mixer has 2 values for 1 stages$"),
+        ({"dims": [8, 8]}, r"^dims=\[8, 8\]: expected 1 values, one for each of depths$"),
+        ({"position": (True, False)}, r"^position=\[True, False\]: expected 1 values, one for each of depths$"),
+        ({"stem": (7, 4)}, r"^stem=\[7, 4\]: expected kernel, stride, padding$"),
+        ({"head": "pool"}, "^head=pool: expected one of "),
+        ({"act": "swish"}, "^act=swish: expected one of "),
+        ({"init": "kaiming"}, "^init=kaiming: expected one of "),
+        ({"drop_path": -0.1}, "^drop_path=-0.1: expected "),
+        ({"dims": [8.5]}, r"^dims=\[8.5\]: expected a list of integers"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_python_too(options, message):
+    with pytest.raises(ValueError, match=message):
         MetaFormer(**{"mixer": P, "depths": [1], "dims": [8], **options})
 
 

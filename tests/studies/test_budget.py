@@ -16,7 +16,7 @@ from metaformer import cost
 from metaformer.config.identity import content_of, run_id
 from metaformer.config.schema import Config
 from metaformer.mixers import Attention
-from metaformer.models.cost import kept, throughput
+from metaformer.models.cost import saved_bytes, throughput
 from metaformer.studies import budget, cell_cost
 from metaformer.studies.budget import matched
 from metaformer.studies.points import expand
@@ -285,9 +285,9 @@ def test_what_costs_show_before_anything_is_launched(cli):
 def test_memory_is_that_of_weights_and_of_what_the_backward_pass_needs():
     net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
     x = torch.randn(7, 10)
-    assert kept(net, x) == 4 * 7 * (10 + 20)  # the input, and one activation that two layers share
+    assert saved_bytes(net, x) == 4 * 7 * (10 + 20)  # the input, and one activation that two layers share
     tokens, dim = 24**2, 64  # attention is fused: it keeps q, k and v, and no N x N weights
-    assert kept(Attention(dim), torch.randn(1, dim, 24, 24)) < 4 * 8 * tokens * dim < 4 * tokens**2 * 2
+    assert saved_bytes(Attention(dim), torch.randn(1, dim, 24, 24)) < 4 * 8 * tokens * dim < 4 * tokens**2 * 2
     small, large = (memory(f"recipe.batch={batch}") for batch in (10, 20))
     weights = 16 * cell_cost.cost_of(compose("mixer=pooling")).params
     assert small - weights == (large - weights) / 2 > 0

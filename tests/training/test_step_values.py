@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 from trained import equal, go, stop_at
 from wandb_server import Server, serving
 
-from metaformer.analysis import wandb_study
 from metaformer.config.schema import Logger
+from metaformer.runs import wandb_sync
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training import fit
@@ -94,7 +94,7 @@ def test_a_stopped_run_that_was_written_offline_has_each_step_once(server, monke
             go(*words)
     run = go(*words)
     assert not server.runs
-    assert wandb_study.sync([run.folder], None, Logger(wandb=True, entity="e")).now == 1
+    assert wandb_sync.sync([run.folder], None, Logger(wandb=True, entity="e")).now == 1
     history = server.history[run.result.run_id]
     assert [row["_step"] for row in history if "step/loss" in row] == list(range(4, 37, 4))
     assert [row["_step"] for row in history if "epoch" in row] == [18, 36]
