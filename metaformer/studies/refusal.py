@@ -42,7 +42,7 @@ def warn_of_bf16(*configs: Config) -> None:
 @cache
 def _tell_of_bf16() -> None:
     if machine.emulates_bf16():
-        from metaformer.training.trainer import bf16_factor
+        from metaformer.models.precision import bf16_factor
 
         words = f"a product of matrices takes {bf16_factor():.2g} times as long as in fp32, measured here"
         print(f"note: recipe.precision=bf16: this processor emulates it: {words}; set fp32", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import timeit
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,13 +145,3 @@ def steps_of_an_epoch(limit: int | float, images: int, recipe: Recipe) -> int:
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or of the processor where the system tells it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-
-
-def bf16_factor() -> float:
-    """How many times as long as in fp32 this processor takes in bf16 for a product of matrices, as in a small MLP."""
-
-    def seconds(dtype: torch.dtype) -> float:
-        tokens, weights = torch.ones(256, 96, dtype=dtype), torch.ones(96, 384, dtype=dtype)
-        return min(timeit.repeat(lambda: tokens @ weights, number=1, repeat=5))
-
-    return seconds(torch.bfloat16) / seconds(torch.float32)

@@ -16,7 +16,7 @@ from metaformer.config.schema import Config, Logger
 from metaformer.config.validate import plain
 from metaformer.data.images import load
 from metaformer.mixers import Pooling
-from metaformer.models import zoo
+from metaformer.models import precision, zoo
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import read_result, write_result
 from metaformer.runs.wandb_place import absent, waiting
@@ -28,7 +28,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import derive
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
-from metaformer.training import fit, trainer
+from metaformer.training import fit
 from metaformer.training.debug import one_batch
 
 CHOICES = {"mixer": "pooling", "model": "tiny", "data": "digits"}
@@ -521,7 +521,7 @@ def test_bf16_that_is_emulated_is_told(monkeypatch, tmp_path, capsys, flags, wor
     caches = (machine.emulates_bf16, refusal._tell_of_bf16)
     for kept in caches:
         kept.cache_clear()
-    monkeypatch.setattr(trainer, "bf16_factor", lambda: 12.34)
+    monkeypatch.setattr(precision, "bf16_factor", lambda: 12.34)
     for _ in range(2):
         refusal.warn_of_bf16(compose(*words, "runtime.accelerator=cpu"))
     for kept in caches:
@@ -532,8 +532,8 @@ def test_bf16_that_is_emulated_is_told(monkeypatch, tmp_path, capsys, flags, wor
 
 def test_how_long_bf16_takes_is_measured(monkeypatch):
     taken = iter([[5.0, 3.0, 6.0], [0.5, 0.25, 0.5]])
-    monkeypatch.setattr(trainer.timeit, "repeat", lambda product, **_: (product(), next(taken))[1])
-    assert trainer.bf16_factor() == 12.0
+    monkeypatch.setattr(precision.timeit, "repeat", lambda product, **_: (product(), next(taken))[1])
+    assert precision.bf16_factor() == 12.0
 
 
 def test_a_mixer_that_draws_in_evaluation_is_refused(tmp_path, monkeypatch):
