@@ -1,6 +1,6 @@
 """What trained mixers do, measured on the same axes for every mixer: tables, pictures, a page for each comparison.
 
-    python -m metaformer.probe run=runs/RUN[,runs/RUN ...] [out=probes]  # runs beside each other
+    python -m metaformer.probe run=runs/RUN[,runs/RUN ...] [out=FOLDER]  # runs beside each other
     python -m metaformer.probe experiments=NAME  # a study: a page for each setting of its factor, beside its report
     python -m metaformer.probe experiments=NAME publish=true  # to experiments/NAME/probes
 
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from metaformer.cli import answer, flag, words
 from metaformer.runs.finished import CHANGEABLE
-from metaformer.runs.report_folder import written_to
+from metaformer.runs.report_folder import report_folder, written_to
 from metaformer.system.errors import ConfigError
 
 
@@ -34,11 +34,13 @@ def command(arguments: Sequence[str], console: Console) -> None:
 
     asked = of_study(name, given.overrides, console) if name else of_folders(folders, given.overrides)
     check_images(asked)
-    folder = Path(given.own.get("out", "probes"))
-    if name and "out" not in given.own:
-        folder = written_to(Path(asked[0].run.config.runtime.runs), name, publish=publish) / "probes"
-    elif "publish" in given.own:
+    if "publish" in given.own and ("out" in given.own or not name):
         raise ConfigError(f"publish={given.own['publish']}: is for experiments=NAME without out=")
+    if name:
+        place = written_to(Path(asked[0].run.config.runtime.runs), name, publish=publish)
+    else:
+        place = report_folder(Path(folders[0]).parent, None, [Path(folder).name for folder in folders])
+    folder = Path(given.own.get("out", place / "probes"))
     told = " ".join(["python -m metaformer.probe", *arguments])
     probed = all_of(asked, console)
     from metaformer.probing.page import write_page

@@ -33,7 +33,10 @@ def import_object(path: str, key: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{key}={path}: cannot import '{module_name}' ({type(error).__name__}: {error})") from error
+        told = f"{key}={path}: cannot import '{module_name}' ({type(error).__name__}: {error})"
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            told += "; it has to be in this folder or on PYTHONPATH"
+        raise ConfigError(told) from error
     if not hasattr(module, name):
         public = [n for n in dir(module) if not n.startswith("_")]
         raise ConfigError(f"{key}={path}: '{module_name}' has no '{name}'{nearest(name, public)}")

@@ -74,8 +74,9 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             "recipe.optimizer_options.layer_decay: timm's schedule applies it, and recipe.schedule has none"
         )
-    if recipe.initialize_from is not None and not Path(recipe.initialize_from).is_file():
-        raise ConfigError(f"recipe.initialize_from={recipe.initialize_from}: no such file")
+    if recipe.initialize_from is not None and not (source := Path(recipe.initialize_from)).is_file():
+        told = f"is a folder; expected {source / 'weights.pt'}" if source.is_dir() else "no such file"
+        raise ConfigError(f"recipe.initialize_from={source}: {told}")
     if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
         raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")
     frozen_stages(recipe.freeze)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import timm
@@ -57,8 +59,11 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int, ta
     except ConfigError:
         raise
     except Exception as error:  # whatever a constructor raises
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise ConfigError(f"model or mixer cannot be made: {kind}{error}") from error
+        if type(error) is ValueError:
+            raise ConfigError(f"model or mixer cannot be made: {error}") from error
+        last = extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+        raise ConfigError(f"model or mixer cannot be made: {what}; HYDRA_FULL_ERROR=1 shows the traceback") from error
 
 
 def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, task: Task) -> nn.Module:

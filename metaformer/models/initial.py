@@ -21,10 +21,10 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     Args:
         net: a model of this package or of timm; its weights are changed in place.
         source: a file of weights, of this package, timm or an official repository.
-        stages: None takes all; another number of classes keeps the new classifier, another image size gets new
-            positions. A number takes what fits of the stem and of so many stages, position embeddings and
-            downsampling included: a mixer whole or not at all, any other tensor by itself. Of a classifier's weights
-            an encoder for segmentation takes its part.
+        stages: None takes all. The classifier stays new where the file has none, or one for other classes; position
+            embeddings are interpolated for another image size. A number takes what fits of the stem and of so many
+            stages, position embeddings and downsampling included: a mixer whole or not at all, any other tensor by
+            itself. Of a classifier's weights an encoder for segmentation takes its part.
 
     Raises:
         ConfigError: all are asked for and some do not fit, or nothing fits the stem or one of the stages.
@@ -48,7 +48,12 @@ def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None) ->
     if stages is None:
         kept = _kept_classifier(net, own, weights)
         origin = f"recipe.initialize_from={source}"
-        load_into(net, resize(weights | kept, net, origin), origin)
+        try:
+            load_into(net, resize(weights | kept, net, origin), origin)
+        except ConfigError as error:
+            if not isinstance(net, MetaFormer):
+                raise
+            raise ConfigError(f"{error}; recipe.initialize_stages=N takes what fits of the first N stages") from error
         return _told(own, weights, set(own) - set(kept), weights)
     found = _fitting(net, weights, stages, source)
     net.load_state_dict(own | found)
@@ -86,11 +91,14 @@ def in_words(source: str, initialized: Initialized) -> str:
 
 
 def _kept_classifier(net: nn.Module, own: Weights, weights: Weights) -> Weights:
-    """The new weights of classifiers for another number of classes; of a head of two layers that is its last one."""
+    """The new weights of classifiers that the file does not have, or has for another number of classes.
+
+    Of a head of two layers that is its last one.
+    """
     kept: Weights = {}
     for head in classifiers(net):
         new = {key: value for key, value in own.items() if key.startswith(f"{head}.")}
-        if any(key in weights and weights[key].shape != value.shape for key, value in new.items()):
+        if any(key not in weights or weights[key].shape != value.shape for key, value in new.items()):
             kept |= new
     return kept
 

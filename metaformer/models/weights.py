@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,8 @@ def read(source: str | Path, key: str = "weights") -> Weights:
         raise ConfigError(f"{key}={path}: cannot be read safely: {why_unsafe(str(error))}") from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "PytorchStreamReader" in reason or "enforce fail" in reason:  # torch's, of an archive of another kind
+            reason = "it is no file of torch.save"
         raise ConfigError(f"{key}={path}: cannot be read ({reason})") from error
     for wrapper in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -213,8 +216,15 @@ def interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def resize(weights: Weights, net: nn.Module, origin: str) -> Weights:
-    """Weights for another image size: position embeddings are interpolated, N x N matrices refused."""
+    """Weights for another image size: position embeddings are interpolated, N x N matrices refused.
+
+    For models of timm their own loaders do it.
+    """
     own, resized = net.state_dict(), dict(weights)
+    if not isinstance(net, MetaFormer):
+        fitted = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        other = any(key in own and own[key].shape != value.shape for key, value in weights.items())
+        return dict(fitted(resized, net)) if fitted is not None and other else resized
     for key, value in weights.items():
         if key in own and own[key].shape != value.shape:
             if key.endswith(".position.offset"):
@@ -266,8 +276,9 @@ def load_into(net: nn.Module, weights: Weights, origin: str) -> None:
     try:
         load_strictly(net, adapt_stem(weights, net), origin)
     except ConfigError as error:
-        fitting = ", ".join(names_that_fit(weights)) or "no published model"
-        raise ConfigError(f"{error}; the weights are those of {fitting}") from error
+        if fitting := names_that_fit(weights):
+            raise ConfigError(f"{error}; the weights are those of {', '.join(fitting)}") from error
+        raise
 
 
 def names_that_fit(weights: Weights) -> list[str]:

@@ -63,7 +63,7 @@ def _lines(points: Sequence[Point], pending: Sequence[Point], console: Console, 
                 words = (seen and _metric(point, seen)) or status
                 count = len(points) - len(pending) + len(ended)
                 line = f"[{count}/{len(points)}] {point.cell} seed {point.config.seed}: {words}"
-                console.print(f"{line}, {time.time() - started:.0f} s", markup=False, highlight=False)
+                console.print(f"{line}, after {time.time() - started:.0f} s", markup=False, highlight=False)
 
 
 def _metric(point: Point, row: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metaformer.config.schema import Distill, Recipe
 from metaformer.data.batches import Batch
 from metaformer.data.images import Images
+from metaformer.models.ends import adapt_stem
 from metaformer.models.weights import load_strictly, read
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.learner import Learner
@@ -124,7 +125,7 @@ def build_teacher(distill: Distill, images: Images) -> nn.Module | None:
     try:
         teacher = timm.create_model(distill.teacher, in_chans=images.channels, num_classes=len(images.classes)).eval()
         weights = read(str(distill.weights), "recipe.distill.weights")  # not timm's: some read any pickle
-        load_strictly(teacher, weights, f"recipe.distill.weights={distill.weights}")
+        load_strictly(teacher, adapt_stem(weights, teacher), f"recipe.distill.weights={distill.weights}")
         with torch.no_grad():
             teacher(images.sample())
     except ConfigError:

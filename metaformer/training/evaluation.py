@@ -47,16 +47,15 @@ def restore(config: Config, path: Path) -> tuple[nn.Module, Images]:
 
     Args:
         config: that of the run, with the data and the runtime of today.
-        path: its weights.pt.
+        path: its weights.pt, or its export as safetensors.
 
     Raises:
         ConfigError: they do not fit together.
     """
     check(config.data, config.recipe, config.task)
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # whatever torch raises of half a file
-        raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from error
+    saved = read_kept(path)
+    if saved is None:
+        raise ConfigError(f"{path}: cannot be read; expected the weights.pt of a run, or its export as safetensors")
     images = load(config.data, config.runtime.cache, training=False).named(saved["classes"], str(path))
     images.mean, images.std = saved["mean"], saved["std"]  # of the images that it was trained on
     net = build(

@@ -107,7 +107,7 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
     )
     source, stages = recipe.initialize_from, recipe.initialize_stages
     initialized = initialize(net, source, stages) if source else {}
-    if source and (other := unlike(source, config.model)):
+    if source and (other := unlike(source, config)):
         initialized["unlike the file"] = other
     freeze(net, recipe.freeze)
     if untrained := [name for name in initialized.get("new", []) if frozen(net, name)]:

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from metaformer.config.schema import COLOURS, Config, Data, Model
+from metaformer.config.identity import unfolded
+from metaformer.config.schema import COLOURS, Config, Data
 from metaformer.config.validate import structure
 from metaformer.data.decoding import fit, plain
 from metaformer.data.module import evaluation_transform, normalisation
@@ -114,11 +115,20 @@ def read_kept(path: str | Path) -> Mapping[str, Any] | None:
     return saved if isinstance(saved, Mapping) and all(key in saved for key in KEPT) else None
 
 
-def unlike(path: str | Path, model: Model) -> list[str]:
-    """What a file of this package says otherwise of its model, where no shape may tell: `model.norm (group there)`."""
-    there = (read_kept(path) or {"config": {"model": {}}})["config"]["model"]
-    own = asdict(model)
-    return [f"model.{key} ({value} there)" for key, value in there.items() if key in own and own[key] != value]
+def unlike(path: str | Path, config: Config) -> list[str]:
+    """What a file of this package says otherwise of model and mixer, where no shape may tell.
+
+    Like `model.norm (group there)`. Where mixers are of another kind, their options are not compared.
+    """
+    saved = read_kept(path)
+    if saved is None:
+        return []
+    there, own = saved["config"]["model"], asdict(config.model)
+    told = [f"model.{key} ({value} there)" for key, value in there.items() if key in own and own[key] != value]
+    mine, theirs = (unfolded({"mixer": node}) for node in (config.mixer, saved["config"]["mixer"]))
+    keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
+    kinds = [key for key in keys if key.endswith("_target_")]
+    return told + [f"{key} ({theirs.get(key, 'none')} there)" for key in kinds or keys]
 
 
 def from_safetensors(content: bytes) -> Mapping[str, Any]:

@@ -308,6 +308,7 @@ def test_what_the_constructor_names_is_passed():
     [
         ({"_target_": "metaformer.mixers.Poling"}, "has no 'Poling'; did you mean 'Pooling'"),
         ({"_target_": "no_such_module.Shift"}, "cannot import 'no_such_module' (ModuleNotFoundError"),
+        ({"_target_": "no_such_module.Shift"}, "'no_such_module'); it has to be in this folder or on PYTHONPATH"),
         (
             {"_target_": "metaformer.mixers.Pooling", "pool_sise": 5},
             "mixer.pool_sise: Pooling has no such option; did you",

@@ -1,11 +1,13 @@
 """Weights that training starts from: exactly those of the file where they are taken, those of the seed elsewhere."""
 
 import json
+from functools import partial
 
 import pytest
 import timm
 import torch
 from conftest import compose
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 from trained import go
 from trained import weights as weights_of
@@ -268,6 +270,46 @@ def test_a_run_says_once_and_records_what_it_started_from(capsys):
     taken = [key for key in now if any(key == n or key.startswith(f"{n}.") for n in told["taken"])]
     assert taken
     assert all(torch.equal(now[key], source[key]) for key in taken)
+
+
+def test_a_classifier_that_the_file_does_not_have_is_new(tmp_path):
+    for make in (partial(timm.create_model, "test_resnet"), partial(small, "pooling", 2)):
+        headless, net = make(num_classes=0), make(num_classes=4)
+        first = {key: value.clone() for key, value in net.state_dict().items()}
+        told = initialize(net, in_file(tmp_path, headless))
+        new = [key for key in first if key not in headless.state_dict()]
+        assert len(told["new"]) == 1
+        assert all(key.startswith(told["new"][0]) and torch.equal(net.state_dict()[key], first[key]) for key in new)
+        assert same(net, headless.state_dict(), "stem", "stages", "conv1", "layer")
+
+
+def test_the_positions_of_a_model_of_timm_are_resized_as_timm_does_it(tmp_path):
+    theirs, net = (timm.create_model("test_vit", num_classes=4, img_size=size) for size in (64, 32))
+    told = initialize(net, in_file(tmp_path, theirs))
+    assert told["adapted"] == ["pos_embed"]
+    expected = checkpoint_filter_fn(theirs.state_dict(), net)["pos_embed"]
+    assert torch.equal(net.pos_embed, expected)
+    assert same(net, theirs.state_dict(), "blocks.", "head.", "patch_embed.")
+
+
+def test_what_does_not_fit_as_a_whole_names_the_way_to_take_a_part(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing: .*; recipe.initialize_stages=N takes what fits of the first N"):
+        initialize(small("depthwise", 1), in_file(tmp_path, small("pooling", 2)))
+
+
+def test_a_mixer_whose_shapes_do_not_tell_its_options_is_told():
+    first = go("recipe.epochs=1", "data.train=128", "mixer=attention").folder / "weights.pt"
+    words = ("recipe.epochs=1", "data.train=128", f"recipe.initialize_from={first}", "seed=2")
+    other = go(*words, "mixer=attention", "mixer.head_dim=16").result.initialized
+    assert other["unlike the file"] == ["mixer.head_dim (32 there)"]
+    other = go(*words, "mixer=pooling", "recipe.initialize_stages=1").result.initialized
+    assert other["unlike the file"] == ["mixer._target_ (metaformer.mixers.Attention there)"]
+
+
+def test_a_folder_is_no_file_of_weights():
+    folder = go("recipe.epochs=1", "data.train=128").folder
+    with pytest.raises(ConfigError, match=rf"^recipe.initialize_from={folder}: is a folder; expected {folder}/weights"):
+        compose(f"recipe.initialize_from={folder}")
 
 
 def test_a_model_whose_shapes_do_not_tell_its_norm_is_told(capsys):

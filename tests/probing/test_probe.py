@@ -113,17 +113,18 @@ def test_runs_beside_each_other(here, cli):
     runs = [run_of(here, mixer, seed=seed) for mixer in ("identity", "pooling") for seed in (0, 1)]
     done = cli("probe", *map(str, runs))
     assert done.returncode == 0, done.stderr
-    written = Path("probes/probes.html").read_text()
+    [probes] = Path("runs/reports").glob("*/probes")
+    written = (probes / "probes.html").read_text()
     assert "2 cells, 2 seeds each" in written
     assert "identity mixes no tokens, and yet" in written
     assert written.count("<svg") == 4
     assert "http" not in written.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
-    assert "| pooling | 2 | 2 |" in Path("probes/surgery.md").read_text()
-    assert Path("probes/cka.csv").read_text().count("\n") == 1 + 2 * 3
+    assert "| pooling | 2 | 2 |" in (probes / "surgery.md").read_text()
+    assert (probes / "cka.csv").read_text().count("\n") == 1 + 2 * 3
     for name in page.PROBES:
-        assert Path(f"probes/{name}.png").stat().st_size > 5000
+        assert (probes / f"{name}.png").stat().st_size > 5000
 
 
 @pytest.mark.processes

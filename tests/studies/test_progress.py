@@ -70,7 +70,7 @@ def test_a_run_without_a_readable_curve_is_still_finished(runs):
     os.utime(folder / "result.json", (time.time() + 60,) * 2)  # after the start of what looks at it
     stop.set()
     progress._lines(runs, runs[:1], Console(file=text, width=120), stop)
-    assert "pooling seed 0: finished, 0 s" in text.getvalue()
+    assert "pooling seed 0: finished, after 0 s" in text.getvalue()
 
 
 def test_what_an_earlier_start_left_does_not_count(runs):

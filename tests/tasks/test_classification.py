@@ -9,9 +9,11 @@ from conftest import compose
 from timm.data import Mixup
 from trained import go
 
+from metaformer.config.schema import Distill
+from metaformer.data.images import load
 from metaformer.system.errors import ConfigError
 from metaformer.tasks import classification
-from metaformer.tasks.classification import Classifier, distillation_loss
+from metaformer.tasks.classification import Classifier, build_teacher, distillation_loss
 
 
 def test_mixup_is_timms_and_a_function_of_the_step(monkeypatch):
@@ -82,6 +84,14 @@ def test_a_student_with_and_without_a_distillation_token(teacher):
     assert len(classed) >= 1
     assert not torch.equal(classed[0], seen[0])  # the teacher is that of the other token
     assert result.metrics["test_accuracy"] >= 0
+
+
+def test_the_stem_of_a_teacher_for_colours_is_adapted_to_grey_images(tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "colours.pt")
+    images = load(compose("data=digits").data)
+    taught = build_teacher(Distill("test_resnet", str(tmp_path / "colours.pt")), images)
+    theirs = torch.load(tmp_path / "colours.pt", weights_only=True)["conv1.0.weight"]
+    torch.testing.assert_close(taught.state_dict()["conv1.0.weight"], theirs.sum(1, keepdim=True))
 
 
 def test_a_teacher_that_does_not_fit_is_named(teacher):

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from trained import go
 
 import metaformer
+from metaformer import evaluate
 from metaformer import export as verb
 from metaformer.config.compose import mixer_named, names_in
 from metaformer.config.schema import Config, Model
@@ -103,6 +104,10 @@ def test_a_run_in_each_format(monkeypatch, capsys, refusal):
     assert (again.config, again.classes, again.shape) == (trained.config, trained.classes, (1, 8, 8))
     assert torch.equal(again.transform.mean, trained.transform.mean)
     assert torch.equal(again.net(images), logits)
+    evaluate.command([f"weights={folder.name}.safetensors"])
+    of_export = capsys.readouterr().out
+    evaluate.command([f"weights={folder}/weights.pt"])
+    assert capsys.readouterr().out == of_export
 
     extra = {"classes": "", "mean": ""}
     program = torch.export.load(f"{folder.name}.pt2", extra_files=extra)

@@ -223,7 +223,10 @@ def test_options_before_the_flag_and_errors_of_one_run_are_one_line(cli, tmp_pat
     for arguments, message in {
         ("mixer=attention", "mixer.head_dim=24"): "dim=64 is not divisible by head_dim=24",
         ("mixer=attention", "mixer.head_dim=0"): "model or mixer cannot be made: head_dim=0: expected at least 1",
-        ("mixer=custom", "mixer._target_=divides.Divides"): "model or mixer cannot be made: ZeroDivisionError",
+        (
+            "mixer=custom",
+            "mixer._target_=divides.Divides",
+        ): "model or mixer cannot be made: ZeroDivisionError: division by zero (divides.py, line 6, in __init__); HYDRA",
         ("runtime.runs=/dev/null/x",): "runtime.runs: /dev/null/x/pooling-tiny-digits-s0-",
         ("runtime.accelerator=gpu",): "runtime.accelerator=gpu, runtime.devices=1: ",
         ("hydra.job.chdir=true",): "hydra.job.chdir: paths are relative",
