@@ -36,10 +36,11 @@ def command(arguments: Sequence[str], console: Console) -> None:
     check_images(asked)
     if "publish" in given.own and ("out" in given.own or not name):
         raise ConfigError(f"publish={given.own['publish']}: is for experiments=NAME without out=")
+    runs = Path(asked[0].run.config.runtime.runs)
     if name:
-        place = written_to(Path(asked[0].run.config.runtime.runs), name, publish=publish)
+        place = written_to(runs, name, publish=publish)
     else:
-        place = report_folder(Path(folders[0]).parent, None, [Path(folder).name for folder in folders])
+        place = report_folder(runs, None, [Path(folder).name for folder in folders])
     folder = Path(given.own.get("out", place / "probes"))
     told = " ".join(["python -m metaformer.probe", *arguments])
     probed = all_of(asked, console)

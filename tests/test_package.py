@@ -52,7 +52,8 @@ def test_it_runs_from_another_folder_and_writes_there(installed, tmp_path, cli, 
     (run,) = tmp_path.glob("runs/my_shift-*")
     done = cli("probe", str(run), "runtime.threads=1")  # its pages are in the wheel
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "probes" / "probes.html").exists()
+    assert (tmp_path / "runs" / "reports" / run.name / "probes" / "probes.html").exists()
+    assert {path.name for path in tmp_path.iterdir()} == before | {"runs"}
 
 
 def test_names_are_imported_when_they_are_used():

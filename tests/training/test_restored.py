@@ -72,4 +72,4 @@ def test_what_is_no_run():
         metaformer.load("runs/nowhere")
     with pytest.raises(ConfigError, match="no such file, nor a published model"):
         metaformer.load("poolformer_s13")
-    assert restored.kept(run / "result.json") is None
+    assert restored.read_kept(run / "result.json") is None
