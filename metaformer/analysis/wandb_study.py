@@ -17,8 +17,7 @@ from metaformer.config.validate import plain
 from metaformer.runs.launch import Run
 from metaformer.runs.wandb_place import discard, waiting
 from metaformer.runs.wandb_run import mixer_name, start
-from metaformer.runs.wandb_sync import in_a_line
-from metaformer.system.errors import ConfigError, install
+from metaformer.system.errors import ConfigError, in_a_line, install
 from metaformer.system.files import write
 
 

@@ -81,7 +81,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                stack.enter_context(locks.held(path, 2 * locks.EVERY))  # who looks whether it is held is gone by then
+                stack.enter_context(locks.held(path, locks.LOOK))
             except TimeoutError:
                 print(f"another process trains {folder.name}; waiting for it", file=sys.stderr)
                 stack.enter_context(locks.held(path, 60 if "SLURM_JOB_ID" in os.environ else float("inf")))

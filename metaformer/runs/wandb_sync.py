@@ -8,7 +8,7 @@ from metaformer.config.schema import Logger
 from metaformer.runs.result import read_curve, read_result
 from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, waits_offline
 from metaformer.runs.wandb_run import Pictures, artifact, charts, check_size, final, shown, start, wandb_identity
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, in_a_line
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,3 @@ def _send(folder: Path, study: str | None, logger: Logger, drawn: Callable[[Path
             run.log_artifact(artifact(folder / "weights.pt"))
     mark(folder, logger, tags, [*known.more, *["mixing"] * bool(pictures), *["weights"] * weights])
     return True
-
-
-def in_a_line(error: Exception) -> str:
-    """An error of wandb's, which may have many lines."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -88,7 +88,7 @@ def job(cfg: DictConfig) -> Outcome:
         # joblib would kill the runs of the other workers
         return replace(outcome, status="stopped", reason=f"by a signal (status {stop.code}); it goes on from there")
     except Exception as error:  # whatever a run raises is its outcome
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        if machine.tasks_of_srun() > 1:
             raise  # whoever started the processes of this run is to end the others
         if isinstance(error, ConfigError | Held):
             status = "refused" if isinstance(error, ConfigError) else "held"

@@ -31,23 +31,22 @@ def company() -> Iterator[Company]:
     folder, found = locks.own_folder("training"), Company()
     own = folder / f"{os.getpid()}.lock"
     with ExitStack() as stack:
-        try:
-            stack.enter_context(locks.held(own, 2 * locks.EVERY))  # who looks whether it is held is gone by then
-        except TimeoutError:
-            alone = False  # a process of another container has our number
-        else:
-            alone = True
-        if not alone:
-            yield found
-            return
-        began, busy, used = _touch(own), _busy(), _used()
-        start = time.monotonic()
-        there = _at_work(folder, own, None)
+        with suppress(TimeoutError):  # a process of another container has our number
+            stack.enter_context(locks.held(own, locks.LOOK))
+            stack.enter_context(_looked_at(folder, own, found))
         yield found
-        found.runs = len(there | _at_work(folder, own, began))
-        if busy is not None and (now := _busy()) is not None:
-            found.cores = round(max(0.0, now - busy - (_used() - used)) / (time.monotonic() - start), 3)
-        _touch(own)
+
+
+@contextmanager
+def _looked_at(folder: Path, own: Path, found: Company) -> Iterator[None]:
+    began, busy, used = _touch(own), _busy(), _used()
+    start = time.monotonic()
+    there = _at_work(folder, own, None)
+    yield
+    found.runs = len(there | _at_work(folder, own, began))
+    if busy is not None and (now := _busy()) is not None:
+        found.cores = round(max(0.0, now - busy - (_used() - used)) / (time.monotonic() - start), 3)
+    _touch(own)
 
 
 def _touch(path: Path) -> int:

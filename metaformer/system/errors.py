@@ -9,6 +9,11 @@ class ConfigError(ValueError):
     """What the user wrote cannot be run; the message is one line that names the key and the nearest valid choice."""
 
 
+def in_a_line(error: BaseException, most: int | None = 200) -> str:
+    """The kind of an error of some library, and so many characters of its message, which may have many lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
 def install(extra: str) -> str:
     """The command that installs an extra, from whatever folder: in a checkout that one, which no registry has."""
     checkout = Path(__file__).parents[2]

@@ -20,6 +20,7 @@ from metaformer.system.errors import ConfigError
 
 NONE_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 EVERY = 0.1  # seconds between two tries
+LOOK = 2 * EVERY  # after which those are gone who only look whether a lock is held
 
 
 def take(path: Path) -> int | None:

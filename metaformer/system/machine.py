@@ -186,8 +186,13 @@ def started_together() -> tuple[str, int]:
     return next(((name, int(os.environ[name])) for name in names if name in os.environ), ("", 1))
 
 
+def tasks_of_srun() -> int:
+    """How many processes srun has started as one step; a shell within a job is one."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
 def rank() -> int:
     """The place of this process among those that train one run together, whoever started them; 0 is the first."""
-    by_srun = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # a shell within a job has a SLURM_PROCID too
+    by_srun = tasks_of_srun() > 1  # a shell within a job has a SLURM_PROCID too
     variables = ("RANK", "SLURM_PROCID", "LOCAL_RANK") if by_srun else ("RANK", "LOCAL_RANK")
     return next((int(os.environ[name]) for name in variables if name in os.environ), 0)

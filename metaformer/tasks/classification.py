@@ -14,7 +14,7 @@ from metaformer.data.batches import Batch
 from metaformer.data.images import Images
 from metaformer.models.ends import adapt_stem
 from metaformer.models.weights import load_strictly, read
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, in_a_line
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.mixup import mixup_of
 from metaformer.tasks.scores import Scores
@@ -131,8 +131,7 @@ def build_teacher(distill: Distill, images: Images) -> nn.Module | None:
     except ConfigError:
         raise
     except Exception as error:  # whatever timm raises
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"recipe.distill.teacher={distill.teacher}: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"recipe.distill.teacher={distill.teacher}: {in_a_line(error)}") from error
     return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from metaformer.config.schema import Recipe
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError, in_a_line, nearest
 from metaformer.system.seeds import seeded
 
 GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "filter_bias_and_bn")  # of timm
@@ -53,8 +53,7 @@ def try_optimizer(net: nn.Module, recipe: Recipe, *, on_cpu: bool) -> None:
     except Exception as error:  # whatever an optimizer raises
         told = f"recipe.optimizer={recipe.optimizer}"
         told += f", recipe.optimizer_options={recipe.optimizer_options}" if recipe.optimizer_options else ""
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{told}: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{told}: {in_a_line(error, None)}") from error
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer:

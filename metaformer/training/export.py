@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from metaformer.config.validate import plain
 from metaformer.system.errors import ConfigError
-from metaformer.training.restored import Trained, from_safetensors, load, trained_from
+from metaformer.training.restored import Trained, from_safetensors, load_run, trained_from
 
 TOLERANCE = 1e-4  # of the largest logit: other programs add up in another order
 
@@ -38,9 +38,7 @@ class Exported:
 
 def export_run(folder: Path, format: str) -> Exported:
     """`export` of a finished run."""
-    trained = load(folder)
-    assert isinstance(trained, Trained)
-    return export(trained, format)
+    return export(load_run(folder), format)
 
 
 def export(trained: Trained, format: str) -> Exported:

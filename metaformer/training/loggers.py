@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from metaformer.config.schema import Config
+from metaformer.system.errors import in_a_line
 from metaformer.training.brought import made
 from metaformer.training.step_values import NthSteps
 
@@ -29,8 +30,7 @@ class Guarded(Logger):
             return getattr(self.logger, method)(*args, **options)
         except Exception as error:  # whatever a logger, the disk or the network raises
             self.failed = True
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            print(f"{self.key}: {words}; training goes on without it", file=sys.stderr)
+            print(f"{self.key}: {in_a_line(error, None)}; training goes on without it", file=sys.stderr)
             return None
 
     @property

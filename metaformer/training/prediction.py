@@ -30,7 +30,7 @@ from metaformer.system.files import as_csv, replacing, write
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.segmentation import Segmenter
-from metaformer.training.restored import Trained, Transform, load
+from metaformer.training.restored import Trained, Transform, load_run
 from metaformer.training.trainer import NOISE, make_trainer
 
 
@@ -86,7 +86,7 @@ def predict(run: Path, config: Config, *, folder: bool) -> Predicted:
     Raises:
         ConfigError: there is no image, or one cannot be read; it names the file.
     """
-    trained = _trained(run)
+    trained = load_run(run)
     pictures = _pictures(config, trained, folder=folder)
     module = Classifier(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
     probabilities = torch.cat(_run_over(pictures, module, config)).cpu()
@@ -123,7 +123,7 @@ def segment(run: Path, config: Config, out: Path, *, folder: bool) -> int:
     Raises:
         ConfigError: there is no image, one cannot be read, or two would have the same mask; it names the file.
     """
-    trained = _trained(run)
+    trained = load_run(run)
     pictures, data = _pictures(config, trained, folder=folder), trained.config.data
     files: dict[Path, str] = {}
     for name in pictures.names:
@@ -137,12 +137,6 @@ def segment(run: Path, config: Config, out: Path, *, folder: bool) -> int:
     rows = [{"number": number, "class": name} for number, name in zip(numbers, trained.classes, strict=True)]
     write(out / "classes.csv", as_csv(rows))
     return len(files)
-
-
-def _trained(run: Path) -> Trained:
-    trained = load(run)
-    assert isinstance(trained, Trained)
-    return trained
 
 
 def _run_over(

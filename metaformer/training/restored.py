@@ -103,6 +103,13 @@ def load(source: str | Path, name: str | None = None, **options: Any) -> Trained
     return trained_from(saved, path)
 
 
+def load_run(folder: Path) -> Trained:
+    """`load` of a finished run alone."""
+    trained = load(folder)
+    assert isinstance(trained, Trained)
+    return trained
+
+
 def read_kept(path: str | Path) -> Mapping[str, Any] | None:
     """The contents of a file of weights, where this package wrote it: of a run, or exported as safetensors."""
     try:

@@ -11,7 +11,7 @@ from metaformer.config.schema import Data
 from metaformer.data.digests import Items
 from metaformer.data.listing import WORDS, Findings, Found, once, root_of, split_of
 from metaformer.data.readers.folder import Files
-from metaformer.system.errors import ConfigError, install, nearest
+from metaformer.system.errors import ConfigError, in_a_line, install, nearest
 
 EXPECTED = "a table that ends in .csv, .tsv or .parquet"
 USUAL = {  # names of columns that are tried where the configuration gives none
@@ -169,8 +169,7 @@ def find_on_hub(data: Data) -> Findings:
         local = (Path(name).expanduser() / "dataset_dict.json").exists()
         found = datasets.load_from_disk(name) if local else datasets.load_dataset(name)
     except Exception as error:  # whatever the hub and the network raise
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"data.dataset={name}: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"data.dataset={name}: {in_a_line(error)}") from error
     words = [(split, word) for word in found if (split := split_of(word)) is not None]
     once(words, f"data.dataset={name}")
     notes = [f"its split {word} is not read{nearest(word, WORDS)}" for word in found if split_of(word) is None]

@@ -14,7 +14,7 @@ from metaformer.data.images import Images
 from metaformer.data.photographs import seen
 from metaformer.data.registry import fingerprint
 from metaformer.data.splits import Photos
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, in_a_line
 
 EXPECTED = (
     "expected torch/NAME; data=hub reads Hugging Face's sets, data=image_folder reads folders and the tar files of a "
@@ -55,8 +55,7 @@ def _open(name: str, root: str, split: str) -> Any:
     try:
         return create_dataset(name, root=root, split=split)
     except (Exception, SystemExit) as error:  # whatever timm and torchvision raise
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"data.dataset={name}: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"data.dataset={name}: {in_a_line(error)}") from error
 
 
 def _labels_of(dataset: Any) -> list[int]:
