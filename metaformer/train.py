@@ -26,10 +26,10 @@ FAILED: list[Exception] = []
 
 @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
 def app(cfg: DictConfig) -> float | None:
-    from metaformer.studies import worker
+    from metaformer.studies import search, worker
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # of another sweeper than that of studies
-        return worker.trial(cfg)
+        return search.trial(cfg)
     # Hydra prints a line of its own where a job raises; main() has a better one.
     try:
         outcome = worker.job(cfg)

@@ -33,6 +33,7 @@ from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
 from metaformer.studies.refusal import refuse, warn_of_bf16
+from metaformer.studies.search import SearchSweeper
 from metaformer.studies.worker import Outcome, found, job, reason_of, take_place
 from metaformer.system.errors import ConfigError
 from metaformer.system.files import now, write, written_since
@@ -181,9 +182,10 @@ def by_cell(points: Sequence[Point]) -> list[Point]:
 
 
 def register() -> None:
-    """Make sweeper and launcher known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
+    """Make sweepers and launcher known to Hydra, which takes plugins from the namespace `hydra_plugins` only."""
     sys.modules["hydra_plugins.metaformer"] = sys.modules[__name__]
     register_plugin(StudySweeper)
+    register_plugin(SearchSweeper)
     register_plugin(RayLauncher)
 
 

@@ -22,14 +22,13 @@ from omegaconf import DictConfig
 from metaformer.config.compose import choices_of, config_of
 from metaformer.config.extensions import unheard
 from metaformer.config.identity import FILES, differences
-from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Held, Planned, lock
 from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
 from metaformer.runs.wandb_place import tell_absent
-from metaformer.studies.points import FIRST_SEED, resolve
+from metaformer.studies.points import resolve
 from metaformer.studies.refusal import warn_of_bf16
 from metaformer.system import machine
 from metaformer.system.company import Company, company
@@ -252,31 +251,3 @@ def recorded(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in DISK:
             raise ConfigError(f"runtime.runs: {folder} cannot be written ({error.strerror})") from error
         raise
-
-
-def trial(cfg: DictConfig) -> float:
-    """Train or find one run; the study's metric on validation images, larger is better, and its worst where it failed.
-
-    A rate at which a run diverges is a bad one.
-
-    Raises:
-        ConfigError: it cannot be run at all, now or ever, or it has the seed of a study.
-    """
-    if cfg.seed < FIRST_SEED:
-        raise ConfigError(f"seed={cfg.seed}: a search has seeds from {FIRST_SEED} on, which no study reports")
-    sweeper = HydraConfig.get().sweeper
-    if not str(sweeper.get("direction", "maximize")).endswith("maximize"):  # Optuna's own default is the opposite
-        raise ConfigError(
-            "hydra.sweeper.direction: expected maximize, a metric that falls is negated; hydra/sweeper=search has it"
-        )
-    warn_of_bf16(config_of(cfg))
-    outcome = job(cfg)
-    if outcome.status in ("refused", "held", "stopped"):
-        raise ConfigError(f"{outcome.name}: {outcome.reason}" if outcome.status == "stopped" else outcome.reason)
-    name = selecting(cfg.study.analysis.metric)
-    metric = metric_of(name)
-    value = outcome.result.metrics[name] if outcome.result else metric.worst
-    rates = f"lr {cfg.recipe.lr:.3g}, weight decay {cfg.recipe.weight_decay:.3g}"
-    words = outcome.reason or f"{in_words(name)} {metric.told(value)}"
-    print(f"{outcome.name}: {rates}: {words}", file=sys.stderr)
-    return value if metric.higher else -value

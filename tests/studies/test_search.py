@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException
 from metaformer.config.compose import loader
 from metaformer.config.explain import explain
 from metaformer.config.hydra_internals import load
-from metaformer.studies import worker
+from metaformer.studies import search, worker
 from metaformer.studies.points import expand
 from metaformer.system.errors import ConfigError, install
 
@@ -39,6 +39,9 @@ def test_a_search_is_repeatable_judged_on_validation_and_goes_on(cli):
     assert best["best_value"] == chosen["metrics"]["val_accuracy"]
     assert best["best_params"]["recipe.lr"] == chosen["config"]["recipe"]["lr"]
     assert done.stderr.count(": lr 0.0") == 3
+    rate, accuracy = f"recipe.lr={best['best_params']['recipe.lr']:.4g}", f"{best['best_value']:.2%}"
+    assert f"best of 3 trials: {rate} recipe.weight_decay=" in done.stdout
+    assert done.stdout.endswith(f": validation accuracy {accuracy}\nfound/optimization_results.yaml\n")
 
     again = cli("train", *SEARCH, "mixer=pooling", "hydra.sweeper.n_trials=4", HERE)
     assert again.returncode == 0, again.stderr
@@ -57,10 +60,10 @@ def test_a_trial_that_diverges_is_a_bad_one_and_not_the_end(cli):
 
 @pytest.mark.parametrize("status", ["refused", "held", "stopped"])
 def test_a_trial_that_did_not_run_is_no_bad_one(monkeypatch, status):
-    monkeypatch.setattr(worker.HydraConfig, "get", lambda: SimpleNamespace(sweeper={}))
-    monkeypatch.setattr(worker, "job", lambda _: worker.Outcome("pooling", status, reason="for a reason"))
+    monkeypatch.setattr(search.HydraConfig, "get", lambda: SimpleNamespace(sweeper={}))
+    monkeypatch.setattr(search, "job", lambda _: worker.Outcome("pooling", status, reason="for a reason"))
     with pytest.raises(ConfigError, match="for a reason"):
-        worker.trial(load(loader(), ["seed=1000"]))
+        search.trial(load(loader(), ["seed=1000"]))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,10 @@ def test_a_trial_that_did_not_run_is_no_bad_one(monkeypatch, status):
     [
         (["seed=3"], "seed=3: a search has seeds from 1000 on, which no study reports"),
         (["recipe.batch=0"], "recipe.batch=0: expected at least 1"),
+        (["recipe.batch=choice(16,0)"], "recipe.batch=0: expected at least 1"),
+        (["recipe.lr=interval(-1,1)"], "recipe.lr=-1.0: expected at least 0"),
+        (["recipe.optimizer=sgdd"], "recipe.optimizer=sgdd: not one of timm's; did you mean 'sgd'? (cell pooling)"),
+        (["hydra.sweeper.n_jobs=-1"], "hydra.sweeper.n_jobs=-1: expected a number of at least 1"),
         (["hydra.sweeper.direction=minimize"], "hydra.sweeper.direction: expected maximize"),
         (["hydra/sweeper=optuna", "seed=1000", "recipe.lr=choice(1e-2,1e-3)"], "hydra.sweeper.direction: expected"),
     ],
@@ -76,7 +83,18 @@ def test_a_search_that_cannot_be_right_ends_with_one_line(cli, overrides, messag
     pytest.importorskip("optuna")
     done = cli("train", *SEARCH, "mixer=pooling", "hydra/launcher=basic", *overrides)
     assert done.returncode == 2, done.stderr
-    assert f"error: {message}" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    if "hydra/sweeper=optuna" not in overrides:  # before the first trial
+        assert len(done.stderr.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_the_best_of_a_search_has_a_file_for_each_mixer_model_and_data_set(cli):
+    pytest.importorskip("optuna")
+    words = [word for word in SEARCH if not word.startswith("hydra.sweep.dir")]
+    done = cli("train", *words, "hydra/launcher=basic", "hydra.sweeper.n_trials=1")
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/searches/pooling-tiny-digits/optimization_results.yaml").exists()
 
 
 def test_seeds_of_searches_are_not_those_of_studies():
