@@ -135,7 +135,7 @@ def show(rows: Sequence[Row]) -> None:
     columns = [key for key in files.keys_of(rows) if any(row.get(key) not in (None, "", 0) for row in rows)]
     table = Table(box=SIMPLE_HEAD)
     for i, key in enumerate(columns):
-        table.add_column(key.replace("_", " "), justify="right" if i else "left", overflow="fold")
+        table.add_column(key.replace("_", " ").replace("gib", "GiB"), justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(row.get(key)) for key in columns))
     console = Console()
