@@ -151,6 +151,7 @@ def _recipe(recipe: Recipe) -> list[str]:
         f"crops after padding by {recipe.crop} pixels" if recipe.crop else "",
         "flips" if recipe.flip else "",
         f"random resized crops {recipe.scale}" if recipe.scale else "",
+        f"crops after resizing by {recipe.resize}" if recipe.resize else "",
         recipe.auto_augment or "",
         f"erasing {recipe.erasing:g}" if recipe.erasing else "",
         f"Mixup {recipe.mixup:g}" if recipe.mixup else "",

@@ -21,6 +21,7 @@ OPTIONS = (
     "repeated_augmentation",
     "initialize_stages",
     "freeze",
+    "resize",
     "steps",
     "validate_steps",
 )

@@ -133,6 +133,9 @@ class Recipe:
     # Decay of the moving average of the weights, which is then validated and tested
     ema: float | None = number(None, "a decay between 0 and 1, like 0.9999, or null", above=0, below=1)
     scale: list[float] | None = None  # share of an image's area that a random resized crop keeps; None: no such crop
+    # Images with masks are resized by a factor between these two, like [0.5, 2], before a random crop of data.size, in
+    # which pixels beside the image have no class; None: no such crop
+    resize: list[float] | None = None
     auto_augment: str | None = None  # in timm's notation, like rand-m9-mstd0.5-inc1
     color_jitter: Any = None  # as timm takes it: a strength, or [brightness, contrast, saturation] and perhaps hue
     repeated_augmentation: int = number(1, at_least=1)  # how often an epoch sees an image, of fewer images
@@ -146,6 +149,11 @@ class Recipe:
     initialize_stages: int | None = number(None, at_least=0)
     freeze: str = "none"  # what is not trained: none, stem, or stages1-N for the stem and stages 1 to N
     distill: Distill = field(default_factory=Distill)
+
+    @property
+    def crops_each(self) -> bool:
+        """Whether each image has a random crop of another scale, and is read alone; else whole batches are cut."""
+        return self.scale is not None or self.resize is not None
 
     @property
     def all_epochs(self) -> int:

@@ -1,6 +1,7 @@
 """Which keys of a recipe go together, and with which of the runtime."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def check_task(config: Config) -> None:
     if task.segments:
         _check_segmentation(config)
         return
-    for key in ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore"):
+    for key in ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore", "recipe.resize"):
         node, _, name = key.partition(".")
         if (value := getattr(getattr(config, node), name)) != getattr(getattr(Config(), node), name):
             raise ConfigError(f"{key}={value}: belongs to task=segmentation")
@@ -30,10 +31,7 @@ def check_task(config: Config) -> None:
 
 def _check_segmentation(config: Config) -> None:
     """Of the keys of a classifier those that have no meaning for pixels, or that nobody has made for masks."""
-    recipe, data = config.recipe, config.data
-    if data.decoded_size not in (None, data.size):
-        kept = "images with masks are kept at data.size"
-        raise ConfigError(f"data.decoded_size={data.decoded_size}: {kept}={data.size}; expected null")
+    recipe = config.recipe
     if config.runtime.strategy == "fsdp":
         raise ConfigError("runtime.strategy=fsdp: is for task=classification; expected ddp")
     given = {
@@ -90,17 +88,23 @@ def _check_loss(recipe: Recipe) -> None:
 
 
 def _check_augmentation(recipe: Recipe) -> None:
-    if recipe.scale is None:
+    _check_range("scale", recipe.scale, 1, "the least and the largest share of the area, like [0.08, 1]")
+    _check_range("resize", recipe.resize, 16, "the least and the largest factor, up to 16, like [0.5, 2]")
+    if recipe.scale is not None and recipe.resize is not None:
+        raise ConfigError(f"recipe.resize={recipe.resize}: expected null, since recipe.scale crops already")
+    crop = "scale" if recipe.scale is not None else "resize"
+    if not recipe.crops_each:
         for key in ("auto_augment", "erasing", "color_jitter", "repeated_augmentation"):
             if (value := getattr(recipe, key)) != getattr(Recipe(), key):
                 raise ConfigError(f"recipe.{key}={value}: is read with a random resized crop only (recipe.scale)")
-    elif len(recipe.scale) != 2 or not 0 < recipe.scale[0] <= recipe.scale[1] <= 1:
-        raise ConfigError(
-            f"recipe.scale={recipe.scale}: expected the least and the largest share of the area, like [0.08, 1]"
-        )
     elif recipe.crop:
-        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.scale crops already; expected 0")
+        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.{crop} crops already; expected 0")
     _check_color_jitter(recipe)
+
+
+def _check_range(key: str, value: Sequence[float] | None, most: float, expected: str) -> None:
+    if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1] <= most):
+        raise ConfigError(f"recipe.{key}={value}: expected {expected}")
 
 
 def _check_color_jitter(recipe: Recipe) -> None:

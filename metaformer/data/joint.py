@@ -1,4 +1,4 @@
-"""Images and their masks, cut, mirrored and coloured as one by torchvision's transforms."""
+"""Images and their masks, resized, cut, mirrored and coloured as one by torchvision's transforms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,20 +10,34 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from metaformer.config.schema import Recipe
+from metaformer.config.tasks import IGNORED
 from metaformer.data.batches import Transformed
 from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 
 
-def joint_transform(recipe: Recipe, shape: tuple[int, int, int], pixels: Mapping[str, Sequence[float]]) -> Any:
-    """Random resized crop, flip and colour jitter of an image and its mask, whose pixels are the nearest.
+def joint_transform(
+    recipe: Recipe, shape: tuple[int, int, int], pixels: Mapping[str, Sequence[float]], short: int
+) -> Any:
+    """Random crop of another scale, flip and colour jitter of an image and its mask, whose pixels are the nearest.
 
     Args:
         shape: channels, height and width of what the network sees.
         pixels: `mean` and `std` of each channel, from 0 to 1.
+        short: the shorter side of the images, in pixels.
     """
     channels, *size = shape
-    steps = [v2.RandomResizedCrop(size, scale=tuple(recipe.scale or (1, 1)), interpolation=InterpolationMode.BICUBIC)]
+    steps: list[Any]
+    if recipe.resize is not None:
+        shortest, longest = (max(1, round(factor * short)) for factor in recipe.resize)
+        beside = {tv_tensors.Mask: IGNORED, "others": [round(255 * mean) for mean in pixels["mean"]]}
+        steps = [
+            v2.RandomResize(shortest, longest + 1, interpolation=InterpolationMode.BICUBIC),
+            v2.RandomCrop(size, pad_if_needed=True, fill=beside),
+        ]
+    else:
+        least, most = recipe.scale or (1, 1)
+        steps = [v2.RandomResizedCrop(size, scale=(least, most), interpolation=InterpolationMode.BICUBIC)]
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip())
     if (jitter := recipe.color_jitter) is not None:

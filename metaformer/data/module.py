@@ -113,12 +113,14 @@ class ImageData(L.LightningDataModule):
         self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU
         self.streams: dict[str, Stream] = {}
         pixels = normalisation(data.mean, data.std)
-        if recipe.scale is not None and data.channels not in COLOURS:
+        if recipe.crops_each and data.channels not in COLOURS:
             told = f"is for grey or colours, and the images have {data.channels} channels"
-            raise ConfigError(f"recipe.scale={recipe.scale}: {told}; expected null, with recipe.crop")
-        if recipe.scale is not None and data.masked:
+            key, value = ("scale", recipe.scale) if recipe.scale is not None else ("resize", recipe.resize)
+            raise ConfigError(f"recipe.{key}={value}: {told}; expected null, with recipe.crop")
+        if recipe.crops_each and data.masked:
             if augment:
-                joint = joint_transform(recipe, data.shape, pixels)
+                assert isinstance(data.train, Split)
+                joint = joint_transform(recipe, data.shape, pixels, min(data.train.pixels.shape[1:3]))
                 self.streams["train"] = Stream(TransformedPairs(data.train, joint, seed), workers)
         elif recipe.scale is not None:
             evaluation = evaluation_transform(crop_pct, data.shape, pixels, interpolation)

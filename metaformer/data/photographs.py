@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +60,29 @@ def _trained(listing: Listing) -> Contents | None:
 
 
 def _masked(listing: Listing, data: Data, cache: Path) -> Images:
-    """Images with masks, decoded once: both are cut about the middle and brought to `data.size`."""
+    """Images with masks, decoded once: both are cut about the middle and brought to `data.size`.
+
+    Those to train on have `data.decoded_size`, out of which the recipe crops.
+    """
     if data.decode != "once":
         raise ConfigError(f"data.decode={data.decode}: images with masks are kept decoded; expected once")
     classes, size, channels = len(listing.classes), size_of(data.size), data.channels or 3
-    splits: dict[str, Split | Photos] = {}
-    for name, part in listing.parts.items():
+
+    def kept(name: str, sides: tuple[int, int]) -> Split:
+        part, shape = listing.parts[name], (*sides, channels)
         labels, rows = torch.from_numpy(part.labels), torch.arange(len(part.labels))
         images, masks = Photos(Decoded(part, data), labels, rows), Photos(Masks(part, data, classes), labels, rows)
-        pixels = decoded(images, (*size, channels), cache / _file(listing.fingerprint, name, (*size, channels), data))
-        kept = cache / f"{listing.fingerprint}-{name}-masks-{size[0]}x{size[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
-        splits[name] = Split(pixels, labels, masks=decoded(masks, size, kept, NEAREST))
-    return carved(splits, listing.classes, data, size, channels, _trained(listing))
+        pixels = decoded(images, shape, cache / _file(listing.fingerprint, name, shape, data))
+        file = f"{listing.fingerprint}-{name}-masks-{sides[0]}x{sides[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
+        return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST))
+
+    seen = {name: kept(name, size) for name in listing.parts}
+    images = carved(seen, listing.classes, data, size, channels, _trained(listing))
+    if images.only_test or (larger := size_of(data.decoded_size or data.size)) == size:
+        return images
+    assert isinstance(images.train, Split)
+    train = kept("train", larger)
+    return replace(images, train=Split(train.pixels, images.train.labels, images.train.rows, train.masks))
 
 
 def _file(fingerprint: str, split: str, shape: tuple[int, ...], data: Data) -> str:

@@ -138,13 +138,13 @@ def check_task(data: Data, task: Task, *, masked: bool) -> None:
 
 
 def _check_decoding(data: Data, recipe: Recipe) -> None:
-    """Photographs are kept at the size at which they are seen, or cut out of larger ones with recipe.scale."""
+    """Images are kept at the size at which they are seen, or cut out of larger ones, each by its own crop."""
     if data.decoded_size is None:
         return
     size, kept = size_of(data.size), size_of(data.decoded_size, "decoded_size")
-    if recipe.scale is None and kept != size:
+    if not recipe.crops_each and kept != size:
         raise ConfigError(f"data.decoded_size={data.decoded_size}: needs a random resized crop (recipe.scale)")
-    if recipe.scale is not None and (kept[0] < size[0] or kept[1] < size[1] or data.decode == "always"):
+    if recipe.crops_each and (kept[0] < size[0] or kept[1] < size[1] or data.decode == "always"):
         raise ConfigError(
             f"data.decoded_size={data.decoded_size}: expected at least data.size={data.size}, with data.decode=once"
         )

@@ -82,6 +82,7 @@ DEFAULTS = """
     "clip_grad": null,
     "ema": null,
     "scale": null,
+    "resize": null,
     "auto_augment": null,
     "erasing": 0.0,
     "mixup": 0.0,

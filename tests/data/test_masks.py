@@ -348,6 +348,53 @@ def test_a_random_resized_crop_takes_the_same_pixels_of_image_and_mask(tmp_path)
     assert len({mask.numpy().tobytes() for mask in torch.cat(whole)}) > len(found.train)  # they were cut
 
 
+def test_images_are_resized_by_factors_of_a_range_and_what_is_beside_them_has_no_class(tmp_path):
+    """Of a bright square of half the side on a dark ground the side says by how much an image was resized."""
+    masks = np.zeros((16, 24, 24), np.uint8)
+    masks[:, 6:18, 6:18] = 1
+    images = np.repeat(200 * masks[..., None], 3, axis=3)
+    np.savez(tmp_path / "a.npz", train_images=images, train_masks=masks, test_images=images[:1], test_masks=masks[:1])
+    found = read("npz", tmp_path / "a.npz", "data.classes=2", "data.overlap=allow", "data.size=24")
+
+    def seen(*factors: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        loader = scaled(found, scale=None, resize=list(factors), color_jitter=None, flip=False).train_dataloader()
+        return [pair for pictures, labels in loader for pair in zip(pictures, labels, strict=True)]
+
+    for factor, side in ((0.5, 12), (1, 24)):
+        for picture, labels in seen(factor, factor):
+            inside = labels != IGNORED
+            assert inside.sum() == side**2
+            assert (labels == 1).sum() == side**2 / 4
+            bright = picture * (found.std / 255)[:, None, None] + (found.mean / 255)[:, None, None]
+            assert torch.equal(bright[0] > 0.4, labels == 1)
+            assert (255 * bright[:, ~inside] - found.mean[:, None]).abs().max() <= 0.5 if side < 24 else inside.all()
+    larger = [labels for _, labels in seen(2, 2)]
+    assert all((labels != IGNORED).all() for labels in larger)
+    assert len({labels.numpy().tobytes() for labels in larger}) > 8  # of crops of 24 out of 48
+    sides = {int((labels != IGNORED).sum()) ** 0.5 for _ in range(3) for _, labels in seen(0.5, 0.75)}
+    assert sides <= {12, 13, 14, 15, 16, 17, 18}
+    assert len(sides) > 3
+
+
+def test_images_to_train_on_may_be_kept_larger_than_they_are_seen(tmp_path):
+    """Those to validate on are the same as without, whether they are taken out of the training images or not."""
+    words = ("recipe.crop=0", "recipe.resize=[0.5,2]", "data.size=[8,8]", "recipe.batch=4")
+    plain = read("image_folder", pairs(tmp_path / "a"), *words)
+    wide = read("image_folder", tmp_path / "a", *words, "data.decoded_size=[8,12]")
+    assert wide.size == plain.size == (8, 8)
+    rows = torch.arange(len(plain.train))
+    assert wide.train.images.shape[1:3] == (8, 12)
+    assert torch.equal(wide.train.images[:, :, 2:10], plain.train.images)  # those are cut about the middle
+    assert torch.equal(wide.train.targets(rows)[:, :, 2:10], plain.train.targets(rows))
+    for split in ("val", "test"):
+        one, other = getattr(wide, split), getattr(plain, split)
+        assert same(
+            (one.images, one.targets(torch.arange(len(one)))), (other.images, other.targets(torch.arange(len(one))))
+        )
+    pictures, labels = next(iter(scaled(wide, scale=None, resize=[0.5, 2.0]).train_dataloader()))
+    assert (pictures.shape[2:], labels.shape[1:]) == ((8, 8), (8, 8))
+
+
 def test_draws_depend_on_seed_epoch_and_image_alone(tmp_path):
     found = read("npz", npz(tmp_path))
     here, there = scaled(found), scaled(found, workers=1)

@@ -115,7 +115,9 @@ def test_the_parts_of_a_batch_add_up(dice):
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
-@pytest.mark.parametrize("crop", [(), ("recipe.crop=0", "recipe.scale=[0.5,1]")])
+@pytest.mark.parametrize(
+    "crop", [(), ("recipe.crop=0", "recipe.scale=[0.5,1]"), ("recipe.crop=0", "recipe.resize=[0.5,2]")]
+)
 def test_a_run_that_is_stopped_ends_with_the_same_bits(monkeypatch, crop):
     words = ("task.dice=0.5", "recipe.class_weights=balanced", "recipe.ema=0.9", "model.drop_path=0.2", *crop)
     whole = go(*words, "runtime.runs=whole")
@@ -158,6 +160,13 @@ def test_weights_of_a_classifier_begin_the_encoder_and_may_be_frozen(capfd):
         (("recipe.loss=bce",), "recipe.loss=bce: is for task=classification"),
         (("recipe.scale=[0.5,1]", "recipe.crop=0", "recipe.erasing=0.1"), "erasing=0.1: is for task=classification"),
         (("recipe.scale=[0.5,1]", "recipe.color_jitter=0.4"), "recipe.color_jitter=0.4: needs images in colour"),
+        (
+            ("recipe.resize=[2,0.5]", "recipe.crop=0"),
+            "recipe.resize=[2.0, 0.5]: expected the least and the largest fact",
+        ),
+        (("recipe.resize=[0.5,2]", "recipe.crop=2"), "recipe.crop=2: recipe.resize crops already; expected 0"),
+        (("recipe.resize=[0.5,2]", "recipe.scale=[0.5,1]"), "recipe.resize=[0.5, 2.0]: expected null, since recipe.sc"),
+        (("task=classification", "recipe.resize=[0.5,2]"), "recipe.resize=[0.5, 2.0]: belongs to task=segmentation"),
         (("study.analysis.metric=test_accuracy",), "metric=test_accuracy: task=segmentation has test_pixel_accuracy"),
         (("task=classification", "task.dice=0.5"), "task.dice=0.5: belongs to task=segmentation"),
         (("task=classification", "study.analysis.metric=test_mean_iou"), "task=classification has test_macro"),
