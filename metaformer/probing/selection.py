@@ -1,17 +1,19 @@
 """Which runs are probed, the page on which each stands, and what is measured of them. Imports torch only to measure."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from metaformer.config.compose import compose
+from metaformer.config.identity import flat
 from metaformer.config.schema import Data
 from metaformer.probing.kept import Probed, key_of, read, write
 from metaformer.runs.finished import Finished, finished
 from metaformer.runs.launch import collect, read_launch, setting_of
+from metaformer.runs.result import Result
 from metaformer.system import machine
 from metaformer.system.errors import ConfigError, nearest
 from metaformer.system.files import output_to
@@ -28,16 +30,26 @@ class Asked:
 
 
 def of_folders(folders: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
-    """Runs as they are named on the command line: one page; a cell is called by its mixer where that tells it apart."""
+    """Runs as they are named on the command line: one page; a cell is called by what tells it apart."""
     runs = [finished(Path(folder), overrides) for folder in dict.fromkeys(folders)]
-    choices = {run.result.cell_id: run.result.choices for run in runs}
-    short, long = ({cell: form.format(**c) for cell, c in choices.items()} for form in ("{mixer}", "{model} {mixer}"))
+    names = _names({run.result.cell_id: run.result for run in runs})
+    return [Asked("", names[run.result.cell_id], run) for run in runs]
 
-    def name(cell: str) -> str:
-        unique = (names[cell] for names in (short, long) if list(names.values()).count(names[cell]) == 1)
-        return next(unique, f"{short[cell]} {cell}")
 
-    return [Asked("", name(run.result.cell_id), run) for run in runs]
+def _names(cells: Mapping[str, Result]) -> dict[str, str]:
+    """A name for each cell: its mixer; with its model or the values that differ, where others have that mixer too."""
+    names = {}
+    for cell, result in cells.items():
+        same = [other for other in cells.values() if other.choices["mixer"] == result.choices["mixer"]]
+        names[cell] = result.choices["mixer"]
+        if len({other.choices["model"] for other in same}) > 1:
+            names[cell] = f"{result.choices['model']} {names[cell]}"
+            same = [other for other in same if other.choices["model"] == result.choices["model"]]
+        own, *others = (flat(one.config) for one in (result, *same))
+        keys = [key for key in own if key != "seed" and any(other.get(key) != own[key] for other in others)]
+        names[cell] += "".join(f" {key.rpartition('.')[2]}={own[key]}" for key in keys)
+    alike = {cell for cell, name in names.items() if list(names.values()).count(name) > 1}
+    return {cell: f"{name} {cell}" if cell in alike else name for cell, name in names.items()}
 
 
 def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Asked]:

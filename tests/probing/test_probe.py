@@ -169,6 +169,34 @@ def test_a_bad_request_gets_one_line(words, message, here, refusal):
     assert message in refusal(command, *words.replace("RUN", str(run_of(here, "pooling"))).split())
 
 
+def test_cells_are_called_by_what_tells_them_apart(here):
+    """Of one mixer by the values in which they differ."""
+    folders = [str(run_of(here, *which)) for which in (("pooling", 0), ("pooling", 1), ("pooling", 0, "layer"))]
+    asked = selection.of_folders([*folders, str(run_of(here, "identity"))], ["runtime.threads=1"])
+    assert [a.cell for a in asked] == ["pooling norm=group", "pooling norm=group", "pooling norm=layer", "identity"]
+    results = {
+        name: replace(asked[0].run.result, config=compose(*words), choices={"mixer": words[0][6:], "model": "tiny"})
+        for name, words in {
+            "a": ("mixer=pooling",),
+            "b": ("mixer=pooling", "mixer.pool_size=5", "recipe.lr=0.1"),
+            "c": ("mixer=pooling", "recipe.lr=0.1"),
+            "d": ("mixer=identity",),
+        }.items()
+    }
+    assert selection._names(results) == {
+        "a": "pooling pool_size=3 lr=0.008",
+        "b": "pooling pool_size=5 lr=0.1",
+        "c": "pooling pool_size=3 lr=0.1",
+        "d": "identity",
+    }
+    alike = {
+        "a": results["a"],
+        "b": results["a"],
+        "c": replace(results["a"], choices={"mixer": "pooling", "model": "s"}),
+    }
+    assert selection._names(alike) == {"a": "tiny pooling a", "b": "tiny pooling b", "c": "s pooling"}
+
+
 def test_baselines_have_no_mixers(here, monkeypatch):
     launched = read_launch("mine")
     stage = replace(launched.analyses[-1], analysis={**launched.analyses[-1].analysis, "baselines": ["identity"]})
