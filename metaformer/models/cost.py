@@ -14,7 +14,7 @@ change.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,19 +237,22 @@ def throughput(net: nn.Module, images: torch.Tensor, precision: str = "fp32") ->
         optimizer.step()
 
     with deterministic(), autocast(device, precision):
-        return len(images) / best(forward, device), len(images) / best(step, device)
+        each, whole = best([forward, step], device)
+    return len(images) / each, len(images) / whole
 
 
-def best(action: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
-    """Seconds of the fastest of some rounds, after one that does not count."""
-    times = []
+def best(actions: Sequence[Callable[[], object]], device: torch.device, rounds: int = 5) -> list[float]:
+    """Seconds of each action, the fastest of some rounds in which they take turns, after one that does not count."""
+    times: list[list[float]] = []
     for _ in range(1 + rounds):
-        synchronise(device)
-        started = time.perf_counter()
-        action()
-        synchronise(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+        times.append([])
+        for action in actions:
+            synchronise(device)
+            started = time.perf_counter()
+            action()
+            synchronise(device)
+            times[-1].append(time.perf_counter() - started)
+    return [min(of_one) for of_one in zip(*times[1:], strict=True)]
 
 
 def synchronise(device: torch.device) -> None:

@@ -353,7 +353,7 @@ def test_what_is_said_of_what_a_mixer_does():
 
 
 def test_the_memory_of_a_mixer_is_that_of_what_it_keeps():
-    assert behaviour._spent(Case(Pooling, *QUICK.values()))[1] == 4 * 8 * 32 * 48  # its input
+    assert behaviour._kept(Case(Pooling, *QUICK.values())) == 4 * 8 * 32 * 48  # its input
 
 
 def test_how_far_a_mixer_reaches():
