@@ -73,7 +73,9 @@ def check_recipe(recipe: Recipe) -> None:
             "recipe.optimizer_options.layer_decay: timm's schedule applies it, and recipe.schedule has none"
         )
     if recipe.initialize_from is not None and not (source := Path(recipe.initialize_from)).is_file():
-        told = f"is a folder; expected {source / 'weights.pt'}" if source.is_dir() else "no such file"
+        inside = source / "weights.pt"
+        told = f"is a folder; expected {inside if inside.exists() else 'a file of weights'}"
+        told = told if source.is_dir() else "no such file"
         raise ConfigError(f"recipe.initialize_from={source}: {told}")
     if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
         raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import Config, Data
 from metaformer.config.tasks import IGNORED
-from metaformer.data.listing import Contents, check_overlap
+from metaformer.data.listing import Contents, check_overlap, without_images
 from metaformer.data.registry import check_task, find
 from metaformer.data.splits import Photos, Split, balanced, stratified
 from metaformer.system.errors import ConfigError
@@ -38,6 +38,7 @@ class Images:
     seen: tuple[int, int] | None = None  # height and width that a model sees, where they are cut out of larger ones
     channels: int = 0  # of images that are read one at a time; 0: those of the pixels
     only_test: bool = False  # there are no images to train on
+    notes: list[str] = field(default_factory=list)  # what its user should know of the splits that were taken out
 
     def __post_init__(self) -> None:
         if not isinstance(self.train, Split):
@@ -197,7 +198,13 @@ def carved(
         taken[name], taken["train"] = left[chosen], left[rest]
     if contents is not None and data.overlap == "refuse":
         check_overlap({name: contents.of(rows.tolist()) for name, rows in taken.items()})
-    return Images(parts["train"], parts["val"], parts["test"], classes, seen, channels)
+    found = Images(parts["train"], parts["val"], parts["test"], classes, seen, channels)
+    found.notes = [] if found.masked else [note for name in taken for note in _empty(name, parts[name], classes, data)]
+    return found
+
+
+def _empty(split: str, part: Split | Photos, classes: Sequence[str], data: Data) -> list[str]:
+    return [f"data={data.name}: {note}" for note in without_images(split, classes, part.labels.numpy())]
 
 
 def load(data: Data, cache: str | None = None, *, training: bool = True) -> Images:
@@ -218,7 +225,8 @@ def load(data: Data, cache: str | None = None, *, training: bool = True) -> Imag
     if data.train is None or data.train == len(images.train):
         return images
     part = images.train[balanced(images.train.labels, data.train, "data.train")[0]]
-    return replace(images, train=part)
+    notes = [] if images.masked else _empty("train", part, images.classes, data)
+    return replace(images, train=part, notes=[*images.notes, *notes])
 
 
 def check_masks(config: Config, images: Images) -> None:

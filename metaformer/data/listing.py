@@ -8,12 +8,10 @@ and whether they come from folders, tar files or a table.
 import hashlib
 import posixpath
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -244,12 +242,6 @@ def once(splits: Iterable[tuple[str, str]], where: str) -> None:
         if split in seen:
             raise ConfigError(f"{where}: '{seen[split]}' and '{word}' are both the {split} split; expected one of them")
         seen[split] = word
-
-
-@cache
-def tell(line: str) -> None:
-    """Print a note to the user, once in each process."""
-    print(f"note: {line}", file=sys.stderr)
 
 
 def root_of(data: Data, what: str) -> Path:

@@ -8,8 +8,8 @@ from metaformer.config.identity import COLUMNS
 from metaformer.config.named_code import import_object
 from metaformer.config.schema import COLOURS, Data, Recipe
 from metaformer.config.tasks import Task
-from metaformer.data.listing import Listing, arrange, tell
-from metaformer.system.errors import ConfigError, by_closeness
+from metaformer.data.listing import Listing, arrange
+from metaformer.system.errors import ConfigError, by_closeness, tell
 
 READERS = "metaformer.data.readers"
 SPLITS = ("root", "train", "val", "test", "classes")

@@ -1,14 +1,13 @@
 """What is said and refused before a launch. Imports torch only where something is to be trained."""
 
 import os
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from metaformer.config.schema import Config
 from metaformer.system import machine
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 from metaformer.system.files import output_to
 
 
@@ -20,7 +19,7 @@ def refuse(cells: Mapping[str, Config], *, here: bool) -> None:
     """
     if not cells:
         return  # without torch: a study that is finished is only reported
-    before, images = "", None  # of the cell before: there is room for one data set
+    before, images, notes = "", None, list[str]()  # of the cell before: there is room for one data set
     with output_to(Path(os.devnull)):
         from metaformer.training.fit import prepare
 
@@ -28,12 +27,17 @@ def refuse(cells: Mapping[str, Config], *, here: bool) -> None:
             try:
                 images = images if repr(config.data) == before else None
                 before, images = repr(config.data), prepare(config, images, here=here).images
+                notes += images.notes
             except ConfigError as error:
                 raise ConfigError(f"{error} (cell {cell})") from error
+    for note in notes:
+        tell(note)
 
 
-def warn_of_bf16(*configs: Config) -> None:
-    """Say once what a precision costs that the processor has to emulate, before anything trains."""
+def warn(*configs: Config) -> None:
+    """Say once, before anything trains, what is rarely meant, and what a precision costs that has to be emulated."""
+    if any(config.recipe.freeze != "none" and config.recipe.initialize_from is None for config in configs):
+        tell("recipe.freeze: what is frozen is random, as recipe.initialize_from=FILE is not set")
     accelerators = {config.runtime.accelerator for config in configs if config.recipe.precision == "bf16"}
     if "cpu" in accelerators or ("auto" in accelerators and not machine.gpus()):
         _tell_of_bf16()
@@ -45,4 +49,4 @@ def _tell_of_bf16() -> None:
         from metaformer.models.precision import bf16_factor
 
         words = f"a product of matrices takes {bf16_factor():.2g} times as long as in fp32, measured here"
-        print(f"note: recipe.precision=bf16: this processor emulates it: {words}; set fp32", file=sys.stderr)
+        tell(f"recipe.precision=bf16: this processor emulates it: {words}; set fp32")

@@ -11,12 +11,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from metaformer.config.compose import config_of, key_of
+from metaformer.config.compose import key_of
 from metaformer.config.hydra_internals import parsed
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.data.registry import fingerprint
 from metaformer.studies.points import FIRST_SEED, Cells
-from metaformer.studies.refusal import refuse, warn_of_bf16
+from metaformer.studies.refusal import refuse, warn
 from metaformer.studies.worker import job
 from metaformer.system.errors import ConfigError
 
@@ -69,7 +69,7 @@ class SearchSweeper(Sweeper):
                 run, _ = cells.run_of([*{**first, key: word}.values()])
                 check_seed(run.config.seed)
                 tried[run.choices["mixer"] if word == first[key] else word] = run.config
-        warn_of_bf16(*tried.values())
+        warn(*tried.values())
         refuse(tried, here=str(self.config.hydra.runtime.choices["hydra/launcher"]) not in ("slurm", "ray"))
 
     def _values(self, word: str) -> Iterator[str]:
@@ -94,7 +94,6 @@ def trial(cfg: DictConfig) -> float:
     """
     check_seed(cfg.seed)
     _check_direction(HydraConfig.get().sweeper)
-    warn_of_bf16(config_of(cfg))
     outcome = job(cfg)
     if outcome.status in ("refused", "held", "stopped"):
         raise ConfigError(f"{outcome.name}: {outcome.reason}" if outcome.status == "stopped" else outcome.reason)

@@ -32,7 +32,7 @@ from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import Point, points
 from metaformer.studies.progress import follow
 from metaformer.studies.ray_launcher import RayLauncher
-from metaformer.studies.refusal import refuse, warn_of_bf16
+from metaformer.studies.refusal import refuse, warn
 from metaformer.studies.search import SearchSweeper
 from metaformer.studies.worker import Outcome, found, job, reason_of, take_place
 from metaformer.system.errors import ConfigError
@@ -78,7 +78,7 @@ class StudySweeper(Sweeper):
         file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         console = Console(file=file, width=None if file.isatty() else 120)
         _announce(listed, pending, console)
-        warn_of_bf16(*(p.config for p in pending))
+        warn(*(p.config for p in pending))
         here = not self._on_slurm() and not isinstance(self.launcher, RayLauncher)
         if pending and here and (words := how_to_share(runtime.accelerator, runtime.per_gpu)):
             print(f"note: {words}", file=sys.stderr)

@@ -29,10 +29,10 @@ from metaformer.runs.ledger import note
 from metaformer.runs.result import Measured, Result, read_result, write_result
 from metaformer.runs.wandb_place import tell_absent
 from metaformer.studies.points import resolve
-from metaformer.studies.refusal import warn_of_bf16
+from metaformer.studies.refusal import warn
 from metaformer.system import machine
 from metaformer.system.company import Company, company
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 from metaformer.system.files import DISK, PART, now, output_to, write
 from metaformer.system.orphans import end_with_parent, is_worker, leave_if_orphaned
 from metaformer.system.version import TRAINING_VERSION, git_state
@@ -127,11 +127,14 @@ def run(planned: Planned, *, jobs: int = 1, log: str | None = None) -> Outcome:
         told = f"runtime.devices={config.runtime.devices}, runtime.nodes={config.runtime.nodes}"
         raise ConfigError(f"{told}: expected as many processes, {config.runtime.processes}; {variable} says {started}")
     if log is None:
-        warn_of_bf16(config)
+        warn(config)
     with output_to(Path(os.devnull) if log else None):
         from metaformer.training.fit import fit
 
         prepared = _prepare(planned)
+    if log is None:
+        for note in prepared.images.notes:
+            tell(note)
     if config.debug.mode in ("profile", "batch"):
         return _look(planned, prepared)
     if machine.rank() > 0:  # the first process does all that concerns files

@@ -1,12 +1,20 @@
-"""What a user is told of a mistake: one line, with the nearest valid choice."""
+"""What a user is told: of a mistake one line, with the nearest valid choice, or a note."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 
 class ConfigError(ValueError):
     """What the user wrote cannot be run; the message is one line that names the key and the nearest valid choice."""
+
+
+@cache
+def tell(line: str) -> None:
+    """Print a note to the user, once in each process."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def in_a_line(error: BaseException, most: int | None = 200) -> str:

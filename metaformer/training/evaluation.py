@@ -13,13 +13,12 @@ from torch import nn
 from metaformer.config.schema import Config, Model
 from metaformer.config.validate import structure
 from metaformer.data.images import Images, load
-from metaformer.data.listing import tell
 from metaformer.data.module import ImageData
 from metaformer.data.registry import check, find
 from metaformer.models.build import build, crop_of, on_meta, try_on
 from metaformer.models.ends import classes_of, classifiers
 from metaformer.models.weights import load_into, read, to_ours
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 from metaformer.tasks.build import build as learner
 from metaformer.tasks.scores import Scores
 from metaformer.training.restored import fill, read_kept

@@ -176,6 +176,14 @@ def test_a_balanced_part_of_the_training_set():
         load(compose("data.train=9000").data)
 
 
+def test_classes_without_an_image_in_what_was_taken_out_are_told():
+    assert load(compose("data=digits").data).notes == []
+    few = load(compose("data=digits", "data.val=8", "data.train=9").data)
+    there = set(few.val.labels.tolist())
+    empty = ", ".join(str(i) for i in range(10) if i not in there)
+    assert few.notes == [f"data=digits: val has no image of {empty}", "data=digits: train has no image of 9"]
+
+
 def test_digits():
     data = load(compose("data=digits").data)
     assert [len(data.train), len(data.val), len(data.test)] == [1197, 300, 300]

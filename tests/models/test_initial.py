@@ -310,6 +310,9 @@ def test_a_folder_is_no_file_of_weights():
     folder = go("recipe.epochs=1", "data.train=128").folder
     with pytest.raises(ConfigError, match=rf"^recipe.initialize_from={folder}: is a folder; expected {folder}/weights"):
         compose(f"recipe.initialize_from={folder}")
+    (folder / "weights.pt").unlink()
+    with pytest.raises(ConfigError, match=r"is a folder; expected a file of weights$"):
+        compose(f"recipe.initialize_from={folder}")
 
 
 def test_a_model_whose_shapes_do_not_tell_its_norm_is_told(capsys):

@@ -24,7 +24,7 @@ from metaformer.studies import refusal, worker
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import Outcome, found, run
 from metaformer.system import machine
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 from metaformer.system.seeds import derive
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
@@ -518,16 +518,29 @@ def test_overfitting_takes_every_class():
 def test_bf16_that_is_emulated_is_told(monkeypatch, tmp_path, capsys, flags, words, warned):
     (tmp_path / "cpuinfo").write_text(flags)
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    caches = (machine.emulates_bf16, refusal._tell_of_bf16)
+    caches = (machine.emulates_bf16, refusal._tell_of_bf16, tell)
     for kept in caches:
         kept.cache_clear()
     monkeypatch.setattr(precision, "bf16_factor", lambda: 12.34)
     for _ in range(2):
-        refusal.warn_of_bf16(compose(*words, "runtime.accelerator=cpu"))
+        refusal.warn(compose(*words, "runtime.accelerator=cpu"))
     for kept in caches:
         kept.cache_clear()
     told = capsys.readouterr().err
     assert told.count("takes 12 times as long as in fp32, measured here; set fp32") == warned
+
+
+def test_what_is_rarely_meant_is_told_once_and_before_the_training(capsys):
+    tell.cache_clear()
+    for seed in (1, 2):
+        go("data=digits", "data.val=8", "recipe.freeze=stem", "recipe.epochs=1", f"seed={seed}")
+    told = capsys.readouterr().err
+    assert told.count("note: recipe.freeze: what is frozen is random, as recipe.initialize_from=FILE is not set") == 1
+    assert told.count("note: data=digits: val has no image of ") == 1
+    refusal.refuse({"cell": compose(*TINY, "data.val=7")}, here=True)
+    assert capsys.readouterr().err.startswith("note: data=digits: val has no image of ")
+    refusal.warn(compose("recipe.freeze=none"), compose("mixer=attention"))
+    assert capsys.readouterr().err == ""
 
 
 def test_how_long_bf16_takes_is_measured(monkeypatch):

@@ -13,9 +13,9 @@ from metaformer.config.named_code import import_object
 from metaformer.config.schema import COLOURS, MOST_CHANNELS, Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import changed, digest, digests_of
-from metaformer.data.listing import WORDS, once, root_of, split_of, tell
+from metaformer.data.listing import WORDS, once, root_of, split_of
 from metaformer.data.readers.folder import Files
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError, nearest, tell
 
 EXPECTED = "a file .npz with train_images, train_labels (or train_masks), test_images, test_labels"
 SHAPES = "[N, H, W] or [N, H, W, C]"

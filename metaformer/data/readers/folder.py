@@ -15,21 +15,9 @@ from pathlib import Path
 from metaformer.config.schema import Data
 from metaformer.data.decoding import SUFFIXES
 from metaformer.data.digests import changed, digests_of
-from metaformer.data.listing import (
-    WORDS,
-    Findings,
-    Found,
-    hidden,
-    natural,
-    not_read,
-    once,
-    root_of,
-    split_of,
-    tell,
-    wanted,
-)
+from metaformer.data.listing import WORDS, Findings, Found, hidden, natural, not_read, once, root_of, split_of, wanted
 from metaformer.data.readers.tars import in_tars
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError, nearest, tell
 
 EXPECTED = "a folder with train/<class>/ and test/<class>/, or train*.tar and test*.tar"
 MASKS = ("masks", "annotations")  # what their folder may be called, beside one of images

@@ -11,13 +11,13 @@ import torch
 from metaformer.config.schema import Data
 from metaformer.data.digests import digest
 from metaformer.data.images import Images, carved
-from metaformer.data.listing import Contents, check_overlap, tell, without_images
+from metaformer.data.listing import Contents, check_overlap, without_images
 from metaformer.data.pixel_labels import labels_of
 from metaformer.data.readers import arrays
 from metaformer.data.registry import size_of
 from metaformer.data.splits import Split, balanced
 from metaformer.system import locks
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FASHION_CLASSES = [
