@@ -8,7 +8,8 @@ A mixer is a module `[B, C, H, W] -> [B, C, H, W]` that mixes over H and W. Its 
         def forward(self, x: Tensor) -> Tensor: ...
 
 Shapes are NCHW and memory is channels_last, so `to_tokens(x)` is a free view. A mixer initialises itself; the model
-never touches its weights. `python -m metaformer.check` tells whether a mixer keeps the contract.
+never touches its weights. A method `no_weight_decay()` may name parameters that are not to decay, as in timm; vectors
+and what is called `bias` never do. `python -m metaformer.check` tells whether a mixer keeps the contract.
 
 Options that several of them have: `kernel_size`, `pool_size`, `window` in tokens, `head_dim` in channels, `expansion`
 as hidden channels by `dim`. A size that is even where only an odd one keeps the resolution, one below 1, and a `dim`

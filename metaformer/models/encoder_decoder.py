@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from metaformer.config.tasks import Task
 from metaformer.models.decoders import DECODERS, resized
 from metaformer.models.ends import first_convs
-from metaformer.models.metaformer import MetaFormer
+from metaformer.models.metaformer import MetaFormer, undecayed
 from metaformer.system.errors import ConfigError
 from metaformer.system.seeds import seeded
 
@@ -88,6 +88,10 @@ class EncoderDecoder(nn.Module):
         blocks = own["blocks"]
         blocks = inside(blocks) if coarse else [(inside(pattern), order) for pattern, order in blocks]
         return {"stem": inside(own["stem"]), "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """As that of a MetaFormer: what modules of the encoder name."""
+        return undecayed(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it: of the encoder."""

@@ -158,8 +158,15 @@ class MetaFormer(nn.Module):
         return {"stem": r"^stem\.", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def no_weight_decay(self) -> set[str]:
-        """Names that do not decay beyond vectors and what is called `bias`: none, as in the official code."""
-        return set()
+        """Names that do not decay beyond vectors and what is called `bias`: those that its mixers have in a method of
+        this name. No mixer of the package has one, and position embeddings decay, as in the official code."""
+        return undecayed(self)
+
+
+def undecayed(net: nn.Module) -> set[str]:
+    """What the modules inside a network keep from weight decay, each by a `no_weight_decay()` as timm's models have."""
+    inside = ((path, module) for path, module in net.named_modules() if path and hasattr(module, "no_weight_decay"))
+    return {f"{path}.{name}" for path, module in inside for name in module.no_weight_decay()}
 
 
 def check_pool(kind: str | None) -> None:

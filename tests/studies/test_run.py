@@ -13,10 +13,12 @@ from conftest import TINY, compose, repository, result_of
 from trained import equal, metrics, weights
 
 from metaformer.config.schema import Config, Logger
+from metaformer.config.tasks import Task
 from metaformer.config.validate import plain
 from metaformer.data.images import load
 from metaformer.mixers import Pooling
 from metaformer.models import precision, zoo
+from metaformer.models.build import build
 from metaformer.runs.folder import Planned
 from metaformer.runs.result import read_result, write_result
 from metaformer.runs.wandb_place import absent, waiting
@@ -28,6 +30,7 @@ from metaformer.system.errors import ConfigError, tell
 from metaformer.system.seeds import derive
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.divergence import first_not_finite
+from metaformer.tasks.optimization import make_optimizer
 from metaformer.training import fit
 from metaformer.training.debug import one_batch
 
@@ -211,6 +214,34 @@ def test_norms_biases_and_scales_do_not_decay():
         optimizer = module.configure_optimizers()["optimizer"]
     assert type(optimizer).__name__ == "AdamW"
     assert sorted(g["weight_decay"] for g in optimizer.param_groups) == [0.0, 0.05]
+
+
+class Scaled(torch.nn.Module):
+    """Of two tables one does not decay."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.kept, self.decays = (torch.nn.Parameter(torch.ones(1, dim, 1, 1)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.kept * self.decays
+
+    def no_weight_decay(self) -> set[str]:
+        return {"kept"}
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_mixer_says_what_of_it_does_not_decay(segments):
+    task = Task("segmentation" if segments else "classification")
+    model = compose("model=tiny_pyramid").model
+    net = build(model, {"_target_": f"{__name__}.Scaled"}, 0, shape=(1, 32, 32), classes=3, task=task)
+    optimizer = make_optimizer(net, compose("recipe.weight_decay=0.1").recipe, on_gpu=False)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    decays = {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    mixers = [name.rpartition(".")[0] for name in names.values() if name.endswith(".mixer.kept")]
+    assert len(mixers) == sum(model.depths)
+    assert not {f"{mixer}.kept" for mixer in mixers} & decays
+    assert {f"{mixer}.decays" for mixer in mixers} <= decays
 
 
 def test_an_unknown_optimizer_names_the_nearest():
