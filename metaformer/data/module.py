@@ -5,7 +5,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from timm.data import create_transform
+from PIL.Image import Image
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 
 from metaformer.config.schema import COLOURS, Recipe
@@ -29,6 +30,17 @@ from metaformer.data.joint import TransformedPairs, joint_transform
 from metaformer.data.lightning_progress import asks_every_epoch, done_batches
 from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
+
+
+def posterized(image: Image, bits_to_keep: int, **options: Any) -> Image:
+    """timm's, but that an image of which no bit is kept is black; since Pillow 13 that was an error, in rare draws."""
+    if bits_to_keep <= 0:
+        return image.point([0] * 256 * len(image.getbands()))
+    kept: Image = auto_augment.posterize(image, bits_to_keep, **options)
+    return kept
+
+
+auto_augment.NAME_TO_OP |= dict.fromkeys(("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), posterized)
 
 
 def normalisation(mean: Tensor, std: Tensor) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import random
 import time
 import weakref
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import TINY, compose
 from kept import write_raw
-from PIL import Image
+from PIL import Image, ImageOps
 from trained import equal, go, steps_of, stop_at
 
 from metaformer.config.schema import Config
@@ -21,7 +22,7 @@ from metaformer.data import photographs, registry
 from metaformer.data.batches import Share
 from metaformer.data.images import Images
 from metaformer.data.images import load as read
-from metaformer.data.module import ImageData, evaluation_transform, training_transform
+from metaformer.data.module import ImageData, evaluation_transform, posterized, training_transform
 from metaformer.data.splits import Split
 from metaformer.system.errors import ConfigError
 
@@ -122,6 +123,27 @@ def test_the_transform_of_the_paper():
     assert "224" in str(evaluation.transforms[1])
     with pytest.raises(ConfigError, match=r"recipe.auto_augment=nonsense: timm does not know it"):
         training_transform(replace(config.recipe, auto_augment="nonsense"), shape, pixels)
+
+
+@pytest.mark.parametrize(
+    "words", ["rand-m9-mstd0.5-inc1", "rand-m9-mmax30-mstd20-inc1", "rand-m9-mstd5", "original", "v0"]
+)
+def test_no_draw_of_an_augmentation_is_an_error(words):
+    """With rare ones: of some no bit is left, which Pillow refuses since 13."""
+    recipe = replace(compose("recipe=poolformer").recipe, auto_augment=words)
+    transform = training_transform(recipe, (3, 8, 8), {"mean": (0.5,) * 3, "std": (0.2,) * 3})
+    image = Image.effect_noise((8, 8), 99).convert("RGB")
+    random.seed(0)
+    np.random.seed(0)
+    assert all(transform(image).shape == (3, 8, 8) for _ in range(1500))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_image_of_which_no_bit_is_kept_is_black(mode):
+    image = Image.effect_noise((8, 8), 99).convert(mode)
+    assert posterized(image, 0).getextrema() == Image.new(mode, (8, 8)).getextrema()
+    assert np.array_equal(posterized(image, 3), ImageOps.posterize(image, 3))
+    assert posterized(image, 8) is image
 
 
 def test_augmentation_does_not_depend_on_the_number_of_workers(pets):
