@@ -9,6 +9,7 @@ that the choice of the test images gives: 0.8 and 0.45, or 2.3 and 0.27.
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -23,6 +24,7 @@ Parts = tuple[float, float, float]
 CALM: Parts = (0.8, 7.8, 7.9)  # SD from seeds, images and what is left; 7.8 / sqrt(300) = 0.45
 WILD: Parts = (2.3, 4.7, 7.9)
 MARGIN, ALPHA = 2.0, 0.05
+SCATTERS = ("alike", "unlike", "one x4", "reference x4")
 SIZES = ((8, 1, 1), (1, 4, 1), (8, 4, 1), (8, 4, 2))  # of architectures, mixers and seeds: what each part has
 
 
@@ -43,24 +45,53 @@ def coverage(studies: int) -> None:
 
 
 def families(studies: int) -> None:
-    """Five mixers against one reference, whose seeds scatter alike, unlike, or one of them four times as much."""
+    """Five mixers against one reference, whose seeds scatter alike, unlike, or those of one four times as much."""
     kinds: dict[str, Callable[[Sequence[Crossed]], Sequence[Crossed]]] = {"own": list, "moderated": moderated}
     print("\n| parts | seeds | scatter | variance | intervals hold | false `different` | false `equivalent` | power |")
     print("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |")
     for name, parts in (("0.8, 0.45", CALM), ("2.3, 0.27", WILD)):
         for n in (3, 5):
-            for words in ("alike", "unlike", "one x4"):
+            for words in SCATTERS:
                 said: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
                 random = np.random.default_rng(n)
                 for _ in range(studies):
-                    scales = np.exp(0.5 * random.normal(size=6)) if words == "unlike" else np.ones(6)
-                    scales[1] *= 4 if words == "one x4" else 1
-                    reference, *cells = (cell(random, n, scale, parts) for scale in scales)
+                    reference, *cells = (cell(random, n, scale, parts) for scale in _scales(random, words))
                     for kind, change in kinds.items():
                         said[kind].append(_rates([x - reference for x in cells], change, parts[0]))
                 for kind, rows in said.items():
                     rates = " | ".join(f"{rate:.1%}" for rate in np.mean(rows, axis=0))
                     print(f"| {name} | {n} | {words} | {kind} | {rates} |")
+
+
+def pairs(studies: int) -> None:
+    """All pairs of six equal mixers, as for the claim and for ranks: they share cells."""
+    print("\n| seeds | scatter | variance | intervals hold | false `different` | false `refuted` |")
+    print("| --- | --- | --- | ---: | ---: | ---: |")
+    for n in (3, 5):
+        for words in ("alike", "unlike", "one x4"):
+            said: dict[str, list[list[float]]] = {"own": [], "moderated": []}
+            random = np.random.default_rng(n)
+            for _ in range(studies // 2):
+                cells = [cell(random, n, scale, WILD) for scale in _scales(random, words)]
+                found = [over_seeds_and_images(a - b) for a, b in combinations(cells, 2)]
+                at_margin = [over_seeds_and_images(a - b + MARGIN) for a, b in combinations(cells, 2)]
+                for kind in said:
+                    both = [moderated(f, 5 * (n - 1)) if kind == "moderated" else f for f in (found, at_margin)]
+                    held = float(np.mean([abs(c.mean) <= c.half() for c in both[0]]))
+                    apart = min(holm([c.difference_p() for c in both[0]])) <= ALPHA
+                    refuted = min(holm([c.beyond_p(MARGIN) for c in both[1]])) <= ALPHA
+                    said[kind].append([held, apart, refuted])
+            for kind, rows in said.items():
+                rates = " | ".join(f"{rate:.1%}" for rate in np.mean(rows, axis=0))
+                print(f"| {n} | {words} | {kind} | {rates} |")
+
+
+def _scales(random: np.random.Generator, words: str) -> np.ndarray:
+    """How much the seeds of six cells scatter, the reference first."""
+    scales = np.exp(0.5 * random.normal(size=6)) if words == "unlike" else np.ones(6)
+    if words in SCATTERS[2:]:
+        scales[1 if words == "one x4" else 0] *= 4
+    return scales
 
 
 def _rates(
@@ -151,5 +182,5 @@ def _effect(random: np.random.Generator, *size: int) -> np.ndarray:
 if __name__ == "__main__":
     given = dict(word.split("=") for word in sys.argv[1:])
     number = int(given.get("studies", 4000))
-    for simulation in (coverage, families, looks, power, shares, which):
+    for simulation in (coverage, families, pairs, looks, power, shares, which):
         simulation(number)

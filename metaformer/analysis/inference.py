@@ -95,12 +95,16 @@ def over_seeds_and_images(differences: np.ndarray) -> Crossed:
     return replace(found, images=images, by_image=max(ms_image - ms_rest, 0.0) / (seeds * images))
 
 
-def moderated(family: Sequence[Crossed]) -> list[Crossed]:
+def moderated(family: Sequence[Crossed], most: float | None = None) -> list[Crossed]:
     """The same with variances that know of each other (limma's empirical Bayes, Smyth 2004), but none made smaller.
 
     Each variance is drawn towards the common one, by as much as they are alike, and has the degrees of freedom of both.
     A variance that is larger than what it is drawn to stays, with its own degrees of freedom: cells differ in their
     scatter, and the drawn one would be too small for those that scatter most.
+
+    Args:
+        most: how many degrees of freedom there are in all. Pairs that share cells have those of the cells; None: of
+            comparisons with one reference, the sum of theirs.
     """
     usable = [c for c in family if c.seeds > 1 and c.by_seed > 0]
     if len(usable) < 2:
@@ -109,7 +113,7 @@ def moderated(family: Sequence[Crossed]) -> list[Crossed]:
     prior, prior_df = _prior(own, df)
     total = df + prior_df
     drawn = np.full_like(own, prior) if math.isinf(prior_df) else (prior_df * prior + df * own) / total
-    most = float(df.sum())  # no more degrees of freedom than there are in all
+    most = float(df.sum()) if most is None else most
     better = {
         id(c): replace(c, by_seed=float(v) / c.seeds, df=min(float(t), most))
         for c, v, t in zip(usable, drawn, total, strict=True)

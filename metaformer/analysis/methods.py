@@ -5,8 +5,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 from metaformer.analysis.sentences import all_levels
+from metaformer.analysis.stages import MODERATED
 from metaformer.analysis.text_table import first_up
-from metaformer.analysis.verdict import MODERATED, Verdicts
+from metaformer.analysis.verdict import Verdicts
 from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Study
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of
@@ -64,11 +65,15 @@ def methods(verdicts: Verdicts, study: Study) -> str:
             "root of the sum of squares of the t interval over seeds and of the normal one over images, whose variance "
             "was estimated from mean squares."
         )
+        words[-1] += " What an image gives to the metric is its term, where that is a mean over images, or else its "
+        words[-1] += "jackknife pseudo-value (Tukey 1958), about the metric itself."
     if a.variance == "moderated" or (a.variance == "auto" and seeds <= MODERATED):
         words.append(
-            "Variances between seeds were moderated by empirical Bayes (Smyth 2004), and never made smaller than the "
-            "sample's own: over the comparisons with the reference for their verdicts, over all pairs for the claim "
-            "and the ranks; those of contrasts are their own."
+            "Variances between seeds were moderated together by empirical Bayes (Smyth 2004): those of all comparisons "
+            "with the reference, over all settings of the study, for the verdicts, and those of all pairs for the "
+            "claim and the ranks. One that is larger than what it is drawn to keeps its own value and its own n - 1 "
+            "degrees of freedom; the others have those of both, at most as many as the cells have. Contrasts have "
+            "their own variances. A verdict that its own variance would not give has a note."
         )
     words.append(
         f"Equivalence within ±{a.margin:g} {metric.unit} was tested by two one-sided tests (Schuirmann 1987), "
@@ -78,15 +83,24 @@ def methods(verdicts: Verdicts, study: Study) -> str:
     if verdicts.claims:
         words.append(
             f"That {all_levels(verdicts, study)} are equivalent to each other was tested by an intersection-union test "
-            "(Berger 1982)."
+            "(Berger 1982): shown where all pairs are equivalent at alpha, uncorrected. It is refuted where a pair is "
+            f"beyond the margin, with the tails of both sides added, {CORRECTION[a.correction]} over all pairs."
+        )
+    if verdicts.ranks:
+        words.append(
+            "Ranks have simultaneous intervals by the pairs that differ, with Holm's correction over all pairs of the "
+            "study (Mohamad, Goeman and van Zwet 2022)."
         )
     if a.looks:
         words.append(f"Alpha was spent over looks at {', '.join(map(str, a.looks))} seeds (Lan and DeMets 1983).")
     if verdicts.shares.everything:
         words.append(
-            "Shares of the variance are unbiased estimates from mean squares, each effect tested against its "
-            "interaction with the seed; intervals are jackknifed over seeds on the logit scale (Miller 1974), and for "
-            "random levels from generalised pivotal quantities (Weerahandi 1993)."
+            "Shares of the variance are those of the levels as they are: unbiased estimates from mean squares, "
+            "negative ones taken as zero, each effect tested against its interaction with the seed; intervals are "
+            "jackknifed over seeds on the logit scale (Miller 1974). For levels that are drawn at random the ranges "
+            "are from generalised pivotal quantities (Weerahandi 1993), in which an interaction is a part of what it "
+            "is made of: they need not lie about the shares. How much of a ranking would be found again with other "
+            "settings and seeds is a generalisability coefficient (Brennan 2001)."
         )
     return " ".join(words)
 

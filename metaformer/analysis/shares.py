@@ -162,7 +162,7 @@ def _over_seeds(values: np.ndarray) -> tuple[list[float], list[float]]:
     return np.where(low <= EDGE, 0.0, low).tolist(), np.where(high >= 1 - EDGE, 1.0, high).tolist()
 
 
-def _random_levels(values: np.ndarray, draws: int = 4000) -> list[tuple[float, float]]:
+def _random_levels(values: np.ndarray, draws: int = 40_000) -> list[tuple[float, float]]:
     """95% limits of the shares where all factors are random: generalised pivotal quantities (Weerahandi 1993).
 
     A mean square of an effect holds its own variance and those of all interactions that it is part of; solved from

@@ -26,7 +26,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
     statsmodels has it too, but collects garbage at each call: 0.1 s and more, many times in a report.
     """
-    order = np.argsort(p)
+    order = np.argsort(p, kind="stable")
     steps = np.arange(len(p), 0, -1) * np.asarray(p, dtype=float)[order]
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(steps).clip(max=1)
@@ -38,11 +38,12 @@ def holm_steps(p: Sequence[float], alpha: float) -> list[float]:
 
     The smallest of m p values is judged at alpha / m, the next one at alpha / (m - 1), and so on. The first that fails
     ends it: all that follow are judged at its level. A test rejects where its p is at most its level, and so where
-    its interval of 1 - level leaves zero out.
+    its interval of 1 - level leaves zero out. Tests with the same p are judged at the same level.
     """
-    order = np.argsort(p)
-    steps = alpha / np.arange(len(p), 0, -1)
-    failed = np.flatnonzero(np.asarray(p, dtype=float)[order] > steps)
+    order = np.argsort(p, kind="stable")
+    ordered = np.asarray(p, dtype=float)[order]
+    steps = alpha / np.arange(len(p), 0, -1)[np.searchsorted(ordered, ordered)]  # that of the first of equal ones
+    failed = np.flatnonzero(ordered > steps)
     if failed.size:
         steps[failed[0] :] = steps[failed[0]]
     levels = np.empty(len(p))

@@ -9,7 +9,7 @@ from metaformer.analysis.ranking import Place
 from metaformer.analysis.shares import Component
 from metaformer.analysis.stats import MOST_SEEDS, Estimate
 from metaformer.analysis.text_table import Table, p_value, percent, plus_minus
-from metaformer.analysis.verdict import BOTH, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts, decisive
+from metaformer.analysis.verdict import BOTH, DIFFERENT, EQUIVALENT, INCONCLUSIVE, NONE, Verdicts, decisive
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.config.study_nodes import BUDGET_KEYS, Analysis, Study
 
@@ -242,7 +242,7 @@ def _percent(ratio: float | None) -> str:
 
 
 def _short(t: Tested) -> str:
-    return EQUIVALENT if t.verdict == BOTH else t.verdict
+    return f"{EQUIVALENT} and {DIFFERENT}" if t.verdict == BOTH else t.verdict
 
 
 def _verdict(t: Tested) -> str:

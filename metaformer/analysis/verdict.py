@@ -7,16 +7,15 @@ analysis block are a family of their own.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 
 import numpy as np
 
-from metaformer.analysis.cells import Cell, at_seeds, cells_of
-from metaformer.analysis.comparison import Comparison, Contrast, Tested, compare, contrast, is_reference
+from metaformer.analysis.cells import Cell, cells_of
+from metaformer.analysis.comparison import Comparison, Contrast, Tested
 from metaformer.analysis.grid import Shares, shares_of
-from metaformer.analysis.inference import moderated
 from metaformer.analysis.interim_looks import Look, looks_at
 from metaformer.analysis.ranking import Ranked, ranking
+from metaformer.analysis.stages import SAME, Stage, is_confirmatory, pairs_of, reached, stage_of, untestable
 from metaformer.analysis.stats import Estimate, Scatter, holm, holm_steps
 from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Analysis, Study
@@ -24,11 +23,9 @@ from metaformer.runs.launch import Run
 from metaformer.runs.study_check import check_contrasts
 
 EQUIVALENT, DIFFERENT, INCONCLUSIVE, NONE = "equivalent", "different", "inconclusive", "no verdict"
-SAME = "they say the same of every image at each seed, as two names of one network do"
 BOTH = "equivalent (a difference smaller than the margin)"
+VERDICTS = {(True, True): BOTH, (True, False): EQUIVALENT, (False, True): DIFFERENT, (False, False): INCONCLUSIVE}
 SHOWN, REFUTED, NOT_SHOWN = "shown", "refuted", "not shown"
-FEWEST = 3  # seeds of a verdict: an interval from two says next to nothing
-MODERATED = 5  # seeds up to which variances are moderated, unless the analysis says otherwise
 SD_CONFIDENCE = 0.8  # of the scatter, for the range of seeds that would tell
 
 
@@ -83,20 +80,22 @@ def judge(study: Study, runs: Iterable[Run], planned: Sequence[int] | None = Non
     seeds = sorted({run.seed for run in runs} if planned is None else planned)
     if analysis.looks:
         seeds = seeds[: analysis.looks[-1]]
-    looks = [look for look in looks_at(seeds, analysis) if _reached(look, every, analysis)]
-    stages = [_stage(look, every, study) for look in looks or [Look(tuple(seeds), 0.0)]]
-    tested = _over_looks([_decided(stage, analysis) for stage in stages])
+    looks = [look for look in looks_at(seeds, analysis) if reached(look, every, analysis)]
+    stages = [stage_of(look, every, study) for look in looks or [Look(tuple(seeds), 0.0)]]
+    tested = _over_looks([_decided(stage.tested, stage.look, analysis) for stage in stages])
+    alone = _over_looks([_decided(stage.own, stage.look, analysis) for stage in stages])
+    tested = _explained(tested, alone, analysis)
     cells, pairs = stages[-1].cells, stages[-1].pairs
     extra = {seed for cell in every for seed in cell.values} - set(seeds)
     return Verdicts(
         [cell for cell in cells if cell.values],
         [t for t in tested if isinstance(t, Comparison)],
-        [_exploratory(pair) for pair in pairs if not _confirmatory(pair, study) and pair.differences],
+        [_exploratory(pair) for pair in pairs if not is_confirmatory(pair, study) and pair.differences],
         shares_of(cells, study),
         [t for t in tested if isinstance(t, Contrast)],
         _claims(stages, study),
         looks,
-        [pair for pair in _pairs(every, study) if _confirmatory(pair, study)] if extra else [],
+        [pair for pair in pairs_of(every, study) if is_confirmatory(pair, study)] if extra else [],
         [cell for cell in cells if not cell.values],
         [cell for cell in found if _is_baseline(cell, analysis) and cell.values],
         _ranks(stages[-1], analysis),
@@ -107,69 +106,25 @@ def _is_baseline(cell: Cell, analysis: Analysis) -> bool:
     return cell.levels.get(analysis.factor) in analysis.baselines
 
 
-def _pairs(cells: Sequence[Cell], study: Study) -> list[Comparison]:
-    return [pair for a, b in combinations(cells, 2) if (pair := compare(a, b, study)) is not None]
-
-
-def _reached(look: Look, cells: Sequence[Cell], analysis: Analysis) -> bool:
-    """A planned look is taken when some cell has all of its seeds; what lacks one is not tested at it."""
-    return analysis.looks is None or any(cell.values.keys() >= set(look.seeds) for cell in cells)
-
-
-def _confirmatory(pair: Comparison, study: Study) -> bool:
-    return pair.factor == study.analysis.factor and is_reference(pair.reference, study)
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """What is tested at one look; even where nothing is finished it was planned, and counts."""
-
-    look: Look
-    cells: Sequence[Cell]  # over the seeds of the look
-    pairs: Sequence[Comparison]  # all that differ in one factor
-    claimed: Sequence[Comparison]  # those that differ in the factor of the study
-    tested: Sequence[Tested]  # those that are confirmatory, and the contrasts
-
-
-def _stage(look: Look, every: Sequence[Cell], study: Study) -> _Stage:
-    analysis, cells = study.analysis, [at_seeds(cell, look.seeds) for cell in every]
-    pairs = _pairs(cells, study)
-    claimed = [pair for pair in pairs if pair.factor == analysis.factor]
-    confirmatory = [pair for pair in claimed if _confirmatory(pair, study)]
-    contrasts = [contrast(name, cells, study) for name in analysis.contrasts]  # their variances are of another size
-    tested = [*_moderate(confirmatory, look, analysis), *contrasts]
-    return _Stage(look, cells, pairs, _moderate(claimed, look, analysis), tested)
-
-
-def _moderate(family: Sequence[Comparison], look: Look, analysis: Analysis) -> list[Comparison]:
-    """The same with variances that know of each other, where the analysis says so."""
-    few = max((t.crossed.seeds for t in family), default=0) <= MODERATED
-    if analysis.variance == "own" or (analysis.variance == "auto" and not few):
-        return list(family)
-    usable = [t for t in family if not _untestable(t, look, analysis)]
-    better = dict(zip(map(id, usable), moderated([t.crossed for t in usable]), strict=True))
-    return [replace(t, crossed=better.get(id(t), t.crossed)) for t in family]
-
-
-def _decided(stage: _Stage, analysis: Analysis) -> list[Tested]:
+def _decided(tested: Sequence[Tested], look: Look, analysis: Analysis) -> list[Tested]:
     """p values and verdicts, family by family; what cannot be tested counts in its family with p = 1."""
     decided: dict[int, Tested] = {}
-    for family in _families(stage.tested, analysis):
-        reasons = [_untestable(t, stage.look, analysis) for t in family]
+    for family in _families(tested, analysis):
+        reasons = [untestable(t, look, analysis) for t in family]
         raw = [
             (1.0, 1.0) if reason else (t.crossed.difference_p(), t.crossed.equivalence_p(analysis.margin))
             for t, reason in zip(family, reasons, strict=True)
         ]
         kinds = list(zip(*raw, strict=True))
         adjusted = zip(*map(holm, kinds), strict=True)
-        steps = zip(*(holm_steps(p, stage.look.alpha) for p in kinds), strict=True)
-        for t, reason, p, levels in zip(family, reasons, adjusted, steps, strict=True):
+        steps = zip(*(holm_steps(p, look.alpha) for p in kinds), strict=True)
+        for t, reason, (different, equal), levels in zip(family, reasons, adjusted, steps, strict=True):
             if reason:
                 decided[id(t)] = replace(t, verdict=NONE, notes=[reason, *t.notes])
-            else:
-                at_step = replace(t, levels=levels)
-                decided[id(t)] = _verdict(at_step, p[0], p[1], len(family), analysis, stage.look.alpha)
-    return [decided[id(t)] for t in stage.tested]
+                continue
+            said = VERDICTS[equal <= look.alpha, different <= look.alpha]
+            decided[id(t)] = replace(t, p_difference=different, p_equivalence=equal, levels=levels, verdict=said)
+    return [decided[id(t)] for t in tested]
 
 
 def _families(tested: Sequence[Tested], analysis: Analysis) -> list[list[Tested]]:
@@ -183,11 +138,19 @@ def _families(tested: Sequence[Tested], analysis: Analysis) -> list[list[Tested]
     return list(families.values())
 
 
-def _verdict(t: Tested, different: float, equal: float, family: int, analysis: Analysis, alpha: float) -> Tested:
-    said = (equal <= alpha, different <= alpha)
-    verdict = {(True, True): BOTH, (True, False): EQUIVALENT, (False, True): DIFFERENT}.get(said, INCONCLUSIVE)
-    needed = _needed(t, analysis, family) if verdict == INCONCLUSIVE else None
-    return replace(t, p_difference=different, p_equivalence=equal, verdict=verdict, seeds_needed=needed)
+def _explained(tested: Sequence[Tested], alone: Sequence[Tested], analysis: Analysis) -> list[Tested]:
+    """The same with the seeds that would tell, and with a note where a verdict hangs on the variance of others.
+
+    Args:
+        alone: what each is with its own variance.
+    """
+    sizes = {id(t): len(family) for family in _families(tested, analysis) for t in family}
+    found = []
+    for t, own in zip(tested, alone, strict=True):
+        needed = _needed(t, analysis, sizes[id(t)]) if t.verdict == INCONCLUSIVE else None
+        other = [f"{own.verdict} with its own variance"] if own.verdict != t.verdict else []
+        found.append(replace(t, seeds_needed=needed, notes=[*other, *t.notes]))
+    return found
 
 
 def decisive(t: Tested) -> tuple[Estimate, float]:
@@ -210,32 +173,15 @@ def _over_looks(looks: Sequence[Sequence[Tested]]) -> list[Tested]:
     ]
 
 
-def first_step(analysis: Analysis, comparisons: int) -> float:
-    """The alpha of the first step of the correction over so many comparisons, which is the hardest."""
-    return analysis.alpha / (comparisons if analysis.correction != "none" else 1)
+def first_step(analysis: Analysis, comparisons: int, seeds: int | None = None) -> float:
+    """The alpha of the first step of the correction over so many comparisons, which is the hardest.
 
-
-def _untestable(t: Tested, look: Look, analysis: Analysis) -> str:
-    """Why no test can be made at a look, or nothing."""
-    if analysis.failed == "refuse" and (lost := [cell for cell in t.cells if cell.failed]):
-        seeds = [f"{cell.name} (seed {', '.join(map(str, sorted(cell.failed)))})" for cell in lost]
-        return f"a run failed: {'; '.join(seeds)}"
-    if lacking := [cell.name for cell in t.cells if not cell.values]:
-        return f"no finished run of {' and '.join(lacking)}"
-    if t.confounds:
-        return "they differ in more than the factor: " + "; ".join(t.confounds)
-    if analysis.looks and not look.alpha:
-        return f"the first look is at {analysis.looks[0]} seeds"
-    n = len(look.seeds)
-    if short := [cell for cell in t.cells if len(cell.values) < n]:
-        return "; ".join(f"{cell.name} has {len(cell.values)} of {n} planned seeds" for cell in short)
-    if n < FEWEST:
-        return f"{n} seed{'s' * (n > 1)}: it takes {FEWEST}"
-    if isinstance(t, Comparison) and t.alike:
-        return SAME
-    if np.ptp(t.differences) < 1e-9:
-        return "no variance between seeds: the difference is the same at each of them"
-    return ""
+    Args:
+        seeds: at the last planned look that so many allow, or at the first one; None: at the last one.
+    """
+    looks = analysis.looks or [1]
+    look = looks_at(range(looks[-1] if seeds is None else max(seeds, looks[0])), analysis)[-1]
+    return look.alpha / (comparisons if analysis.correction != "none" else 1)
 
 
 def _needed(t: Tested, analysis: Analysis, family: int) -> tuple[float | None, float | None]:
@@ -259,27 +205,27 @@ def _exploratory(c: Comparison) -> Comparison:
     return replace(c, p_difference=c.crossed.difference_p())
 
 
-def _ranks(stage: _Stage, analysis: Analysis) -> list[Ranked]:
+def _ranks(stage: Stage, analysis: Analysis) -> list[Ranked]:
     """Of what has runs, at the last look."""
     pairs = [pair for pair in stage.claimed if pair.differences]
-    p = [1.0 if _untestable(c, stage.look, analysis) else c.crossed.difference_p() for c in pairs]
+    p = [1.0 if untestable(c, stage.look, analysis) else c.crossed.difference_p() for c in pairs]
     return ranking(pairs, holm(p), stage.look.alpha, higher=metric_of(analysis.metric).higher)
 
 
-def _claims(stages: Sequence[_Stage], study: Study) -> list[Claim]:
+def _claims(stages: Sequence[Stage], study: Study) -> list[Claim]:
     """The claim in each setting as the looks decide it, the first that does."""
     by_look = [_claims_at(stage, study) for stage in stages]
     return [next((c for c in same if c.outcome != NOT_SHOWN), same[-1]) for same in zip(*by_look, strict=True)]
 
 
-def _claims_at(stage: _Stage, study: Study) -> list[Claim]:
+def _claims_at(stage: Stage, study: Study) -> list[Claim]:
     """An intersection-union test (Berger 1982): all pairs have to be equivalent, so that none needs a correction.
 
     It is refuted where a pair differs by more than the margin, by Holm over the pairs of its setting or of the study.
     """
     analysis, found, out = study.analysis, [], study.analysis.claim_without
     claimed = [c for c in stage.claimed if not any(cell.levels[c.factor] in out for cell in c.cells)]
-    reasons = {id(c): _untestable(c, stage.look, analysis) for c in claimed}
+    reasons = {id(c): untestable(c, stage.look, analysis) for c in claimed}
     settings = list(dict.fromkeys(c.setting for c in claimed))
     beyond: dict[int, float] = {}
     for own in [settings] if analysis.correction == "holm_study" else [[setting] for setting in settings]:

@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from metaformer.analysis.interim_looks import looks_at
 from metaformer.analysis.stats import MOST_SEEDS, Scatter
 from metaformer.analysis.text_table import Table
 from metaformer.analysis.verdict import first_step, judge
@@ -115,12 +114,7 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
     analysis, metric = study.analysis, metric_of(study.analysis.metric)
     unit, margin, places = metric.unit, analysis.margin, metric.digits
 
-    def first(n: int) -> float:
-        """The alpha of the first step at the last look that so many seeds allow, or at the first one."""
-        looks = looks_at(range(max(n, analysis.looks[0] if analysis.looks else 0)), analysis)
-        return first_step(replace(analysis, alpha=looks[-1].alpha), comparisons)
-
-    alpha = first(analysis.looks[-1] if analysis.looks else seeds)
+    alpha = first_step(analysis, comparisons)
     place = "or contrasts in the study" if analysis.correction == "holm_study" else "in a setting"
     told = ". The chances are those of the last look that so many seeds allow, alone"
     at_look = told if analysis.looks else ""
@@ -131,7 +125,7 @@ def tell_power(study: Study, seeds: int, comparisons: int, spread: Scatter, sour
         f"of the test images adds a standard error of {spread.images:.{places}f}{unknown}{at_look}",
         highlight=False,
     )
-    console.print(power_table(seeds, margin, first, spread).rich())
+    console.print(power_table(seeds, margin, partial(first_step, analysis, comparisons), spread).rich())
     needed = spread.seeds_needed(margin, alpha)
     count, why = f"{needed} seeds show", ""
     if needed is None:

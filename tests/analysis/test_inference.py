@@ -141,7 +141,7 @@ def test_the_committed_simulation_runs_and_draws_all_of_its_tables():
     assert done.returncode == 0, done.stderr
     headers = [line for line, rule in pairwise(done.stdout.splitlines()) if rule.startswith("| ---")]
     page = script.with_name("README.md").read_text()
-    assert len(headers) == 6
+    assert len(headers) == 7
     assert all(header in page for header in headers)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import on_disk, result_of, runs_of, study
+from conftest import on_disk, repository, result_of, runs_of, study
 from rich.console import Console
 
 from metaformer.analysis import figures, methods, page, tables
@@ -21,6 +21,7 @@ from metaformer.config.study_nodes import Study
 from metaformer.runs import launch
 from metaformer.runs.answers import Examples, PixelAnswers
 from metaformer.runs.launch import Entry, Launch, Run, Stage
+from metaformer.runs.packed import gather
 from metaformer.runs.report_folder import report_folder
 
 BASE = [0.70, 0.74, 0.72]
@@ -369,3 +370,14 @@ def test_pictures_of_predictions_stand_below_their_own_images():
     ]  # fmt: skip
     assert [row[0].images[0].get_array().max() for row in rows] == [50, 0, 1, 200, 0, 1]
     assert [[len(axes.images) for axes in row] for row in rows] == [[1, 1, 1]] * 3 + [[1, 1, 0]] * 3
+
+
+@pytest.mark.parametrize("name", ["quickstart", "cifar10_small", "norm_confound", "mosaics", "trained_data"])
+def test_the_tables_of_a_study_are_what_its_packed_runs_give(name, monkeypatch):
+    monkeypatch.chdir(repository())
+    launched = launch.read_launch(name)
+    study = launched.analyses[-1].study(name)
+    verdicts = judge(study, gather(name, launched.runs, Path("nowhere")), launched.planned_seeds)
+    made = {table: text.markdown() for table, text in tables.all_tables(study, verdicts).items() if text.lines}
+    folder = launch.study_folder(name) / "tables"
+    assert {table: (folder / f"{table}.md").read_text() for table in made} == made

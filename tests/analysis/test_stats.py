@@ -50,6 +50,14 @@ def test_the_steps_of_holm_decide_as_its_adjusted_values_do():
         assert [value <= level for value, level in zip(p, levels, strict=True)] == [a <= 0.05 for a in adjusted]
 
 
+def test_equal_p_values_are_decided_at_one_level():
+    p = [0.01, 0.2, 0.01, 0.01, 0.2]
+    assert holm_steps(p, 0.05) == pytest.approx([0.01, 0.025, 0.01, 0.01, 0.025])
+    assert holm_steps([0.04, 0.04], 0.05) == [0.025, 0.025]
+    assert holm([0.04, 0.04]) == [0.08, 0.08]
+    assert holm_steps([0.02, 0.02], 0.05) == [0.025, 0.025]
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06)]
     assert holm([]) == []

@@ -5,8 +5,9 @@ import pytest
 from conftest import result_of, runs_of, study
 from scipy import stats
 
-from metaformer.analysis import comparison, figures, sentences
+from metaformer.analysis import comparison, figures, inference, sentences, stages
 from metaformer.analysis.inference import over_seeds
+from metaformer.analysis.interim_looks import Look, looks_at
 from metaformer.analysis.sentences import headline
 from metaformer.analysis.stats import holm
 from metaformer.analysis.tables import accuracy_table
@@ -645,3 +646,144 @@ def test_the_column_of_validation_counts_guesses_where_it_is_the_metric():
     chosen = study(failed="chance", metric="val_accuracy")
     found = accuracy_table(judge(chosen, runs), chosen)
     assert {line[0]: line[2].split()[0] for line in found.lines}["x"] == f"{(83 + 83 + 50) / 3:.2f}"
+
+
+def with_lamb(runs: list[Run]) -> list[Run]:
+    """The same with an optimizer of their own, so that they are not comparable with others."""
+    return [replace(run, result=with_optimizer(run.result, "lamb")) for run in runs]
+
+
+def test_an_early_look_judges_at_its_own_alpha():
+    """Which is 0.0024 at 5 of 12 seeds: what 0.05 would decide is open there."""
+    options = {"looks": [5, 8, 12], "variance": "own"}
+    found = judge(study(**options), runs_of(pooling=BASE, x=shifted(1.6, 0.6)))
+    (look,), (apart,) = found.looks, found.confirmatory
+    assert look.alpha < apart.p_difference < 0.05
+    assert (apart.verdict, apart.levels, found.claims[0].outcome) == (INCONCLUSIVE, (look.alpha,) * 2, "not shown")
+    assert judge(study(variance="own"), runs_of(pooling=BASE, x=shifted(1.6, 0.6))).claims[0].outcome == "refuted"
+    equal = judge(study(**options), runs_of(pooling=BASE, x=shifted(0.05, 0.6)))
+    assert look.alpha < equal.claims[0].p < 0.05
+    assert (equal.confirmatory[0].verdict, equal.claims[0].outcome) == (INCONCLUSIVE, "not shown")
+
+
+def test_seeds_beyond_the_last_look_count_for_no_verdict():
+    more, x = [*BASE, 0.80, 0.81], [*shifted(1, 1), 0.9, 0.9]
+    found = judge(study(looks=[3, 5], variance="own"), runs_of(pooling=more, x=x))
+    assert found.confirmatory[0].crossed.seeds == 5
+    assert [pair.crossed.seeds for pair in found.added] == [7]
+
+
+def test_a_claim_that_an_early_look_shows_stays_shown():
+    more = [*BASE, 0.80, 0.81, 0.82]
+    x = [*shifted(0, 0.1), *(value + 0.05 for value in more[5:])]
+    found = judge(study(looks=[5, 8], variance="own"), runs_of(pooling=more, x=x))
+    assert [len(look.seeds) for look in found.looks] == [5, 8]
+    assert found.claims[0].outcome == "shown"
+
+
+def test_one_correction_over_the_study_counts_its_contrasts():
+    options = {"variance": "own", "correction": "holm_study"}
+    runs = runs_of(pooling=BASE, x=shifted(1, 1))
+    (alone,) = judge(study(**options), runs).tested
+    beside = judge(study(**options, contrasts={"same": {"x": 1, "pooling": -1}}), runs).tested
+    assert [t.p_difference for t in beside] == pytest.approx([2 * alone.p_difference] * 2)
+
+
+def test_the_seeds_that_would_tell_are_for_the_family_and_for_other_images():
+    runs, own = runs_of(pooling=BASE, x=shifted(1, 2)), study(variance="own")
+    (alone,) = judge(own, runs).confirmatory
+    beside = by_level(judge(own, [*runs, *runs_of(y=shifted(1, 2, 1))]).confirmatory)["x"]
+    assert beside.seeds_needed[0] > alone.seeds_needed[0]
+    (crossed,) = judge(own, answered(runs)).confirmatory
+    assert crossed.crossed.by_image > 0
+    assert crossed.seeds_needed != alone.seeds_needed
+
+
+def test_ranks_are_corrected_over_all_pairs_and_open_where_nothing_can_be_tested():
+    def intervals(x: list[float], change=lambda runs: runs) -> set[tuple[float, float]]:
+        runs = [*runs_of(a_pooling=BASE, b_pooling=BASE), *change(runs_of(a_x=x, b_x=x))]
+        ranks = judge(study(variance="own"), runs).ranks
+        return {(place.low, place.high) for ranked in ranks for place in ranked.places.values()}
+
+    assert intervals(shifted(9, 1)) == {(1, 1), (2, 2)}
+    assert intervals(shifted(1.5, 1)) == {(1, 2)}  # p = 0.029 each, 0.057 of two
+    assert intervals(shifted(9, 1), with_lamb) == {(1, 2)}
+
+
+def test_a_pair_that_is_not_comparable_refutes_no_claim_and_has_no_p():
+    found = judge(study(), [*runs_of(pooling=BASE, y=shifted(0, 0.1)), *with_lamb(runs_of(x=shifted(9, 0.1, 1)))])
+    assert found.claims[0].outcome == "not shown"
+    (pair,) = found.exploratory
+    assert pair.confounds
+    assert np.isnan(pair.p_difference)
+
+
+def test_variances_know_of_each_other_up_to_five_seeds_and_where_they_are_tested():
+    cells = {"pooling": BASE, "x": shifted(1, 1), "y": shifted(2, 0.2, 1)}
+    few = judge(study(), runs_of(**cells)).confirmatory
+    assert any(c.crossed != over_seeds(c.differences) for c in few)
+    six = judge(study(), runs_of(**{name: [*values, 0.8] for name, values in cells.items()})).confirmatory
+    assert all(c.crossed == over_seeds(c.differences) for c in six)
+    odd = with_lamb(runs_of(z=shifted(0, 9, 2)))
+    beside = by_level(judge(study(), [*runs_of(**cells), *odd]).confirmatory)
+    assert [beside[c.level].crossed for c in few] == [c.crossed for c in few]
+
+
+def test_pairs_have_no_more_degrees_of_freedom_than_their_cells(monkeypatch):
+    """Of alike variances: 4 cells of 5 seeds have 12, and their 6 pairs have no more."""
+    monkeypatch.setattr(inference, "_prior", lambda *_: (100.0, np.inf))
+    cells = {"pooling": BASE, **{name: shifted(i, 1, i) for i, name in enumerate("xyz")}}
+    stage = stages.stage_of(Look((0, 1, 2, 3, 4), 0.05), judge(study(), runs_of(**cells)).cells, study())
+    assert [c.crossed.df for c in stage.claimed] == [12.0] * 6
+    assert [t.crossed.df for t in stage.tested] == [12.0] * 3
+    assert [t.crossed.df for t in stage.own] == [4] * 3
+
+
+def test_a_verdict_that_hangs_on_the_variance_of_others_has_a_note():
+    alike = {name: shifted(9, 0.5, i) for i, name in enumerate("uvwx")}
+    runs = runs_of(pooling=BASE, y=shifted(0.57, 0.48, 9), **alike)
+    (found, own) = (by_level(judge(study(variance=kind), runs).confirmatory)["y"] for kind in ("moderated", "own"))
+    assert found.verdict != own.verdict
+    assert list(found.notes) == [f"{own.verdict} with its own variance"]
+    assert not own.notes
+    assert not by_level(judge(study(variance="moderated"), runs).confirmatory)["u"].notes
+
+
+def test_the_seeds_that_would_tell_are_for_the_alpha_of_the_last_look():
+    runs = runs_of(pooling=BASE, x=shifted(1, 2))
+    (plain,), (looked,) = (
+        judge(study(variance="own", **options), runs).confirmatory for options in ({}, {"looks": [5, 8, 12]})
+    )
+    assert plain.seeds_needed == (19, 121)
+    last = looks_at(range(12), study(looks=[5, 8, 12]).analysis)[-1].alpha
+    assert looked.levels[0] < last < 0.05
+    (expected,) = judge(study(variance="own", alpha=last), runs).confirmatory
+    assert looked.seeds_needed == expected.seeds_needed != plain.seeds_needed
+
+
+def test_a_guess_is_one_of_the_classes_of_its_own_data():
+    runs = [run for data in "ab" for run in on_images(f"{data} pooling", 400, BASE[:3], data)]
+    four = dict.fromkeys("wxyz", 0.5)
+    runs = [replace(r, result=replace(r.result, recall=four)) if r.levels["data"] == "b" else r for r in runs]
+    levels = {"data": "b", "mixer": "x"}
+    runs += [Run("b x", levels, "x", seed, f"bx{seed}", None, None, "failed: loss is inf") for seed in range(3)]
+    cells = {cell.name: cell for cell in judge(study(failed="chance"), runs).cells}
+    assert set(cells["b x"].values.values()) == {25.0}
+
+
+def test_what_images_give_has_the_mean_that_was_recorded():
+    for cell in judge(study(), answered(runs_of(pooling=BASE, x=shifted(1, 1)), images=333)).cells:
+        assert {seed: terms.mean() for seed, terms in cell.terms.items()} == pytest.approx(dict(cell.values))
+
+
+@pytest.mark.parametrize(("times", "collapsed"), [(1, True), (10, False)])
+def test_chance_is_what_so_many_images_cannot_tell_from_it(times, collapsed):
+    confusion = [[60 * times, 40 * times], [45 * times, 55 * times]]
+    runs = [replace(r, result=replace(r.result, confusion=confusion)) for r in runs_of(pooling=[0.575], x=[0.575])]
+    assert [bool(cell.collapsed) for cell in judge(study(), runs).cells] == [collapsed] * 2
+
+
+def test_times_with_other_threads_are_not_compared():
+    runs = runs_of(pooling=BASE, x=shifted(1, 1))
+    other = [replace(r, result=replace(r.result, threads=1 + (r.mixer == "x"))) for r in runs]
+    assert judge(study(), other).confirmatory[0].ratio("seconds") is None

@@ -1,5 +1,6 @@
 """Nothing is silently ignored, and the run id changes with whatever changes the result."""
 
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from hydra.errors import ConfigCompositionException
 from metaformer.config import named_code
 from metaformer.config.compose import check_local_files
 from metaformer.config.explain import CALLED_ELSEWHERE, explain
-from metaformer.config.identity import cell_id, content_of, run_id
+from metaformer.config.identity import cell_id, content_of, run_id, unlike
 from metaformer.config.schema import Config, Model, Recipe, Runtime
 from metaformer.config.validate import leaves
 from metaformer.data.registry import check, fingerprint
@@ -402,3 +403,30 @@ def test_no_torch_before_a_run():
     code += "    import_module('metaformer.' + name)\n    assert 'torch' not in sys.modules, name"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_contents_of_the_weights_of_a_teacher_are_part_of_the_run_id_and_their_place_is_not():
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        Path(name).write_bytes(content)
+    taught = "recipe.distill.teacher=resnet18"
+    a, b, c = (id_of(taught, f"recipe.distill.weights={name}.pt") for name in "abc")
+    assert a == b != c
+
+
+def test_a_file_of_weights_that_is_written_anew_is_another_one():
+    ids = []
+    for content in (b"1", b"2"):
+        Path("a.pt").write_bytes(content)
+        os.utime("a.pt", ns=(len(ids), len(ids)))
+        ids.append(id_of("recipe.initialize_from=a.pt"))
+    assert ids[0] != ids[1]
+
+
+def test_a_number_may_be_written_in_two_ways():
+    assert id_of("mixer=afno", "mixer.sparsity=0") == id_of("mixer=afno", "mixer.sparsity=0.0")
+
+
+def test_a_key_that_one_of_two_configurations_lacks_is_a_difference():
+    assert unlike({"a": 1}, {"a": 1, "mixer.step": 2}, same_images=True) == {"mixer.step": (None, 2)}
+    assert unlike({"a": 1, "mixer.step": 2}, {"a": 1}, same_images=True) == {"mixer.step": (2, None)}
+    assert unlike({"a": 1}, {"a": 1, "recipe.new": None}, same_images=True) == {}

@@ -251,3 +251,18 @@ def test_torchvisions_sets_in_colour(monkeypatch, name, kind):
     assert (images.shape, images.classes) == ((3, 32, 32), ["cat", "dog"])
     assert images.mean.tolist() == [10, 20, 30]
     assert images.test.pixels[0, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_large_sets_are_measured_by_every_nth_image(monkeypatch):
+    monkeypatch.setattr("metaformer.data.images.MEASURED_PIXELS", 7 * 36)  # of 20 images of 36 pixels
+    data = synthetic()
+    some = data.train.pixels[::3].double()
+    assert data.mean.tolist() == pytest.approx([some.mean().item()])
+    assert data.std.tolist() == pytest.approx([some.std(correction=0).item()])
+
+
+def test_a_channel_that_is_the_same_everywhere_is_not_divided_by_nothing():
+    split = Split(torch.full((4, 2, 2, 1), 7, dtype=torch.uint8), torch.arange(4) % 2)
+    data = Images(split, split, split, ["a", "b"])
+    assert data.std.tolist() == [1]
+    assert not data.normalise(split.pixels).any()

@@ -537,3 +537,18 @@ def test_reading_in_threads_leaves_the_warnings_as_they_were(tmp_path):
     before = list(warnings.filters)
     read(folder(items_of(train=40), tmp_path / "a"))
     assert warnings.filters == before
+
+
+def test_what_is_tested_does_not_hang_on_how_much_is_validated(tmp_path):
+    root = folder(items_of(train=20, test=0), tmp_path / "a") / "train"
+    few, many = (read(root, "data.test=6", f"data.val={count}").test for count in (2, 4))
+    assert few.images.equal(many.images)
+
+
+def test_images_are_decoded_anew_for_another_range(tmp_path):
+    draw = np.random.default_rng(0).integers
+    items = [Item(split, label, f"{i}.tif", encoded(Image.fromarray(draw(0, 4096, (8, 8)).astype(np.int32)), "TIFF"))
+             for split in ("train", "test") for i, label in enumerate(("cat", "dog") * 3)]  # fmt: skip
+    root = folder(items, tmp_path / "a")
+    wide, narrow = (read(root, "data.val=2", f"data.range=[0,{most}]").test for most in (8191, 4095))
+    assert wide.images.max() < 128 < narrow.images.max()

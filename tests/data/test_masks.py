@@ -472,3 +472,14 @@ def test_a_column_of_labels_beside_one_of_masks_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data.label_column=x: with data.mask_column=seg nothing reads it; expected"):
         resolve(compose("data=table", f"data.root={table(tmp_path)}", "data.mask_column=seg", "data.label_column=x",
                         *WORDS), {"mixer": "pooling", "model": "tiny"})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("data.ignore=null",), "has the number 255"), (("data.classes=2",), "has the number 2; expected 0 to 1")],
+)
+def test_masks_are_decoded_anew_for_other_numbers(tmp_path, words, message):
+    root = pairs(tmp_path)
+    read("image_folder", root)
+    with pytest.raises(ConfigError, match=message):
+        read("image_folder", root, *words)

@@ -330,3 +330,8 @@ def test_a_bad_mixer_node_gets_one_line(node, message):
 def test_an_even_window_is_refused(mixer):
     with pytest.raises(ValueError, match="is even"):
         mixer(4)
+
+
+def test_blocks_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match="dim=12 is not divisible by blocks=8"):
+        AFNO(12)

@@ -1,13 +1,14 @@
 """Multiply-accumulates against numbers worked out by hand and the published ones."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from metaformer.mixers import Attention, DepthwiseConv, Fourier, Identity, Pooling, RandomMixing, SpatialMLP
-from metaformer.models.cost import count
+from metaformer.models.cost import best, count
 from metaformer.models.metaformer import MetaFormer
 
 CONVS_AND_HEAD = 1_811_755_008 + 512_000  # of S12 at 224
@@ -104,3 +105,9 @@ def test_attention_that_torch_fuses_in_evaluation_is_counted():
     cost = count(Tokens().eval(), (16, 4, 4))
     assert (cost.uncounted, cost.macs) == ([], 16 * (4 * 16 * 16 + 2 * 16 * 16 + 2 * 16 * 32))
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_round_that_warms_up_does_not_count(monkeypatch):
+    clock = iter([0, 1, 0, 5, 0, 4])
+    monkeypatch.setattr("metaformer.models.cost.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert best([lambda: None], torch.device("cpu"), rounds=2) == [4]

@@ -57,3 +57,9 @@ def test_counters_that_are_left_out_are_told(tmp_path, capsys):
     assert read(tmp_path / "w.pth").keys() == {"a"}
     told = capsys.readouterr().err
     assert told.endswith("w.pth: total_ops (of thop), total_params (of thop) is no weight and is left out\n")
+
+
+def test_a_list_of_tensors_is_no_state_dict():
+    torch.save([torch.zeros(1)], "w.pt")
+    with pytest.raises(ConfigError, match=r"^weights=w.pt: holds no state dict \(names to tensors\)$"):
+        read("w.pt")

@@ -9,6 +9,8 @@ import pytest
 from conftest import compose, on_disk, runs_of, study
 
 from metaformer.runs import launch, ledger, packed
+from metaformer.runs.answers import Answers
+from metaformer.runs.finished import finished
 from metaformer.runs.folder import planned
 from metaformer.runs.launch import Entry
 from metaformer.runs.result import reported
@@ -234,3 +236,47 @@ def test_a_packed_study_that_was_changed_is_refused(tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(ConfigError, match=r"runs\.npz: cannot be read"):
         packed.unpack(path)
+
+
+def test_a_launch_file_without_runs_is_none():
+    Path("experiments/mine").mkdir(parents=True)
+    Path("experiments/mine/launch.json").write_text('{"study": "mine", "analyses": [], "runs": []}')
+    with pytest.raises(ConfigError, match=r"launch\.json: cannot be read \(it lists no analysis or no run\)"):
+        launch.read_launch("mine")
+
+
+def test_a_result_that_no_ledger_has_is_known_too(tmp_path):
+    listed = on_disk(runs_of(pooling=[0.7, 0.8]), tmp_path / "runs")
+    (tmp_path / "runs" / "run-pooling1" / "result.json").unlink()
+    assert ledger.known(tmp_path / "runs", [entry.run_id for entry in listed]) == ["pooling0"]
+
+
+def test_more_classes_than_a_byte_tells_apart_are_packed(tmp_path):
+    (run,) = runs_of(pooling=[1.0])
+    answers = Answers(np.array([0, 256]), np.array([0, 256]))
+    packed.pack([replace(run, packed=answers)], tmp_path / "runs.npz", logits=False)
+    (back,) = packed.unpack(tmp_path / "runs.npz").values()
+    assert (back.answers.predictions.tolist(), back.answers.labels.tolist()) == ([0, 256], [0, 256])
+
+
+def test_weights_without_a_result_are_no_finished_run():
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/weights.pt").touch()
+    with pytest.raises(ConfigError, match=r"run=runs/x: it has no result.json, so it is not finished"):
+        finished(Path("runs/x"))
+
+
+def test_the_source_of_a_study_is_its_file_and_those_of_its_folder():
+    Path("experiments/mine/mixer").mkdir(parents=True)
+    found = [launch.source_of("mine")]
+    for file in ("mine.yaml", "mine/mixer/other.yaml", "another.yaml"):
+        Path("experiments", file).write_text("{}")
+        found.append(launch.source_of("mine"))
+    assert len({*found[:3]}) == 3
+    assert found[3] == found[2]
+
+
+def test_a_launch_of_the_same_runs_in_another_order_is_the_same():
+    launch.record(study(), entries(0, 1), COMMAND, Path("runs"))
+    launch.record(study(), entries(1, 0), COMMAND, Path("runs"))
+    assert len(launch.read_launch("mine").analyses) == 1

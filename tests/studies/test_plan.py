@@ -18,7 +18,7 @@ from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
 from metaformer.runs.result import write_result
 from metaformer.studies.cell_cost import cost_of
 from metaformer.studies.points import Cells, expand, resolve, unread
-from metaformer.studies.power_of_seeds import power_table, size, tell_power
+from metaformer.studies.power_of_seeds import power_table, scatter_of, size, tell_power
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import cores
 
@@ -228,3 +228,17 @@ def test_points_are_what_hydra_composes_of_each(grid):
 def test_a_key_that_is_not_there_is_refused_as_hydra_does():
     with pytest.raises(HydraException, match=r"Could not override 'recipe.lrr'"):
         expand(["recipe.lrr=1e-3,2e-3"])
+
+
+def test_a_study_of_one_seed_tells_no_scatter(tmp_path):
+    listed = on_disk(runs_of(pooling=[0.7], identity=[0.6]), tmp_path / "runs")
+    save(Launch("other", [Stage("2026-01-01T00:00:00+00:00", analysis_of(study()), {})], runs=listed))
+    with pytest.raises(ConfigError, match=r"^from=other: it has no two finished seeds of any comparison$"):
+        scatter_of("other", tmp_path / "runs", "points")
+
+
+def test_the_columns_of_power_are_the_chances_of_each_verdict():
+    scatter = Scatter(1.0)
+    equal, apart, far = (scatter.powers(3, 2.0, 0.05, difference) for difference in (0.0, 2.0, 4.0))
+    expected = ["3", *(f"{chance:.0%}" for chance in (equal[0], apart[1], far[1]))]
+    assert power_table(5, 2.0, lambda seeds: 0.05, scatter).lines[0] == expected

@@ -590,3 +590,11 @@ def test_a_mixer_that_draws_in_evaluation_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=told):
         go("mixer=custom", "mixer._target_=drawing.Noise")
     assert not Path("runs").exists()
+
+
+def test_a_finished_run_whose_file_of_weights_has_moved_is_found():
+    Path("w.pt").write_bytes(b"1")
+    mine = planned("recipe.initialize_from=w.pt")
+    moved = replace(mine.config, recipe=replace(mine.config.recipe, initialize_from="old/w.pt"))
+    write_result(mine.folder, result_of(0, 0.5, mine.run_id, config=moved))
+    assert found(mine).run_id == mine.run_id

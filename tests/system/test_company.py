@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import TINY
@@ -129,3 +130,13 @@ def test_a_run_says_whether_it_was_alone(monkeypatch):
     assert quiet.alone
     for change in ({"other_runs": 1}, {"other_runs": None}, {"other_cores": None}, {"other_cores": 1.0}):
         assert not replace(quiet, **change).alone
+
+
+def test_the_files_of_processes_that_are_long_gone_are_removed():
+    folder = locks.own_folder("training")
+    for name, days in (("1", 8), ("2", 6)):
+        (folder / f"{name}.lock").touch()
+        os.utime(folder / f"{name}.lock", (time.time() - 86_400 * days,) * 2)
+    with company():
+        pass
+    assert {path.name for path in folder.iterdir()} == {"2.lock", f"{os.getpid()}.lock"}

@@ -7,9 +7,11 @@ import timm
 import torch
 from conftest import compose
 from timm.data import Mixup
+from torch import nn
+from torch.nn import functional as F
 from trained import go
 
-from metaformer.config.schema import Distill
+from metaformer.config.schema import Distill, Recipe
 from metaformer.data.images import load
 from metaformer.system.errors import ConfigError
 from metaformer.tasks import classification
@@ -97,3 +99,17 @@ def test_the_stem_of_a_teacher_for_colours_is_adapted_to_grey_images(tmp_path):
 def test_a_teacher_that_does_not_fit_is_named(teacher):
     with pytest.raises(ConfigError, match=r"recipe\.distill\.weights=.*: does not fit the model"):
         go("recipe.epochs=1", "recipe.distill.teacher=resnet18", f"recipe.distill.weights={teacher}")
+
+
+def test_the_two_tokens_of_a_student_learn_from_the_labels_and_from_the_teacher(monkeypatch):
+    class Student(nn.Module):
+        def forward(self, x):
+            return x[..., 0, 0], x[..., 0, 1]  # of the class, of the distillation
+
+    teacher, labels = nn.Sequential(nn.Flatten(), nn.Linear(8, 4)), torch.arange(8) % 4
+    images, distill = torch.randn(8, 4, 1, 2), Distill(teacher="x", weights="x", alpha=0.3)
+    module = Classifier(Student(), Recipe(label_smoothing=0.0, distill=distill), classes=4, teacher=teacher)
+    monkeypatch.setattr(Classifier, "trained_on", lambda self, images, loss, right, count: loss)
+    own, taught = F.cross_entropy(images[..., 0, 0], labels), teacher(images).argmax(1)
+    expected = 0.7 * own + 0.3 * F.cross_entropy(images[..., 0, 1], taught)
+    torch.testing.assert_close(module.training_step((images, labels)), expected)

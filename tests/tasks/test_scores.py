@@ -114,3 +114,8 @@ def test_names_and_words():
     assert metrics_of("train", "segmentation") == ["train_loss", "train_pixel_accuracy"]
     assert len(metrics_of("test")) == len(METRICS)
     assert [METRICS[name].told(0.51234) for name in ("accuracy", "loss")] == ["51.23%", "0.5123"]
+
+
+def test_logits_beyond_half_precision_are_kept_as_its_largest_numbers():
+    kept = Scores(torch.tensor([[1e6, -1e6]]), torch.tensor([0])).kept(None)["logits"]
+    assert kept.tolist() == [[65504, -65504]]

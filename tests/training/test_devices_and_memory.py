@@ -3,9 +3,10 @@
 import pytest
 import torch
 from conftest import compose
+from torch import nn
 from trained import equal, go
 
-from metaformer.models.build import build, checkpoint_blocks
+from metaformer.models.build import build, checkpoint_blocks, ready, try_on
 from metaformer.models.metaformer import MetaFormer
 from metaformer.system.errors import ConfigError
 from metaformer.system.machine import places
@@ -105,3 +106,18 @@ def test_nodes_and_devices_are_lightnings(tmp_path, monkeypatch):
     config = compose("runtime.devices=2", "runtime.nodes=3", "recipe.batch=60", "runtime.accelerator=cpu")
     fitting_trainer(config, config.recipe, [], [], epochs=1, parts=1, folder=tmp_path, show=False)
     assert (asked["devices"], asked["num_nodes"]) == (2, 3)
+
+
+def test_networks_that_cannot_be_trained_are_one_line():
+    with pytest.raises(ConfigError, match=r"^weight: a lazy module has no weights before its first input"):
+        ready(nn.LazyLinear(3), torch.zeros(2, 4))
+    with pytest.raises(ConfigError, match=r"^the model fails on its first batch: RuntimeError: "):
+        try_on(nn.Linear(3, 2), torch.zeros(2, 4))
+    with pytest.raises(ConfigError, match=r"^runtime.checkpoint_blocks=True: Linear cannot; expected false$"):
+        checkpoint_blocks(nn.Linear(3, 2))
+
+
+def test_a_network_that_was_tried_is_left_in_training_mode():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert ready(net, torch.randn(2, 4)).training
+    assert net[1].num_batches_tracked == 0

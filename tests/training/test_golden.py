@@ -1,7 +1,7 @@
 """Golden losses, one for each path through training: whoever changes them has to raise TRAINING_VERSION."""
 
 import pytest
-from conftest import compose
+from conftest import MIXERS, compose, configured
 
 from metaformer.studies.points import resolve
 from metaformer.studies.worker import run
@@ -34,3 +34,35 @@ def test_golden_loss(path):
     assert (TRAINING_VERSION, result.metrics["test_loss"]) == (1, pytest.approx(loss, rel=2e-4)), (
         "training gives another result: raise TRAINING_VERSION and write the new losses down"
     )
+
+
+INITIAL = {  # sums of squares of the initial weights of seed 0, at 32 channels and 7x5 tokens; others have none
+    "attention": 1.646521,
+    "spatial_mlp": 0.480621,
+    "depthwise": 11.17375,
+    "sepconv": 3.961904,
+    "random": 1.082635,
+    "global_filter": 0.5640594,
+    "afno": 0.2717829,
+    "window_attention": 1.700711,
+    "linear_attention": 1.646521,
+    "spatial_reduction": 98.15712,
+    "large_kernel": 321.0729,
+    "conv": 10.64441,
+    "grouped_conv": 10.62338,
+    "neighbourhood_attention": 1.646521,
+    "state_space": 3222.857,
+    "xca": 2.646521,
+    "outlook_attention": 1.895904,
+    "focal_modulation": 2.16084,
+    "gated_conv": 3.894738,
+    "spatial_gating": 68.24804,
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_golden_initial_weights(name):
+    weights = [w.double() for w in configured(name).state_dict().values() if w.is_floating_point()]
+    found = sum(float(w.square().sum()) for w in weights)
+    told = "a mixer begins from other weights: raise TRAINING_VERSION and write the new sums down"
+    assert (TRAINING_VERSION, found) == (1, pytest.approx(INITIAL.get(name, 0), rel=1e-5)), told

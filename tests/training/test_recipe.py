@@ -148,3 +148,17 @@ def test_the_debug_picture_shows_what_training_sees(tmp_path):
 
 def test_as_many_processes_read_as_are_asked_for():
     assert workers(Runtime(workers=3, devices=1), 1) == 3
+
+
+def test_what_was_trained_before_the_memory_ran_out_is_not_kept(monkeypatch):
+    step, small = Classifier.training_step, ("recipe.epochs=1", "data.train=192", "recipe.batch=64")
+
+    def small_device(self, batch):
+        if len(batch[0]) > 32 and self.global_step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch)
+
+    monkeypatch.setattr(Classifier, "training_step", small_device)
+    again = go(*small, "runtime.accumulate=auto")
+    assert again.result.accumulate == 2
+    assert equal(again.folder, go(*small, "runtime.accumulate=2", "runtime.runs=plain").folder)

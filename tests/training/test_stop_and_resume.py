@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import compose
 from lightning import Trainer
 from test_train import rows, start, wait_for
 from trained import equal, first_epoch, go, same, steps_of, stop_at
@@ -15,7 +16,7 @@ from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training import stop_and_resume
 from metaformer.training.curve_file import CurveFile
-from metaformer.training.stop_and_resume import Checkpoints
+from metaformer.training.stop_and_resume import Checkpoints, Saved, check_parts
 
 EVERYTHING = (
     *("recipe.ema=0.9", "recipe.mixup=0.4", "recipe.cutmix=1.0", "recipe.flip=true", "model.drop_path=0.2"),
@@ -235,3 +236,8 @@ def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
     assert rows(tmp_path / "runs") == rows(tmp_path / "whole")
     a, b = (torch.load(next(tmp_path.glob(f"{r}/*/weights.pt")), weights_only=True) for r in ("runs", "whole"))
     assert same(a["state_dict"], b["state_dict"])
+
+
+def test_parts_of_a_checkpoint_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ConfigError, match=r"^x: was saved with 3 parts of a batch, which the run keeps; recipe.batch="):
+        check_parts(Saved(Path("x"), 1, 3), compose("recipe.batch=64"))
