@@ -318,6 +318,8 @@ def test_what_the_constructor_names_is_passed():
         ({"_target_": "metaformer.mixers.Identity", "step": 5}, "mixer.step: Identity has no such option; it has none"),
         ({"_target_": "metaformer.mixers.AsTokens"}, "AsTokens needs layer; add +mixer.layer="),
         ({"_target_": "metaformer.mixers.to_map"}, "expected a torch.nn.Module class"),
+        ({}, "mixer: expected a config with _target_, or with stage1, stage2, ..."),
+        ("pooling", "mixer: expected a config with _target_"),
     ],
 )
 def test_a_bad_mixer_node_gets_one_line(node, message):

@@ -16,6 +16,7 @@ from metaformer.config.hydra_internals import load, points_of
 from metaformer.runs.folder import lock
 from metaformer.runs.launch import Launch, Run, Stage, analysis_of, save
 from metaformer.runs.result import write_result
+from metaformer.studies import estimate
 from metaformer.studies.cell_cost import cost_of
 from metaformer.studies.points import Cells, expand, resolve, unread
 from metaformer.studies.power_of_seeds import power_table, scatter_of, size, tell_power
@@ -186,6 +187,15 @@ def test_what_it_will_cost_by_the_speed_of_other_studies(said, tmp_path):
     assert expected in said("experiments=mine")
     write_result(path, result_of(77, 0.5, "deadbeef", **told | {"seconds": 3.0}))  # what begins and ends a run
     assert "6 to do: throughput=IMAGES_PER_S tells what they cost" in said("experiments=mine")
+
+
+def test_the_speed_is_that_of_the_commonest_device():
+    point = expand(["data=digits", "mixer=pooling"])[0]
+    slow = result_of(0, 0.5, config=point.config, macs=10**6, images=100, epochs=4, seconds=10.0, device="cpu")
+    fast = replace(slow, seconds=0.1, device="H100")
+    seconds, source = estimate._by_macs([point], [slow, fast, fast])
+    assert (seconds, source) == estimate._by_macs([point], [fast, fast])
+    assert source.endswith("2 finished runs on H100")
 
 
 def test_a_thousand_runs_are_composed_once_for_each_choice_of_files(monkeypatch):

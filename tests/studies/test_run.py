@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, compose, repository, result_of
-from trained import equal, metrics, weights
+from trained import equal, metrics, stop_at, weights
 
 from metaformer.config.schema import Config, Logger
 from metaformer.config.tasks import Task
@@ -148,6 +149,20 @@ def test_force_trains_again():
     assert again.result.metrics == first.result.metrics
     assert (first.folder / "rank1.log").exists()  # another process of the run may be writing it by now
     assert not (first.folder / "run.log").exists()
+
+
+def test_a_run_that_a_cluster_starts_again_is_not_forced(monkeypatch):
+    monkeypatch.setattr(machine, "restarted", lambda: True)
+    assert [go("recipe.epochs=1", "runtime.force=true").status for _ in range(2)] == ["finished", "found"]
+
+
+def test_nobody_knows_whether_a_resumed_run_was_alone(monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, signal.SIGTERM, at=1)
+        with pytest.raises(SystemExit):
+            go("recipe.epochs=1")
+    result = go("recipe.epochs=1").result
+    assert (result.other_runs, result.other_cores) == (None, None)
 
 
 def test_a_result_that_cannot_be_read_is_named():

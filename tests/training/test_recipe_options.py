@@ -139,6 +139,7 @@ def test_all_of_them_train_and_are_in_the_id_and_defaults_are_not():
         (["recipe.optimizer_options.capturable=true"], "adamw, recipe.optimizer_options={'capturable': True}: "),
         (["trainer.limit_train_batches=0.001"], "trainer.limit_train_batches=0.001: leaves none of the "),
         (["recipe.loss=mse"], "recipe.loss=mse: expected one of"),
+        (["recipe.loss=bce", "recipe.label_smoothing=1"], "recipe.label_smoothing=1.0: expected less, since"),
         (["recipe.loss=bce", "recipe.class_weights=balanced"], "recipe.class_weights=balanced: belongs to recipe.loss"),
         (["recipe.color_jitter=0.4"], "recipe.color_jitter=0.4: is read with a random resized crop only"),
         ([*SCALED, "recipe.color_jitter=0.4"], "recipe.color_jitter=0.4: needs images in colour"),

@@ -73,3 +73,12 @@ def test_what_is_no_run():
     with pytest.raises(ConfigError, match="no such file, nor a published model"):
         metaformer.load("poolformer_s13")
     assert restored.read_kept(run / "result.json") is None
+
+
+def test_weights_that_do_not_fit_their_model_are_named():
+    run = go("mixer=pooling", "recipe.epochs=1").folder
+    saved = torch.load(run / "weights.pt", weights_only=True)
+    del saved["state_dict"]["norm.weight"]
+    torch.save(saved, run / "weights.pt")
+    with pytest.raises(ConfigError, match=r'its weights do not fit its model: Missing key\(s\).*"norm.weight"'):
+        metaformer.load(run / "weights.pt")
