@@ -163,7 +163,8 @@ def shares(verdicts: Verdicts, study: Study) -> str:
         sentence += f". With one level left out, {factor} has from {100 * low:.0f}% (no {first}) to {100 * high:.0f}%"
         sentence += f" (no {last})"
     low, high = treatment.levels
-    sentence += f"; for other levels, were these drawn at random, 95% from {100 * low:.0f} to {100 * high:.0f}%"
+    sentence += f"; for other levels, were these drawn at random, {100 * treatment.random:.0f}%"
+    sentence += f" [{100 * low:.0f}, {100 * high:.0f}]"
     if found.without_identity:
         sentence += f". Without identity: {words(found.without_identity)}"
     return sentence + "."

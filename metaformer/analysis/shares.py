@@ -26,6 +26,7 @@ class Component:
     high: float
     p: float | None = None  # F test against the effect's interaction with the seed; None for the seeds
     levels: tuple[float, float] = (math.nan, math.nan)  # the interval where the levels, too, are random draws
+    random: float = math.nan  # the share where they are
     without: tuple[tuple[float, str], ...] = ()  # the least and the largest share with one level left out, and which
 
 
@@ -48,8 +49,11 @@ def variance_shares(
     p = [*(_p(values, effect) for effect in effects), None]
     drawn = _random_levels(values)
     ranges = _leave_one_out(values, levels) if levels else [()] * len(names)
-    rows = zip(names, shares.tolist(), low, high, p, drawn, ranges, strict=True)
-    return [Component(*row) for row in rows]
+    rows = zip(names, shares.tolist(), low, high, p, ranges, strict=True)
+    return [
+        Component(name, share, low, high, p, (least, most), random, without)
+        for (name, share, low, high, p, without), (least, random, most) in zip(rows, drawn, strict=True)
+    ]
 
 
 def reliability(values: np.ndarray) -> float:
@@ -162,27 +166,32 @@ def _over_seeds(values: np.ndarray) -> tuple[list[float], list[float]]:
     return np.where(low <= EDGE, 0.0, low).tolist(), np.where(high >= 1 - EDGE, 1.0, high).tolist()
 
 
-def _random_levels(values: np.ndarray, draws: int = 40_000) -> list[tuple[float, float]]:
-    """95% limits of the shares where all factors are random: generalised pivotal quantities (Weerahandi 1993).
+def _random_levels(values: np.ndarray, draws: int = 40_000) -> list[tuple[float, float, float]]:
+    """The shares where all factors are random, with 95% limits: (low, share, high) of each part.
 
     A mean square of an effect holds its own variance and those of all interactions that it is part of; solved from
-    the largest interaction down, with each mean square divided by a draw of its chi-squared distribution.
+    the largest interaction down. For the limits each mean square is divided by a draw of its chi-squared distribution:
+    generalised pivotal quantities (Weerahandi 1993).
     """
     random, shape, seeds = np.random.default_rng(0), values.shape[:-1], values.shape[-1]
+
+    def drawn(mean_square: float, df: int) -> np.ndarray:
+        """The mean square itself, and by draws of how large it comes out."""
+        return mean_square * np.append(1.0, df / random.chisquare(df, draws))
+
     effects, parts = _effects(len(shape)), dict[Effect, np.ndarray]()
     for effect in reversed(effects):
         df = _df(shape, effect)
-        square, noise = (
-            mean_square * k / random.chisquare(k, draws)
-            for mean_square, k in zip(_mean_squares(values, effect), (df, df * (seeds - 1)), strict=True)
-        )
+        found = zip(_mean_squares(values, effect), (df, df * (seeds - 1)), strict=True)
+        square, noise = (drawn(mean_square, k) for mean_square, k in found)
         larger = [other for other in parts if set(effect) < set(other)]
-        above = sum((seeds * _others(shape, other) * parts[other] for other in larger), np.zeros(draws))
+        above = sum((seeds * _others(shape, other) * parts[other] for other in larger), np.zeros(draws + 1))
         parts[effect] = (square - noise - above) / (seeds * _others(shape, effect))
     k = math.prod(shape) * (seeds - 1)
-    within = float(np.var(values, axis=-1, ddof=1).mean()) * k / random.chisquare(k, draws)
-    low, high = np.percentile(_shares(np.array([*(parts[e] for e in effects), within])), [2.5, 97.5], axis=1)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    within = drawn(float(np.var(values, axis=-1, ddof=1).mean()), k)
+    shares = _shares(np.array([*(parts[e] for e in effects), within]))
+    low, high = np.percentile(shares[:, 1:], [2.5, 97.5], axis=1)
+    return list(zip(low.tolist(), shares[:, 0].tolist(), high.tolist(), strict=True))
 
 
 def _others(shape: Sequence[int], effect: Effect) -> int:

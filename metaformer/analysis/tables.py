@@ -142,7 +142,7 @@ def variance_table(verdicts: Verdicts) -> Table:
     for c in verdicts.shares.everything:
         other = without.get(c.name)
         ranges = [f"{100 * share:.0f}% (no {level})" for share, level in c.without]
-        drawn = f"[{100 * c.levels[0]:.0f}, {100 * c.levels[1]:.0f}]%"
+        drawn = f"{100 * c.random:.0f}% [{100 * c.levels[0]:.0f}, {100 * c.levels[1]:.0f}]"
         identity = [_share(other) if other else "", p_value(other.p) if other else ""]
         lines.append([c.name, _share(c), p_value(c.p), " to ".join(ranges), drawn, *identity])
     caption = (

@@ -31,6 +31,29 @@ def simulated(random, n, architecture=0.0, mixer=0.0, both=0.0, seed=1.0, shape=
     return cells[..., None] + scatter[..., None] * (np.sqrt(0.2) * shared + np.sqrt(0.8) * own)
 
 
+def test_shares_of_random_levels_by_hand():
+    """Each effect's mean square less that of its interaction with the seed and what larger effects put into it."""
+    values = simulated(np.random.default_rng(5), 4, architecture=4.0, mixer=9.0, both=2.0)
+    a, m, n = values.shape
+    cells = values.mean(2)
+    rows, columns, whole = cells.mean(1), cells.mean(0), cells.mean()
+
+    def rest(x: np.ndarray) -> np.ndarray:
+        return x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+
+    by_seed = [values.mean(1), values.mean(0)]
+    noise = [float((rest(x) ** 2).sum()) * k / (len(x) - 1) / (n - 1) for x, k in zip(by_seed, (m, a), strict=True)]
+    inner = values - values.mean((0, 1)) - cells[..., None] + whole
+    inner = inner - (by_seed[0] - rows[:, None] - values.mean((0, 1)) + whole)[:, None]
+    inner = inner - (by_seed[1] - columns[:, None] - values.mean((0, 1)) + whole)[None]
+    both = n * (rest(cells) ** 2).sum() / (a - 1) / (m - 1) - (inner**2).sum() / (a - 1) / (m - 1) / (n - 1)
+    own = [n * m * rows.var(ddof=1) - noise[0] - both, n * a * columns.var(ddof=1) - noise[1] - both]
+    parts = np.array([own[0] / n / m, own[1] / n / a, both / n, values.var(2, ddof=1).mean()]).clip(min=0)
+    found = variance_shares(values, NAMES)
+    assert [c.random for c in found] == pytest.approx((parts / parts.sum()).tolist())
+    assert all(c.levels[0] <= c.random <= c.levels[1] for c in found)
+
+
 def test_tests_are_those_of_repeated_measures_in_statsmodels():
     values = simulated(np.random.default_rng(0), 4, architecture=2.0, mixer=1.0)
     rows = [(i, j, s, v) for (i, j, s), v in np.ndenumerate(values)]
