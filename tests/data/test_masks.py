@@ -483,3 +483,10 @@ def test_masks_are_decoded_anew_for_other_numbers(tmp_path, words, message):
     read("image_folder", root)
     with pytest.raises(ConfigError, match=message):
         read("image_folder", root, *words)
+
+
+def test_masks_of_other_classes_than_those_of_weights_are_refused(tmp_path):
+    found = read("npz", npz(tmp_path))
+    assert found.named(found.classes, "w.pt") is found
+    with pytest.raises(ConfigError, match=r"^data: its masks have 3 classes, those of w\.pt 4$"):
+        found.named([*found.classes, "more"], "w.pt")
