@@ -63,10 +63,9 @@ def methods(verdicts: Verdicts, study: Study) -> str:
         words.append(
             f"Seeds and the {images:,} test images are crossed random effects; the half width of an interval is the "
             "root of the sum of squares of the t interval over seeds and of the normal one over images, whose variance "
-            "was estimated from mean squares."
+            "was estimated from mean squares. What an image gives to the metric is its term, where that is a mean over "
+            "images, or else its jackknife pseudo-value (Tukey 1958), about the metric itself."
         )
-        words[-1] += " What an image gives to the metric is its term, where that is a mean over images, or else its "
-        words[-1] += "jackknife pseudo-value (Tukey 1958), about the metric itself."
     if a.variance == "moderated" or (a.variance == "auto" and seeds <= MODERATED):
         words.append(
             "Variances between seeds were moderated together by empirical Bayes (Smyth 2004): those of all comparisons "

@@ -47,13 +47,10 @@ def variance_shares(
     shares = _shares(_parts(values))
     low, high = _over_seeds(values)
     p = [*(_p(values, effect) for effect in effects), None]
-    drawn = _random_levels(values)
+    limits, random = _random_levels(values)
     ranges = _leave_one_out(values, levels) if levels else [()] * len(names)
-    rows = zip(names, shares.tolist(), low, high, p, ranges, strict=True)
-    return [
-        Component(name, share, low, high, p, (least, most), random, without)
-        for (name, share, low, high, p, without), (least, random, most) in zip(rows, drawn, strict=True)
-    ]
+    rows = zip(names, shares.tolist(), low, high, p, limits, random, ranges, strict=True)
+    return [Component(*row) for row in rows]
 
 
 def reliability(values: np.ndarray) -> float:
@@ -166,8 +163,8 @@ def _over_seeds(values: np.ndarray) -> tuple[list[float], list[float]]:
     return np.where(low <= EDGE, 0.0, low).tolist(), np.where(high >= 1 - EDGE, 1.0, high).tolist()
 
 
-def _random_levels(values: np.ndarray, draws: int = 40_000) -> list[tuple[float, float, float]]:
-    """The shares where all factors are random, with 95% limits: (low, share, high) of each part.
+def _random_levels(values: np.ndarray, draws: int = 40_000) -> tuple[list[tuple[float, float]], list[float]]:
+    """95% limits of the shares where all factors are random, and the shares.
 
     A mean square of an effect holds its own variance and those of all interactions that it is part of; solved from
     the largest interaction down. For the limits each mean square is divided by a draw of its chi-squared distribution:
@@ -191,7 +188,7 @@ def _random_levels(values: np.ndarray, draws: int = 40_000) -> list[tuple[float,
     within = drawn(float(np.var(values, axis=-1, ddof=1).mean()), k)
     shares = _shares(np.array([*(parts[e] for e in effects), within]))
     low, high = np.percentile(shares[:, 1:], [2.5, 97.5], axis=1)
-    return list(zip(low.tolist(), shares[:, 0].tolist(), high.tolist(), strict=True))
+    return list(zip(low.tolist(), high.tolist(), strict=True)), shares[:, 0].tolist()
 
 
 def _others(shape: Sequence[int], effect: Effect) -> int:

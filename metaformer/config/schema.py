@@ -151,9 +151,9 @@ class Recipe:
     distill: Distill = field(default_factory=Distill)
 
     @property
-    def crops_each(self) -> bool:
-        """Whether each image has a random crop of another scale, and is read alone; else whole batches are cut."""
-        return self.scale is not None or self.resize is not None
+    def crops_by(self) -> str | None:
+        """The key by which each image has a random crop of another scale, and is read alone; None: batches are cut."""
+        return next((key for key in ("scale", "resize") if getattr(self, key) is not None), None)
 
     @property
     def all_epochs(self) -> int:

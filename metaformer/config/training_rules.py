@@ -73,9 +73,8 @@ def check_recipe(recipe: Recipe) -> None:
             "recipe.optimizer_options.layer_decay: timm's schedule applies it, and recipe.schedule has none"
         )
     if recipe.initialize_from is not None and not (source := Path(recipe.initialize_from)).is_file():
-        inside = source / "weights.pt"
-        told = f"is a folder; expected {inside if inside.exists() else 'a file of weights'}"
-        told = told if source.is_dir() else "no such file"
+        expected = inside if (inside := source / "weights.pt").exists() else "a file of weights"
+        told = f"is a folder; expected {expected}" if source.is_dir() else "no such file"
         raise ConfigError(f"recipe.initialize_from={source}: {told}")
     if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
         raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")
@@ -94,13 +93,12 @@ def _check_augmentation(recipe: Recipe) -> None:
     _check_range("resize", recipe.resize, 16, "the least and the largest factor, up to 16, like [0.5, 2]")
     if recipe.scale is not None and recipe.resize is not None:
         raise ConfigError(f"recipe.resize={recipe.resize}: expected null, since recipe.scale crops already")
-    crop = "scale" if recipe.scale is not None else "resize"
-    if not recipe.crops_each:
+    if recipe.crops_by is None:
         for key in ("auto_augment", "erasing", "color_jitter", "repeated_augmentation"):
             if (value := getattr(recipe, key)) != getattr(Recipe(), key):
                 raise ConfigError(f"recipe.{key}={value}: is read with a random resized crop only (recipe.scale)")
     elif recipe.crop:
-        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.{crop} crops already; expected 0")
+        raise ConfigError(f"recipe.crop={recipe.crop}: recipe.{recipe.crops_by} crops already; expected 0")
     _check_color_jitter(recipe)
 
 

@@ -125,11 +125,10 @@ class ImageData(L.LightningDataModule):
         self.aside: torch.cuda.Stream | None = None  # in which batches are sent to a GPU
         self.streams: dict[str, Stream] = {}
         pixels = normalisation(data.mean, data.std)
-        if recipe.crops_each and data.channels not in COLOURS:
+        if (key := recipe.crops_by) and data.channels not in COLOURS:
             told = f"is for grey or colours, and the images have {data.channels} channels"
-            key, value = ("scale", recipe.scale) if recipe.scale is not None else ("resize", recipe.resize)
-            raise ConfigError(f"recipe.{key}={value}: {told}; expected null, with recipe.crop")
-        if recipe.crops_each and data.masked:
+            raise ConfigError(f"recipe.{key}={getattr(recipe, key)}: {told}; expected null, with recipe.crop")
+        if recipe.crops_by and data.masked:
             if augment:
                 assert isinstance(data.train, Split)
                 joint = joint_transform(recipe, data.shape, pixels, min(data.train.pixels.shape[1:3]))

@@ -76,8 +76,8 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
         file = f"{listing.fingerprint}-{name}-masks-{sides[0]}x{sides[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
         return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST))
 
-    seen = {name: kept(name, size) for name in listing.parts}
-    images = carved(seen, listing.classes, data, size, channels, _trained(listing))
+    splits = {name: kept(name, size) for name in listing.parts}
+    images = carved(splits, listing.classes, data, size, channels, _trained(listing))
     if images.only_test or (larger := size_of(data.decoded_size or data.size)) == size:
         return images
     assert isinstance(images.train, Split)

@@ -142,9 +142,9 @@ def _check_decoding(data: Data, recipe: Recipe) -> None:
     if data.decoded_size is None:
         return
     size, kept = size_of(data.size), size_of(data.decoded_size, "decoded_size")
-    if not recipe.crops_each and kept != size:
+    if recipe.crops_by is None and kept != size:
         raise ConfigError(f"data.decoded_size={data.decoded_size}: needs a random resized crop (recipe.scale)")
-    if recipe.crops_each and (kept[0] < size[0] or kept[1] < size[1] or data.decode == "always"):
+    if recipe.crops_by and (kept[0] < size[0] or kept[1] < size[1] or data.decode == "always"):
         raise ConfigError(
             f"data.decoded_size={data.decoded_size}: expected at least data.size={data.size}, with data.decode=once"
         )

@@ -243,16 +243,16 @@ def throughput(net: nn.Module, images: torch.Tensor, precision: str = "fp32") ->
 
 def best(actions: Sequence[Callable[[], object]], device: torch.device, rounds: int = 5) -> list[float]:
     """Seconds of each action, the fastest of some rounds in which they take turns, after one that does not count."""
-    times: list[list[float]] = []
-    for _ in range(1 + rounds):
-        times.append([])
-        for action in actions:
-            synchronise(device)
-            started = time.perf_counter()
-            action()
-            synchronise(device)
-            times[-1].append(time.perf_counter() - started)
-    return [min(of_one) for of_one in zip(*times[1:], strict=True)]
+
+    def seconds(action: Callable[[], object]) -> float:
+        synchronise(device)
+        started = time.perf_counter()
+        action()
+        synchronise(device)
+        return time.perf_counter() - started
+
+    _, *times = [[seconds(action) for action in actions] for _ in range(1 + rounds)]
+    return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
 def synchronise(device: torch.device) -> None:

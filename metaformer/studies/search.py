@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from metaformer.config.compose import key_of
+from metaformer.config.compose import config_of, key_of
 from metaformer.config.hydra_internals import parsed
 from metaformer.config.metrics import in_words, metric_of, selecting
 from metaformer.data.registry import fingerprint
@@ -54,14 +54,14 @@ class SearchSweeper(Sweeper):
         self.optuna.sweep(arguments)
         found = yaml.safe_load((file := folder / "optimization_results.yaml").read_text())
         chosen = " ".join(f"{key}={_short(value)}" for key, value in found["best_params"].items())
-        name = selecting(self.config.study.analysis.metric)
-        metric = metric_of(name)
-        told = metric.told(found["best_value"] if metric.higher else -found["best_value"])
-        print(f"best of {self.config.hydra.sweeper.n_trials} trials: {chosen}: {in_words(name)} {told}\n{file}")
+        trials = self.optuna.sweeper.n_trials  # a grid may have fewer than were asked for
+        print(f"best of {trials} trials: {chosen}: {_told(self.config, found['best_value'])}\n{file}")
 
     def _refuse(self, words: Sequence[str]) -> None:
         """Compose and prepare each value that a word can have, the others at their first, before any trial runs."""
         values = {key_of(word): list(self._values(word)) for word in words}  # the last of several words of a key counts
+        if empty := [word for word in words if not values[key_of(word)]]:
+            raise ConfigError(f"{empty[-1]}: expected a value at least")
         first = {key: listed[0] for key, listed in values.items()}
         cells, tried = Cells(self.context.config_loader, self.config, fingerprint), {}
         for key, listed in values.items():
@@ -69,7 +69,6 @@ class SearchSweeper(Sweeper):
                 run, _ = cells.run_of([*{**first, key: word}.values()])
                 check_seed(run.config.seed)
                 tried[run.choices["mixer"] if word == first[key] else word] = run.config
-        warn(*tried.values())
         refuse(tried, here=str(self.config.hydra.runtime.choices["hydra/launcher"]) not in ("slurm", "ray"))
 
     def _values(self, word: str) -> Iterator[str]:
@@ -94,16 +93,23 @@ def trial(cfg: DictConfig) -> float:
     """
     check_seed(cfg.seed)
     _check_direction(HydraConfig.get().sweeper)
+    warn(config_of(cfg))
     outcome = job(cfg)
     if outcome.status in ("refused", "held", "stopped"):
         raise ConfigError(f"{outcome.name}: {outcome.reason}" if outcome.status == "stopped" else outcome.reason)
     name = selecting(cfg.study.analysis.metric)
     metric = metric_of(name)
-    value = outcome.result.metrics[name] if outcome.result else metric.worst
+    value = (outcome.result.metrics[name] if outcome.result else metric.worst) * (1 if metric.higher else -1)
     rates = f"lr {cfg.recipe.lr:.3g}, weight decay {cfg.recipe.weight_decay:.3g}"
-    words = outcome.reason or f"{in_words(name)} {metric.told(value)}"
-    print(f"{outcome.name}: {rates}: {words}", file=sys.stderr)
-    return value if metric.higher else -value
+    print(f"{outcome.name}: {rates}: {outcome.reason or _told(cfg, value)}", file=sys.stderr)
+    return value
+
+
+def _told(cfg: DictConfig, value: float) -> str:
+    """What a trial returned, in words: a metric of which less is better is negated."""
+    name = selecting(cfg.study.analysis.metric)
+    metric = metric_of(name)
+    return f"{in_words(name)} {metric.told(value if metric.higher else -value)}"
 
 
 def check_seed(seed: int) -> None:

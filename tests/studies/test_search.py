@@ -72,6 +72,7 @@ def test_a_trial_that_did_not_run_is_no_bad_one(monkeypatch, status):
         (["seed=3"], "seed=3: a search has seeds from 1000 on, which no study reports"),
         (["recipe.batch=0"], "recipe.batch=0: expected at least 1"),
         (["recipe.batch=choice(16,0)"], "recipe.batch=0: expected at least 1"),
+        (["recipe.epochs=range(1,1)"], "recipe.epochs=range(1,1): expected a value at least"),
         (["recipe.lr=interval(-1,1)"], "recipe.lr=-1.0: expected at least 0"),
         (["recipe.optimizer=sgdd"], "recipe.optimizer=sgdd: not one of timm's; did you mean 'sgd'? (cell pooling)"),
         (["hydra.sweeper.n_jobs=-1"], "hydra.sweeper.n_jobs=-1: expected a number of at least 1"),
