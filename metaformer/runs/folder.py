@@ -3,6 +3,7 @@
 runs/pooling-tiny-fashion_small-s0-1a2b3c4d5e6f/
     config.yaml  metrics.csv  weights.pt  predictions.npz  result.json
     last.ckpt, progress.json (until it is finished)  failed.json (until it is tried again)  run.log (in a multirun)
+    wandb, wandb.json, steps.csv (with logger=wandb)
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """The result of a run, which is written last, and the reason why there is none."""
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,10 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
 IDLE_CORES = 0.2  # cores: what a machine does that has nothing to do
+
+
+# The columns of steps.csv, which is written where wandb gets single steps; the memory is that of a GPU, in GiB
+STEPS = ("step", "loss", "lr", "grad_norm", "images_per_second", "gpu_memory")
 
 
 def reported(task: str) -> list[str]:
@@ -187,6 +192,38 @@ def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str]) -
         file.write(_lines([row], columns).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_steps(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write steps.csv anew."""
+    write(folder / "steps.csv", _lines([dict(zip(STEPS, STEPS, strict=True)), *rows], STEPS))
+
+
+def add_step(folder: Path, row: Mapping[str, float]) -> None:
+    """Add a row to steps.csv. It is no result, and need not be on the disk before the next step."""
+    with (folder / "steps.csv").open("a", newline="") as file:
+        file.write(_lines([row], STEPS))
+
+
+def read_steps(folder: Path, until: float = math.inf) -> list[dict[str, str]]:
+    """The rows of a run's steps.csv up to a step; none where it has no such file."""
+    if not (folder / "steps.csv").exists():
+        return []
+    whole, _, _ = (folder / "steps.csv").read_text().rpartition("\n")  # the last line is cut where a run was killed
+    return list(itertools.takewhile(lambda row: int(row["step"]) <= until, csv.DictReader(whole.splitlines())))
+
+
+def history(folder: Path, until: float = math.inf) -> list[tuple[int, dict[str, float]]]:
+    """What the steps and the epochs of a run say up to a step, in their order, as wandb has it."""
+    told = [
+        (int(row["step"]), {f"step/{name}": value for name, value in row.items() if name != "step"})
+        for row in read_steps(folder, until)
+    ]
+    if (folder / "metrics.csv").exists():
+        rows = [(int(row.get("step") or row["epoch"]), row) for row in read_curve(folder)]  # older ones have no steps
+        told += [(step, row) for step, row in rows if step <= until]
+    told.sort(key=lambda at: at[0])
+    return [(step, {name: float(value) for name, value in row.items() if value}) for step, row in told]
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

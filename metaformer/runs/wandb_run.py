@@ -11,8 +11,8 @@ from metaformer.config.named_code import dotted_names
 from metaformer.config.schema import Logger
 from metaformer.config.validate import plain
 from metaformer.runs.folder import Planned
-from metaformer.runs.result import Measured, Result
-from metaformer.runs.wandb_place import mark
+from metaformer.runs.result import Measured, Result, history
+from metaformer.runs.wandb_place import discard, mark
 from metaformer.system.errors import ConfigError
 
 MOST_CLASSES = 200  # whose recalls stand in the summary one by one
@@ -163,15 +163,26 @@ def start(logger: Logger, folder: Path, settings: Mapping[str, Any], **options: 
 
 
 @contextlib.contextmanager
-def wandb_run(planned: Planned) -> Iterator[Mirror | None]:
-    """A wandb run that is finished whatever happens; None where none is wanted or none can be had."""
+def wandb_run(planned: Planned, begun: int) -> Iterator[Mirror | None]:
+    """A wandb run that is finished whatever happens; None where none is wanted or none can be had.
+
+    What an earlier start wrote offline gives way to what its files say up to the step where the training goes on: a
+    start that was killed has written of later steps, which are trained again, and one without wandb of none.
+
+    Args:
+        begun: that step.
+    """
     config, folder = planned.config, planned.folder
     if not config.logger.wandb or config.debug.mode != "none":
         yield None
         return
     identity = wandb_identity(planned, folder.name)
     try:
+        discard(folder)
         run = start(config.logger, folder, {}, **identity)
+        for step, values in history(folder, until=begun):
+            if step >= run.step:  # online the server has what came before
+                run.log(values, step=step)
     except Exception as error:  # whatever wandb or the network raises
         print(f"wandb: {type(error).__name__}: {error}; training goes on without it", file=sys.stderr)
         yield None

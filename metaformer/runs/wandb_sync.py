@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaformer.config.schema import Logger
-from metaformer.runs.result import read_curve, read_result
+from metaformer.runs.result import history, read_result
 from metaformer.runs.wandb_place import MARK, Mark, discard, mark, marked, upload, waiting, waits_offline
 from metaformer.runs.wandb_run import Pictures, artifact, charts, check_size, final, shown, start, wandb_identity
 from metaformer.system.errors import ConfigError, in_a_line
@@ -30,8 +30,9 @@ def sync(
 ) -> Sent:
     """Send finished runs, each once: upload them, or offline write what `wandb sync` uploads. A mark notes it.
 
-    What was written offline is uploaded as it is: it has the values of single steps. A run that is there gets what is
-    new, and nothing else: the tag of another study, its weights where they are asked for, pictures of its mixers.
+    What was written offline is uploaded as it is: it has examples of what the network says. A run that is there gets
+    what is new, and nothing else: the tag of another study, its weights where they are asked for, pictures of its
+    mixers.
 
     Args:
         drawn: the pictures of the mixers of a run, once it was probed.
@@ -73,9 +74,8 @@ def _send(folder: Path, study: str | None, logger: Logger, drawn: Callable[[Path
         discard(folder)  # of a training that broke off or lost its connection
     with start(logger, folder, {"silent": True}, **identity | {"tags": tags}) as run:
         if there is None:
-            for row in read_curve(folder):
-                values = {key: float(value) for key, value in row.items() if value}
-                run.log(values, step=int(row.get("step") or row["epoch"]))
+            for step, values in history(folder):
+                run.log(values, step=step)
             run.log(charts(result))
             run.summary.update(final(result))
         if pictures:

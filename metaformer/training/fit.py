@@ -188,11 +188,11 @@ def _fit(planned: Planned, prepared: Prepared, *, jobs: int, show: bool, parts: 
         crop_pct=crop_of(config.model),
         workers=workers(config.runtime, jobs),
     )
-    with wandb_run(planned) if main else contextlib.nullcontext() as mirror:
+    with wandb_run(planned, saved.step if saved else 0) if main else contextlib.nullcontext() as mirror:
         curve = CurveFile(planned.folder, mirror, config.task.name)
         callbacks = [curve, *callbacks_of(planned.folder, config, kept, show=show and main)]
         if config.logger.wandb and config.logger.every:  # on all devices: the norm may be that of parts
-            callbacks.append(StepValues(mirror, config.logger.every, recipe.batch))
+            callbacks.append(StepValues(planned.folder, mirror, config.logger.every, recipe.batch))
         if loggers := loggers_of(config, planned.folder):
             callbacks.append(Steps({**planned.choices, **flat(config)}, f"val_{config.task.leading}"))
         callbacks += brought_callbacks(config)

@@ -1,6 +1,7 @@
 """What single steps say: to wandb here, to Lightning's loggers in `loggers`."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from metaformer.runs.result import add_step, read_steps, write_steps
 from metaformer.runs.wandb_run import Mirror
 from metaformer.tasks.optimization import rate
 from metaformer.training.sharding import whole
@@ -45,15 +47,15 @@ class NthSteps(L.Callback):
 
 
 class StepValues(NthSteps):
-    """Sends loss, rate, norm of the gradient, images per second and memory of the GPU to wandb.
+    """Loss, rate, norm of the gradient, images per second and memory of the GPU, in steps.csv and on wandb.
 
     The norm is that of the whole gradient, before it is clipped; images per second are those since the last values, or
     since the epoch began; memory is the most so far, in GiB.
     """
 
-    def __init__(self, mirror: Mirror | None, every: int, batch: int) -> None:
+    def __init__(self, folder: Path, mirror: Mirror | None, every: int, batch: int) -> None:
         super().__init__()
-        self.mirror, self.n, self.batch = mirror, every, batch
+        self.folder, self.mirror, self.n, self.batch = folder, mirror, every, batch
         self.norm = torch.tensor(0.0)
 
     def every(self, trainer: L.Trainer) -> int:
@@ -61,6 +63,8 @@ class StepValues(NthSteps):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._begin(trainer)  # a run that goes on within an epoch does not start that one
+        if trainer.is_global_zero:
+            write_steps(self.folder, read_steps(self.folder, until=trainer.global_step))
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._begin(trainer)  # without the time of the validation
@@ -75,12 +79,14 @@ class StepValues(NthSteps):
             self.norm = whole(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
     def tell(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        if self.mirror is None:
+        if not trainer.is_global_zero:
             return
         values = torch.stack([loss, self.norm]).tolist()  # one copy to the host
         images, seconds = self.batch * (trainer.global_step - self.first), time.perf_counter() - self.started
         row = {"loss": values[0], "lr": self.lr, "grad_norm": values[1], "images_per_second": images / seconds}
         if module.device.type == "cuda":
             row["gpu_memory"] = torch.cuda.max_memory_allocated(module.device) / 2**30
-        self.mirror.log({f"step/{name}": value for name, value in row.items()}, trainer.global_step)
+        add_step(self.folder, {"step": trainer.global_step, **row})
+        if self.mirror is not None:
+            self.mirror.log({f"step/{name}": value for name, value in row.items()}, trainer.global_step)
         self._begin(trainer)

@@ -36,6 +36,7 @@ class Saved:
     """A checkpoint, and what a run has to keep to end with the same bits."""
 
     path: Path
+    step: int  # of the optimizer
     threads: int  # sums depend on their number in the last bits
     accumulate: int  # and the places in the middle of an epoch on the parts of a batch
 
@@ -58,7 +59,7 @@ def read(folder: Path) -> Saved | None:
             continue
         if errors:
             print(f"{errors[0]}; going on from {path.name}, step {step}", file=sys.stderr)
-        return Saved(path, threads, accumulate)
+        return Saved(path, step, threads, accumulate)
     if errors:
         raise ConfigError(f"{'; '.join(errors)}; remove it to train from the start")
     return None

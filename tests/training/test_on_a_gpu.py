@@ -66,7 +66,7 @@ def test_the_average_of_the_weights_lives_where_they_do(monkeypatch, tmp_path, t
 
 def test_all_devices_go_on_from_what_the_first_one_found():
     """Each for itself might see a checkpoint that another is about to remove."""
-    of_the_first, calls = Saved(Path("last.ckpt"), 3, 2), []
+    of_the_first, calls = Saved(Path("last.ckpt"), 7, 3, 2), []
 
     class Launcher:
         def launch(self, function, trainer):
@@ -100,9 +100,9 @@ def test_several_gpus_agree_on_a_stop_every_tenth_step(monkeypatch, devices, kin
 def test_a_checkpoint_whose_parts_do_not_go_with_the_devices_of_today():
     """Before, 64 images in 4 parts on 3 devices were 60."""
     config = compose("recipe.batch=66", "runtime.devices=3")
-    check_parts(Saved(Path("last.ckpt"), 1, 2), config)
+    check_parts(Saved(Path("last.ckpt"), 7, 1, 2), config)
     with pytest.raises(ConfigError, match=r"last\.ckpt: was saved with 4 parts of a.*3 devices x 4 acc.*or remove"):
-        check_parts(Saved(Path("last.ckpt"), 1, 4), config)
+        check_parts(Saved(Path("last.ckpt"), 7, 1, 4), config)
 
 
 def test_batch_norm_sees_a_whole_batch():

@@ -1,6 +1,7 @@
 """What wandb gets of single steps, and that it costs no result and no step between."""
 
 import signal
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -12,6 +13,8 @@ from wandb_server import Server, serving
 
 from metaformer.config.schema import Logger
 from metaformer.runs import wandb_sync
+from metaformer.runs.result import read_steps
+from metaformer.runs.wandb_place import MARK, discard
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
 from metaformer.training import fit
@@ -101,6 +104,49 @@ def test_a_stopped_run_that_was_written_offline_has_each_step_once(server, monke
     assert server.summary[run.result.run_id]["final/test_accuracy"] == pytest.approx(
         run.result.metrics["test_accuracy"]
     )
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("before", ["offline", "disabled"])
+def test_a_killed_run_has_each_step_once(server, monkeypatch, before, mode):
+    """Killed at step 31, after the checkpoint of epoch 1: what it has said of the steps from 19 is said again."""
+
+    def killed(self, batch):
+        if self.trainer.global_step == 30:
+            raise MemoryError
+        return step(self, batch)
+
+    step = Classifier.training_step
+    words = ("logger=wandb", "logger.every=4", "logger.entity=e")
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", killed)
+        with pytest.raises(MemoryError):
+            go(*([*words, "logger.mode=offline"] if before == "offline" else []))
+    (folder,) = Path("runs").glob("*-*")
+    if before == "offline":
+        steps = folder / "steps.csv"
+        assert [row["step"] for row in read_steps(folder)] == ["4", "8", "12", "16", "20", "24", "28"]
+        steps.write_bytes(steps.read_bytes()[:-5] + b"\r\n1")  # as it is where a kill cuts a line
+    run = go(*words, f"logger.mode={mode}").result
+    assert bool(server.runs) == (mode == "online")
+    wandb_sync.sync([folder], None, Logger(wandb=True, entity="e"))
+    history = server.history[run.run_id]
+    assert [row["_step"] for row in history if "epoch" in row] == [18, 36]
+    first = 4 if before == "offline" else 20
+    assert [row["_step"] for row in history if "step/loss" in row] == list(range(first, 37, 4))
+    assert [int(row["step"]) for row in read_steps(folder)] == list(range(first, 37, 4))
+    assert len(list(folder.glob("wandb/*run-*"))) == 1
+
+
+def test_what_is_sent_later_has_the_steps_of_the_file(server):
+    run = go("logger=wandb", "logger.mode=offline", "logger.every=12")
+    discard(run.folder)  # and with it the file that waited, as where it was never written
+    (run.folder / MARK).unlink()
+    assert wandb_sync.sync([run.folder], None, Logger(wandb=True, entity="e")).now == 1
+    history = server.history[run.result.run_id]
+    told = {row["_step"]: row["step/loss"] for row in history if "step/loss" in row}
+    assert told == {int(row["step"]): float(row["loss"]) for row in read_steps(run.folder)}
+    assert list(told) == [12, 24, 36]
 
 
 def test_steps_between_compute_nothing(monkeypatch):

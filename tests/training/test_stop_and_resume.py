@@ -240,4 +240,4 @@ def test_a_command_that_is_terminated_goes_on(cli, tmp_path):
 
 def test_parts_of_a_checkpoint_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ConfigError, match=r"^x: was saved with 3 parts of a batch, which the run keeps; recipe.batch="):
-        check_parts(Saved(Path("x"), 1, 3), compose("recipe.batch=64"))
+        check_parts(Saved(Path("x"), 7, 1, 3), compose("recipe.batch=64"))
