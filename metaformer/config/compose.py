@@ -9,6 +9,7 @@ from typing import Any, cast, get_origin
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Transformer
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -23,6 +24,7 @@ from metaformer.system.machine import places
 
 # Nodes that take any key without a `+`: somebody looks at each
 OPEN = ("trainer", "callbacks", "logger.lightning", "recipe.optimizer_options")
+NO_MIXER = "_none_"  # for a composition that any mixer goes into
 Choices = dict[str, str]  # what was chosen in each config group, by the word that the user typed
 
 
@@ -39,6 +41,7 @@ def register() -> None:
     for node in OPEN:
         OmegaConf.set_struct(OmegaConf.select(schema, node), False)
     ConfigStore.instance().store(name="metaformer_schema", node=schema)
+    ConfigStore.instance().store(group="mixer", name=NO_MIXER, node={})
     OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
     OmegaConf.register_new_resolver("places", places, replace=True)
 
@@ -58,6 +61,19 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """
     check_words(overrides)
     return config_of(load(loader(), overrides))
+
+
+def mode_of(words: Sequence[str], *, many: bool) -> RunMode | None:
+    """Whether the files that a command line names make it a multirun. A run that is none is refused here if it must be.
+
+    Args:
+        many: it is one anyway.
+    """
+    composed = load(loader(), words, multirun=True)
+    mode = cast(RunMode | None, composed.hydra.mode)
+    if mode is None and not many and not any(word.is_sweep_override() for word in parsed(loader(), words)):
+        config_of(composed)
+    return mode
 
 
 ELSEWHERE = {"hydra.run.dir": "no run is there; runtime.runs=FOLDER says where they go"}

@@ -4,23 +4,25 @@ Composition without a command of Hydra's, beside one that is running too: Hydra'
 state, which belongs to whoever set it up first.
 """
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import Container, DictConfig
 
 
 def loader_of(folder: Path) -> ConfigLoader:
@@ -41,6 +43,15 @@ def with_values(composed: DictConfig, values: Sequence[Override]) -> DictConfig:
     changed = copy.deepcopy(composed)
     ConfigLoaderImpl._apply_overrides_to_config(list(values), changed)
     return changed
+
+
+def node_of(loader: ConfigLoader, group: str, word: Override) -> Container | None:
+    """The whole of what a word chooses; None where it is no file of a group, or one with defaults or a package."""
+    if word.get_key_element() != group or word.type != OverrideType.CHANGE or not isinstance(word.value(), str):
+        return None
+    found = loader.repository.load_config(f"{group}/{word.value()}")  # type: ignore[attr-defined]
+    plain = found and not found.defaults_list and not any(found.header.values())
+    return found.config if plain else None
 
 
 def parsed(loader: ConfigLoader, words: Sequence[str]) -> list[Override]:
@@ -70,6 +81,17 @@ def points_of(loader: ConfigLoader, words: Sequence[str]) -> list[list[str]]:
 def make_launcher(context: HydraContext, task: TaskFunction, cfg: DictConfig) -> Launcher:
     """The launcher that a configuration names, about to run `task`."""
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+
+
+@contextlib.contextmanager
+def in_mode(mode: RunMode | None) -> Iterator[None]:
+    """Spare Hydra's command to compose only to learn whether it is a multirun."""
+    asked = Hydra.get_mode
+    Hydra.get_mode = lambda self, config_name, overrides: mode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = asked  # type: ignore[method-assign]
 
 
 def flags() -> list[str]:

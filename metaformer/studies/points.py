@@ -1,5 +1,6 @@
 """The points of a grid: every run that a command line describes, composed, validated and resolved, none launched."""
 
+import copy
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +10,12 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from metaformer.config.compose import Choices, check_words, choices_of, config_of, given_words, key_of, loader
-from metaformer.config.hydra_internals import load, parsed, points_of, size_of, with_values
+from metaformer.config.compose import NO_MIXER, Choices, check_words, choices_of, config_of, given_words, key_of, loader
+from metaformer.config.hydra_internals import load, node_of, parsed, points_of, size_of, with_values
 from metaformer.config.identity import content_of
 from metaformer.config.schema import GROUPS, Config, Data
 from metaformer.config.validate import check_fields, judged
@@ -108,14 +111,16 @@ def _check_size(runs: int, most: int) -> None:
 class Cells:
     """The runs of the points of a grid, exactly as Hydra composes them, and 50 times faster.
 
-    Hydra takes 50 ms and more to compose. Here it composes once for each choice of files; values go over a copy of
-    that, by Hydra's own function; and the seeds of a cell share what was found of it.
+    Hydra takes 50 ms and more to compose. Here it composes once for each choice of files, whatever the mixer is where
+    no file but its own has to do with it; values go over a copy of that, by Hydra's own function; and the seeds of a
+    cell share what was found of it.
     """
 
     def __init__(self, config_loader: ConfigLoader, cfg: DictConfig, identify: Identify) -> None:
         self.loader, self.cfg, self.identify = config_loader, cfg, identify
         self.folders = folders_by_id(Path(cfg.runtime.runs))
         self.composed: dict[tuple[str, ...], tuple[DictConfig, Choices]] = {}  # by the words that choose files
+        self.without: dict[tuple[str, ...], tuple[DictConfig, Choices] | None] = {}  # the same, for any mixer
         self.known: dict[tuple[str, ...], tuple[Planned, Match | None, dict[str, Any]]] = {}  # by words but the seed
         self.images: dict[str, str | None] = {}
 
@@ -146,21 +151,48 @@ class Cells:
         if any(isinstance(word.value(), dict) for word in words if word not in values):
             return self._whole(point)  # a node for a group: its place counts
         if files not in self.composed:
-            self.composed[files] = self._whole(files)
+            self.composed[files] = self._with_mixer(words, files) or self._whole(files)
         composed, choices = self.composed[files]
         return with_values(composed, values), choices
 
+    def _with_mixer(self, words: Sequence[Override], files: tuple[str, ...]) -> tuple[DictConfig, Choices] | None:
+        """What is composed of files, by what they are without a mixer; None where others look at it or change it."""
+        nodes = [(word, node) for word in words if (node := node_of(self.loader, "mixer", word)) is not None]
+        if len(nodes) != 1:
+            return None
+        [(word, node)] = nodes
+        others = tuple(f"mixer={NO_MIXER}" if name == word.input_line else name for name in files)
+        if others not in self.without:
+            self.without[others] = self._without_mixer(others)
+        if (found := self.without[others]) is None:
+            return None
+        composed = copy.deepcopy(found[0])
+        with open_dict(composed):
+            composed.mixer = node
+        return composed, {**found[1], "mixer": str(word.value())}
+
+    def _without_mixer(self, words: Sequence[str]) -> tuple[DictConfig, Choices] | None:
+        try:
+            composed = self.loader.load_sweep_config(self.cfg, list(words))
+        except (HydraException, OmegaConfBaseException):
+            return None  # a file is named after the mixer
+        return None if composed.mixer else _parts(composed)
+
     def _whole(self, words: Sequence[str]) -> tuple[DictConfig, Choices]:
-        composed = self.loader.load_sweep_config(self.cfg, list(words))
-        choices = choices_of(composed.hydra)
-        with open_dict(composed):  # a masked copy would no longer refuse keys that are not there
-            del composed["hydra"]
-        return composed, choices
+        return _parts(self.loader.load_sweep_config(self.cfg, list(words)))
 
     def _identified(self, data: Data) -> str | None:
         if (key := repr(data)) not in self.images:
             self.images[key] = self.identify(data)
         return self.images[key]
+
+
+def _parts(composed: DictConfig) -> tuple[DictConfig, Choices]:
+    """A composed configuration without Hydra's own node, and what that tells of the choices."""
+    choices = choices_of(composed.hydra)
+    with open_dict(composed):  # a masked copy would no longer refuse keys that are not there
+        del composed["hydra"]
+    return composed, choices
 
 
 def _is_value(word: Override) -> bool:

@@ -62,6 +62,11 @@ GRIDS = [
     ["experiments=rows"],
     ["experiments=rows", "recipe.lr=1e-4,2e-4", "mixer=identity,pooling"],
     ["experiments=quickstart", "seed=0", "data=digits"],
+    ["experiments=asks", "mixer=pooling,identity"],  # a recipe that is named after the mixer
+    ["experiments=adds", "mixer=pooling,max_pooling"],  # to whatever mixer there is
+    ["mixer=pooling,here,pppf,by_stage", "seed=0,1"],  # a file of one's own, and one that is made of others
+    ["mixer=pooling,attention", "+mixer@mixer.other=identity"],
+    ["mixer=custom,pooling", "mixer._target_=torch.nn.Identity"],
 ]
 REFUSED = [
     ["mixer=pooling,identity", "mixer.pool_size=5"],
@@ -82,6 +87,14 @@ REFUSED = [
 def test_a_shared_composition_is_that_of_hydra(arguments, monkeypatch):
     Path("experiments/rows").mkdir(parents=True)
     Path("experiments/rows.yaml").write_text(ROWS)
+    asks = "defaults: [override /recipe: 'of_${mixer}']"
+    for name, text in {"asks": asks, "adds": "mixer: {pool_size: 5}"}.items():
+        Path(f"experiments/{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    for folder in ("recipe", "mixer"):
+        Path(folder).mkdir()
+    for mixer, lr in (("pooling", 0.01), ("identity", 0.02)):
+        Path(f"recipe/of_{mixer}.yaml").write_text(f"defaults: [short]\nlr: {lr}\n")
+    Path("mixer/here.yaml").write_text("_target_: torch.nn.Identity\n")
     for name, text in {"a": "mixer: {pool_size: 5}", "b": "recipe: {lr: 1}", "c": "seed: 7"}.items():
         Path(f"experiments/rows/{name}.yaml").write_text(f"# @package _global_\n{text}\n")
     fast = outcome_of(arguments)
