@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from difflib import get_close_matches
 
 import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -108,6 +109,10 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
         return f"{key}: no such key{hint}"
     siblings = _siblings(key) or [str(k) for parent in parents for k in parent]
     siblings = [sibling for sibling in dict.fromkeys(siblings) if sibling != "_target_"]
+    if "." not in key:  # its node may be missing as well
+        close = get_close_matches(key, [*siblings, *(path.rpartition(".")[2] for path in known)], n=1)
+        if close and close[0] not in siblings:
+            return f"{key}: no such key{whole_key(close[0], known)}"
     hint = nearest(key.rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
     targets = [parent.get("_target_") for parent in parents if node == "mixer"]
     if any(isinstance(target, str) and not target.startswith("metaformer.") for target in targets):
