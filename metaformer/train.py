@@ -9,7 +9,7 @@
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,9 +18,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from metaformer.cli import RUN_ERRORS, asks_for_help, explain_or_raise, print_help
-from metaformer.config.compose import check_flags, check_local_files, check_words, conf_dir, mode_of, register
+from metaformer.config.compose import check_command, check_local_files, conf_dir, register
 from metaformer.config.explain import USER_ERRORS
-from metaformer.config.hydra_internals import in_mode
 from metaformer.system.machine import rank
 
 FAILED: list[Exception] = []
@@ -57,16 +56,12 @@ def main() -> None:
         check_local_files()
         if asks_for_help(sys.argv):  # Hydra's own takes twice as long, for groups that it does not show
             return print_help(__doc__, overrides=[word for word in sys.argv[1:] if word[:1] != "-"])
-        known: AbstractContextManager[None] = nullcontext()
-        if rank() == 0:  # Lightning adds words of its own for the others that train a run with this process
-            check_flags(flags := [word for word in sys.argv[1:] if word[:1] == "-"])
-            check_words([word for word in sys.argv[1:] if word[:1] == "~" or ("=" in word and word[:1] != "-")])
-            if flags == many[:1]:  # others change where Hydra looks, or what it does
-                known = in_mode(mode_of([word for word in sys.argv[1:] if word not in flags], many=bool(many)))
+        # Lightning adds words of its own for the others that train a run with this process
+        checked = check_command(sys.argv[1:]) if rank() == 0 else nullcontext()
         from metaformer.studies import sweeper  # a third of the time that --help or a refused word would take
 
         sweeper.register()
-        with known:
+        with checked:
             app()
         if FAILED:
             raise FAILED[0]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_origin
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metaformer.config.hydra_internals import flags, load, loader_of, parsed
+from metaformer.config.hydra_internals import flags, in_mode, load, loader_of, parsed
 from metaformer.config.kinds import has_keys, hint_of, in_words
 from metaformer.config.schema import GROUPS, Config
 from metaformer.config.validate import leaves, structure, validate
@@ -63,17 +64,19 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     return config_of(load(loader(), overrides))
 
 
-def mode_of(words: Sequence[str], *, many: bool) -> RunMode | None:
-    """Whether the files that a command line names make it a multirun. A run that is none is refused here if it must be.
-
-    Args:
-        many: it is one anyway.
-    """
+def check_command(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Refuse flags and words of Hydra's command that cannot be, before it begins; it is to run in what this returns."""
+    given = [word for word in arguments if word[:1] == "-"]
+    check_flags(given)
+    check_words([word for word in arguments if word[:1] == "~" or ("=" in word and word[:1] != "-")])
+    if not {*given} <= {"-m", "--multirun"}:  # others change where Hydra looks, or what it does
+        return nullcontext()
+    words = [word for word in arguments if word not in given]
     composed = load(loader(), words, multirun=True)
     mode = cast(RunMode | None, composed.hydra.mode)
-    if mode is None and not many and not any(word.is_sweep_override() for word in parsed(loader(), words)):
-        config_of(composed)
-    return mode
+    if mode is None and not given and not any(word.is_sweep_override() for word in parsed(loader(), words)):
+        config_of(composed)  # of a single run
+    return in_mode(mode)
 
 
 ELSEWHERE = {"hydra.run.dir": "no run is there; runtime.runs=FOLDER says where they go"}
