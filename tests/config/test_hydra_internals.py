@@ -1,10 +1,12 @@
 """What is used of Hydra's private interfaces: these tests fail loudly when Hydra changes."""
 
+import contextlib
 import os
 import signal
 
 import pytest
 import submitit
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
@@ -13,8 +15,10 @@ from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 from joblib import Parallel, delayed
 
+from metaformer import train
 from metaformer.config.compose import loader
 from metaformer.config.hydra_internals import begin_workers_with, launched, load, points_of, size_of
+from metaformer.studies import sweeper, worker
 
 
 def test_composition_leaves_hydras_global_state_alone():
@@ -84,3 +88,18 @@ def test_a_job_of_submitit_that_dies_does_not_hide_the_others(tmp_path):
     assert isinstance(died, submitit.core.utils.UncompletedJobError)
     assert returned == "done"
     assert submitit.Job.results is before
+
+
+@pytest.mark.parametrize(
+    ("words", "composed"), [(["recipe.lrr=1"], 1), (["recipe.lr=-1"], 1), (["seed=1"], 2), (["-m", "seed=1,2"], 2)]
+)
+def test_hydras_command_does_not_compose_only_to_know_its_mode(words, composed, monkeypatch):
+    calls, trained = [], []
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", lambda *a, **k: (calls.append(1), load(*a, **k))[1])
+    monkeypatch.setattr(worker, "job", lambda cfg: (trained.append(cfg.seed), worker.Outcome("a", "ready"))[1])
+    monkeypatch.setattr(sweeper.StudySweeper, "sweep", lambda self, arguments: trained.append(arguments))
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    with contextlib.suppress(SystemExit):
+        train.main()
+    assert (len(calls), trained) == (composed, {"seed=1": [1], "seed=1,2": [["seed=1,2"]]}.get(words[-1], []))
