@@ -22,6 +22,8 @@ OPTIONS = (
     "initialize_stages",
     "freeze",
     "resize",
+    "power",
+    "decoder_lr",
     "steps",
     "validate_steps",
 )

@@ -119,14 +119,16 @@ class Recipe:
     weight_decay: float = number(0.05, at_least=0)  # of weights, not of vectors: biases, norms, scales
     warmup_epochs: float = number(1.0, at_least=0)  # in which the rate rises to lr
     warmup_lr: float = number(1e-6, at_least=0)  # where it rises from
-    min_lr: float = number(1e-5, at_least=0)  # where the cosine ends
+    min_lr: float = number(1e-5, at_least=0)  # where the schedule ends
     loss: str = choice("ce", "bce")  # cross-entropy, or timm's binary cross-entropy of each class
     label_smoothing: float = share(0.1)  # of a label that all classes share
     crop: int = number(2, at_least=0)  # random crop after padding by so many pixels
     flip: bool = True  # random horizontal flip
     precision: str = choice("fp32", "bf16", "fp16")  # the halves beside weights in fp32; fp16 on a GPU only
     lr_base_size: int | None = number(None, at_least=1)  # lr is for so many images a step and grows with recipe.batch
-    schedule: str = choice("cosine", "constant")  # of the rate, after the warm-up
+    schedule: str = choice("cosine", "poly", "constant")  # of the rate, after the warm-up
+    power: float = number(0.9, above=0)  # of the schedule poly: the rate falls like (1 - time) ** power
+    decoder_lr: float = number(1.0, above=0)  # of task=segmentation: the rate of decoder and classifier, in rates of lr
     lr_interval: str = choice("step", "epoch")  # how often the rate changes
     cooldown_epochs: int = number(0, at_least=0, at_most=100_000)  # at min_lr, after `epochs`
     clip_grad: float | None = number(None, "a norm above 0, or null", above=0)  # largest norm of the gradient

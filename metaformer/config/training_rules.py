@@ -23,7 +23,9 @@ def check_task(config: Config) -> None:
     if task.segments:
         _check_segmentation(config)
         return
-    for key in ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore", "recipe.resize"):
+    own = ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore", "recipe.resize",
+           "recipe.decoder_lr")  # fmt: skip
+    for key in own:
         node, _, name = key.partition(".")
         if (value := getattr(getattr(config, node), name)) != getattr(getattr(Config(), node), name):
             raise ConfigError(f"{key}={value}: belongs to task=segmentation")
@@ -68,6 +70,14 @@ def check_recipe(recipe: Recipe) -> None:
     _check_augmentation(recipe)
     _check_loss(recipe)
     _check_distill(recipe.distill)
+    if recipe.power != Recipe().power and recipe.schedule != "poly":
+        raise ConfigError(f"recipe.power={recipe.power:g}: belongs to recipe.schedule=poly")
+    if recipe.decoder_lr != 1:
+        told = f"recipe.decoder_lr={recipe.decoder_lr:g}"
+        if recipe.schedule == "constant":
+            raise ConfigError(f"{told}: timm's schedule applies it, and recipe.schedule has none")
+        if own := sorted({"layer_decay", "filter_bias_and_bn"} & recipe.optimizer_options.keys()):
+            raise ConfigError(f"{told}: expected 1 with recipe.optimizer_options.{own[0]}, which has groups of its own")
     if recipe.optimizer_options.get("layer_decay") is not None and recipe.schedule == "constant":
         raise ConfigError(
             "recipe.optimizer_options.layer_decay: timm's schedule applies it, and recipe.schedule has none"

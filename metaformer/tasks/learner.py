@@ -241,5 +241,20 @@ def _network(description: Mapping[str, Any] | None) -> nn.Module:
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Weights [classes] that are larger for rare classes, with a mean of 1 over all N: N / (classes x own)."""
-    return counts.sum() / ((counts > 0).sum() * counts.clamp_min(1))
+    """Weights [classes] that are larger for rare classes, with a mean of 1 over all N: N / (classes x own).
+
+    A class of which there is none has 0: a smoothed label would teach nothing but it.
+    """
+    weights = counts.sum() / ((counts > 0).sum() * counts.clamp_min(1))
+    return weights.where(counts > 0, 0)
+
+
+def favoured(counts: Tensor, weights: Tensor, smoothing: float) -> tuple[int, float]:
+    """The class that a constant answer does best to give most, and how much, under weights and smoothed labels.
+
+    torch weighs the share of a label that goes to the other classes by their weights too: a rare class gains by it.
+    """
+    shares, classes = counts / counts.sum(), (counts > 0).sum()
+    best = weights * ((1 - smoothing) * shares + smoothing / len(counts))
+    place = int(best.argmax())
+    return place, float(best[place] / best.sum() * classes)

@@ -4,13 +4,14 @@ import inspect
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from metaformer.config.schema import Recipe
+from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.system.errors import ConfigError, in_a_line, nearest
 from metaformer.system.seeds import seeded
 
@@ -68,7 +69,20 @@ def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer
     options: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in recipe.optimizer_options.items()
     }
+    if recipe.decoder_lr != 1 and isinstance(net, EncoderDecoder):  # not the small network that tries an optimizer
+        options["param_group_fn"] = lambda _: _groups(net, recipe)
     return create_optimizer_v2(net, recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay, **fused, **options)
+
+
+def _groups(net: EncoderDecoder, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's groups, those that decay and those that do not, each in two: of the encoder and of what is behind it."""
+    encoder = {id(parameter) for parameter in net.encoder.parameters()}
+    found = []
+    for group in param_groups_weight_decay(net, recipe.weight_decay, no_weight_decay_list=net.no_weight_decay()):
+        for inside, scale in ((True, 1.0), (False, recipe.decoder_lr)):
+            part = [parameter for parameter in group["params"] if (id(parameter) in encoder) == inside]
+            found.append({**group, "params": part, "lr_scale": scale})
+    return [group for group in found if group["params"]]
 
 
 def rate(optimizer: Optimizer) -> float:
@@ -89,6 +103,7 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe, updates_per_epoch: floa
         warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]  # timm takes parts of an epoch too
         warmup_lr=recipe.warmup_lr,
         min_lr=recipe.min_lr,
+        decay_rate=recipe.power,  # read by poly alone
         step_on_epochs=recipe.lr_interval == "epoch",
         updates_per_epoch=updates,  # type: ignore[arg-type]  # and parts of an update
     )[0]

@@ -49,14 +49,19 @@ class Segmenter(Learner):
         return self.trained_on(images, loss, right, (masks != IGNORED).sum())
 
     def _loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Means over all pixels and over all images, so that the parts of a split batch add up."""
+        """Means over all pixels and over all images, so that the parts of a split batch add up.
+
+        A pixel has the weight of its own class. torch weighs the smoothed share of its label by the other classes, of
+        which a rare one, with a weight of thousands, would be all that is learned.
+        """
         weights = self.class_weights
         assert weights is None or isinstance(weights, Tensor)
         smoothing = self.recipe.label_smoothing
-        reduction = "none" if logits.is_cuda else "sum"  # its sum has no deterministic form on CUDA, and is refused
-        losses = F.cross_entropy(
-            logits, masks, weights, ignore_index=IGNORED, label_smoothing=smoothing, reduction=reduction
-        )
+        whole = weights is None and not logits.is_cuda  # its sum has no deterministic form on CUDA, and is refused
+        reduction = "sum" if whole else "none"
+        losses = F.cross_entropy(logits, masks, ignore_index=IGNORED, label_smoothing=smoothing, reduction=reduction)
+        if weights is not None:
+            losses = losses * weights[masks.where(masks != IGNORED, 0)]
         loss = losses.sum() / masks.numel()
         return (1 - self.dice) * loss + self.dice * dice_loss(logits, masks) if self.dice else loss
 

@@ -36,6 +36,8 @@ def test_every_file_of_conf_composes_and_builds(file):
         "data/hub": ["data.dataset=pets", "data.classes=7"],
         "data/table": ["data.classes=7"],
         "data/npz": ["data.classes=7"],
+        "recipe/segformer": ["task=segmentation", "data=fashion_mosaics"],
+        "recipe/semantic_fpn": ["task=segmentation", "data=fashion_mosaics"],
         "recipe/finetune": [f"recipe.initialize_from={__file__}"],
         "callbacks/device_stats": ["logger=steps"],
         "callbacks/learning_rate_monitor": ["logger=steps"],

@@ -77,6 +77,8 @@ DEFAULTS = """
     "precision": "fp32",
     "lr_base_size": null,
     "schedule": "cosine",
+    "power": 0.9,
+    "decoder_lr": 1.0,
     "lr_interval": "step",
     "cooldown_epochs": 0,
     "clip_grad": null,

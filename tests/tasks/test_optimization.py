@@ -1,13 +1,20 @@
 """The optimizers and the schedules of the recipes are those of the papers."""
 
+import math
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import compose
 
 from metaformer.config.schema import Recipe
 from metaformer.models.build import build
+from metaformer.system.errors import ConfigError
 from metaformer.tasks import optimization
 from metaformer.tasks.classification import Classifier
+from metaformer.tasks.optimization import make_optimizer
+from metaformer.tasks.segmentation import Segmenter
 
 
 def rates(recipe: Recipe, epochs: int, steps: int = 1) -> list[float]:
@@ -108,3 +115,63 @@ def test_a_fused_optimizer_does_not_meet_who_needs_gradients_unscaled(monkeypatc
     given.clear()
     optimization.make_optimizer(torch.nn.Linear(2, 2), compose().recipe, on_gpu=False)
     assert given.get("fused") is None
+
+
+def test_the_rate_of_a_polynomial_schedule():
+    recipe = Recipe(schedule="poly", power=0.9, lr=2e-4, min_lr=0.0, warmup_epochs=0, steps=100)
+    seen = rates(recipe, 5, 20)
+    assert seen == pytest.approx([2e-4 * (1 - step / 100) ** 0.9 for step in range(100)], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "batch", "lr", "decay", "power", "decoder"),
+    [("semantic_fpn", 40_000, 32, 2e-4, 1e-4, 0.9, 1.0), ("segformer", 160_000, 16, 6e-5, 0.01, 1.0, 10.0)],
+)
+def test_recipes_of_segmentation(name, steps, batch, lr, decay, power, decoder):
+    recipe = compose("task=segmentation", f"recipe={name}").recipe
+    assert (recipe.steps, recipe.batch, recipe.lr, recipe.weight_decay) == (steps, batch, lr, decay)
+    assert (recipe.schedule, recipe.power, recipe.min_lr, recipe.decoder_lr) == ("poly", power, 0.0, decoder)
+    assert (recipe.label_smoothing, recipe.resize, recipe.crop, recipe.optimizer) == (0.0, [0.5, 2.0], 0, "adamw")
+
+
+def test_a_decoder_has_a_rate_of_its_own():
+    words = ("task=segmentation", "model=tiny_pyramid", "model.depths=[1,1]", "model.dims=[8,16]", "task.width=8")
+    config = compose(*words, "recipe.decoder_lr=10", "recipe.warmup_epochs=0", "recipe.lr=1e-3", "recipe.epochs=2")
+    net = build(config.model, config.mixer, 0, shape=(1, 32, 32), classes=3, task=config.task)
+    module = Segmenter(net, config.recipe, classes=3)
+
+    class Loop:
+        estimated_stepping_batches, max_epochs, max_steps, world_size = 20, 2, -1, 1
+
+    module._fabric, module.trainer = None, Loop()
+    scheduled = module.configure_optimizers()
+    optimizer, scheduler = scheduled["optimizer"], scheduled["lr_scheduler"]["scheduler"]
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    for step in range(3):
+        for group in optimizer.param_groups:
+            found = {names[id(parameter)].startswith("encoder.") for parameter in group["params"]}
+            assert len(found) == 1
+            factor = 1 if found == {True} else 10
+            assert group["lr"] == pytest.approx(factor * (1e-5 + 99e-5 * (1 + math.cos(math.pi * step / 20)) / 2))
+        scheduler.step_update(step + 1)
+    plain = make_optimizer(net, replace(config.recipe, decoder_lr=1.0), on_gpu=False)
+    decayed = [{names[id(p)] for group in o.param_groups if group["weight_decay"] for p in group["params"]}
+               for o in (optimizer, plain)]  # fmt: skip
+    assert decayed[0] == decayed[1]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["recipe.power=2"], "recipe.power=2: belongs to recipe.schedule=poly"),
+        (["recipe.decoder_lr=10"], "recipe.decoder_lr=10.0: belongs to task=segmentation"),
+        (["task=segmentation", "recipe.decoder_lr=10", "recipe.schedule=constant", "recipe.warmup_epochs=0"],
+         "recipe.decoder_lr=10: timm's schedule applies it, and recipe.schedule has none"),
+        (["task=segmentation", "recipe.decoder_lr=10", "recipe.optimizer_options.layer_decay=0.7"],
+         "recipe.decoder_lr=10: expected 1 with recipe.optimizer_options.layer_decay, which has groups of its own"),
+    ],
+)  # fmt: skip
+def test_what_no_schedule_or_decoder_reads_is_refused(words, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        compose(*words)

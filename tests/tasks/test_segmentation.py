@@ -16,6 +16,7 @@ from trained import CHOICES, equal, metrics, stop_at
 
 from metaformer import cost, plan
 from metaformer.analysis.pixel_terms import terms_of_pixels
+from metaformer.config.schema import Recipe
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data import batches
 from metaformer.data.images import load
@@ -103,6 +104,26 @@ def test_the_dice_loss_is_nothing_where_all_is_right_and_all_where_nothing_is():
     shares, truth = logits[:1].softmax(1) * (masks[:1] != IGNORED), right[:1] * (masks[:1] != IGNORED)[:, None]
     by_hand = [1 - 2 * (shares[0, c] * truth[0, c]).sum() / (shares[0, c].sum() + truth[0, c].sum()) for c in range(3)]
     assert dice_loss(logits[:1], masks[:1].long()) == pytest.approx(sum(by_hand).item() / 3, abs=1e-6)
+
+
+def test_a_pixel_has_the_weight_of_its_class():
+    """And its smoothed label has it whole: torch would weigh each of its parts by a class of its own."""
+    logits, masks = drawn(8)
+    weights = torch.tensor([0.5, 1.0, 2000.0, 0.0])
+    for smoothing in (0.0, 0.2):
+        module = Segmenter(
+            torch.nn.Conv2d(1, 4, 1), Recipe(label_smoothing=smoothing), classes=4, class_weights=weights
+        )
+        there = masks != IGNORED
+        soft = (1 - smoothing) * torch.nn.functional.one_hot(masks[there].long(), 4) + smoothing / 4
+        logs = logits.log_softmax(1).movedim(1, -1)[there]
+        by_hand = -((soft * logs).sum(1) * weights[masks[there].long()]).sum() / masks.numel()
+        torch.testing.assert_close(module._loss(logits, masks.long()), by_hand)
+        if not smoothing:
+            theirs = torch.nn.functional.cross_entropy(
+                logits, masks.long(), weights, ignore_index=IGNORED, reduction="sum"
+            )
+            torch.testing.assert_close(by_hand, theirs / masks.numel())
 
 
 @pytest.mark.parametrize("dice", [0.0, 0.3])

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from conftest import TINY, compose
 from trained import CHOICES, equal, go, metrics, stop_at, weights
 
 from metaformer.config.schema import Recipe
+from metaformer.data.images import load
+from metaformer.data.splits import Split
 from metaformer.models.build import build
 from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
+from metaformer.tasks.build import build as build_learner
 from metaformer.tasks.classification import Classifier
-from metaformer.tasks.learner import balanced_weights
+from metaformer.tasks.learner import balanced_weights, favoured
 from metaformer.training.best import Best
 from metaformer.training.evaluation import evaluate
 
@@ -104,7 +108,7 @@ def classifier(weights: torch.Tensor | None, **recipe) -> Classifier:
 def test_class_weights_by_hand():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     weights = balanced_weights(labels.bincount(minlength=4))
-    assert weights.tolist() == pytest.approx([100 / 150, 100 / 90, 100 / 60, 100 / 3])
+    assert weights.tolist() == pytest.approx([100 / 150, 100 / 90, 100 / 60, 0])  # of the last one there is none
     assert weights[labels].mean().item() == pytest.approx(1.0)
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(12, 4, generator=generator), torch.arange(12) % 3
@@ -116,6 +120,30 @@ def test_class_weights_by_hand():
     torch.testing.assert_close(smooth, (-(soft * weights * logs).sum(1)).mean())
     parts = [classifier(weights, label_smoothing=0.2)._loss(logits[i::3], targets[i::3]) for i in range(3)]
     torch.testing.assert_close(torch.stack(parts).mean(), smooth)  # however a batch is split
+
+
+def test_a_class_that_weights_and_smoothing_favour_is_told(capsys):
+    counts = torch.tensor([100, 1])
+    weights = balanced_weights(counts)
+    assert favoured(counts, weights, 0.0)[1] == pytest.approx(1)
+    answers = torch.arange(1, 1000) / 1000  # of the second class, whatever the image is
+    logits = torch.stack([(1 - answers).log(), answers.log()], 1)
+    losses = [  # of a hundred of one class and one of the other
+        100
+        * torch.nn.functional.cross_entropy(row[None], torch.tensor([0]), weights, reduction="sum", label_smoothing=0.1)
+        + torch.nn.functional.cross_entropy(row[None], torch.tensor([1]), weights, reduction="sum", label_smoothing=0.1)
+        for row in logits
+    ]
+    best = float(answers[torch.stack(losses).argmin()])
+    assert favoured(counts, weights, 0.1) == (1, pytest.approx(2 * best, abs=2e-3))
+    assert best > 0.8
+    go("recipe.class_weights=balanced")
+    assert "favoured" not in capsys.readouterr().err
+    images = replace(load(compose(*TINY).data), classes=["cat", "dog"])
+    images.train = Split(images.train.pixels[:101], (torch.arange(101) == 0).long())
+    build_learner(compose(*TINY, "recipe.class_weights=balanced"), torch.nn.Identity(), images)
+    told = "note: recipe.class_weights=balanced: dog is favoured 1.7 times by recipe.label_smoothing=0.1, whose share"
+    assert told in capsys.readouterr().err
 
 
 def test_class_weights_change_the_training_and_the_id():
