@@ -71,10 +71,11 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
     def kept(name: str, sides: tuple[int, int]) -> Split:
         part, shape = listing.parts[name], (*sides, channels)
         labels, rows = torch.from_numpy(part.labels), torch.arange(len(part.labels))
-        images, masks = Photos(Decoded(part, data), labels, rows), Photos(Masks(part, data, classes), labels, rows)
+        sources = Decoded(part, data), Masks(part, data, classes)
+        images, masks = (Photos(source, labels, rows) for source in sources)
         pixels = decoded(images, shape, cache / _file(listing.fingerprint, name, shape, data))
         file = f"{listing.fingerprint}-{name}-masks-{sides[0]}x{sides[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
-        return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST))
+        return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST), sources=sources)
 
     splits = {name: kept(name, size) for name in listing.parts}
     images = carved(splits, listing.classes, data, size, channels, _trained(listing))
@@ -82,7 +83,7 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
         return images
     assert isinstance(images.train, Split)
     train = kept("train", larger)
-    return replace(images, train=Split(train.pixels, images.train.labels, images.train.rows, train.masks))
+    return replace(images, train=replace(images.train, pixels=train.pixels, masks=train.masks))
 
 
 def _file(fingerprint: str, split: str, shape: tuple[int, ...], data: Data) -> str:

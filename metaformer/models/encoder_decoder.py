@@ -64,7 +64,7 @@ class EncoderDecoder(nn.Module):
                 f"task.decoder={task.decoder}: needs a model whose stages get coarser, and those here have strides of "
                 f"{strides}; expected a hierarchical one, like model=s12 or model=tiny_pyramid"
             )
-        self.encoder, self.skipped, self.num_classes = encoder, skipped, classes
+        self.encoder, self.skipped, self.num_classes, self.stride = encoder, skipped, classes, reductions[-1]
         self.pretrained_cfg = {"classifier": "classifier", "first_conv": tuple(f"encoder.{name}" for name in first)}
         with seeded(seed, "decoder"):
             self.decoder = DECODERS[task.decoder](dims[skipped:], reductions[skipped:], task.width)

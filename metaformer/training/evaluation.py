@@ -1,6 +1,7 @@
 """Trained networks again: restored with their images and evaluated, and weights of other people on images."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,23 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from metaformer.config.metrics import METRICS
 from metaformer.config.schema import Config, Model
 from metaformer.config.validate import structure
 from metaformer.data.images import Images, load
 from metaformer.data.module import ImageData
 from metaformer.data.registry import check, find
+from metaformer.data.splits import Split
 from metaformer.models.build import build, crop_of, on_meta, try_on
 from metaformer.models.ends import classes_of, classifiers
 from metaformer.models.weights import load_into, read, to_ours
 from metaformer.system.errors import ConfigError, tell
 from metaformer.tasks.build import build as learner
+from metaformer.tasks.learner import Learner
 from metaformer.tasks.scores import Scores
 from metaformer.training.restored import fill, read_kept
 from metaformer.training.trainer import NOISE, make_trainer, workers
+from metaformer.training.whole_images import WholePairs, WholeSegmenter, whole_transform, why_not_whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,18 @@ class Evaluated:
     images: dict[str, int]
     crop_pct: float
     interpolation: str = "bicubic"
+
+    def lines(self, recorded: Mapping[str, float] | None = None) -> list[str]:
+        """Each split in a line: every metric, and the leading one as it was recorded where the images are the same."""
+        lines = []
+        for split, count in self.images.items():
+            of_split = {name: self.metrics[key] for name in METRICS if (key := f"{split}_{name}") in self.metrics}
+            told = [f"{METRICS[name].words} {METRICS[name].told(value)}" for name, value in of_split.items()]
+            if (top5 := self.metrics.get(f"{split}_top5")) is not None:
+                told.insert(1, f"top-5 {top5:.2%}")
+            line = f"{split}: {', '.join(told)}, {count:,} images"
+            lines.append(line + (f" (recorded: {recorded[split]:.2%})" if recorded else ""))
+        return lines
 
 
 def kept_config(path: str | Path) -> Config | None:
@@ -72,10 +89,28 @@ def image_data(config: Config, images: Images, jobs: int = 1) -> ImageData:
     return ImageData(images, config.recipe, config.seed, crop_pct=crop, workers=processes)
 
 
-def evaluate(config: Config, path: Path) -> Evaluated:
-    """Loss and metrics of a run's weights on the validation and test splits; arguments as of `restore`."""
+def evaluate(config: Config, path: Path, *, whole: bool = False) -> Evaluated:
+    """Loss and metrics of a run's weights on the validation and test splits; arguments as of `restore`.
+
+    Args:
+        whole: images with masks are not cut: see `whole_images`.
+    """
     net, images = restore(config, path)
-    return _evaluated(net, images, config, image_data(config, images))
+    if not whole:
+        return _evaluated(net, images, config, image_data(config, images))
+    if not config.task.segments:
+        raise ConfigError(f"whole=true: is for task=segmentation, and this run is one of task={config.task.name}")
+    if config.runtime.processes > 1:
+        raise ConfigError("whole=true: runtime.devices, runtime.nodes: expected 1 of each")
+    splits = images.splits()
+    if any(split.sources is None for split in splits.values() if isinstance(split, Split)):
+        raise ConfigError(f"whole=true: data={config.data.name} has arrays, of which nothing is cut; leave it out")
+    seen = whole_transform(net, images.shape[1:], images.mean, images.std)
+    if reason := why_not_whole(net, seen):
+        raise ConfigError(f"whole=true: {reason}")
+    module = WholeSegmenter(net, config.recipe, classes=len(images.classes), seed=config.seed)
+    pairs = {name: WholePairs(split, seen) for name, split in splits.items() if isinstance(split, Split)}
+    return _measured(module, pairs, images, config)
 
 
 def evaluate_weights(file: str, config: Config) -> Evaluated:
@@ -119,7 +154,16 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
 def _evaluated(
     net: nn.Module, images: Images, config: Config, data: ImageData, interpolation: str = "bicubic"
 ) -> Evaluated:
-    module = learner(config, net, images, trains=False)
+    return _measured(learner(config, net, images, trains=False), data, images, config, interpolation)
+
+
+def _measured(
+    module: Learner,
+    data: ImageData | Mapping[str, WholePairs],
+    images: Images,
+    config: Config,
+    interpolation: str = "bicubic",
+) -> Evaluated:
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     trainer = make_trainer(config.runtime, config.recipe, enable_checkpointing=False, enable_progress_bar=False)
@@ -129,7 +173,8 @@ def _evaluated(
         measure = trainer.validate if split == "val" else trainer.test
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=NOISE)
-            found |= measure(module, data, verbose=False)[0]
+            given = data if isinstance(data, ImageData) else data[split]
+            found |= measure(module, given, verbose=False)[0]
         assert module.scores is not None
         if isinstance(module.scores, Scores):
             found[f"{split}_top5"] = module.scores.top(5)

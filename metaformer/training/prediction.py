@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from metaformer.data.images import load as load_images
 from metaformer.data.pixel_labels import numbers_of, picture_of
 from metaformer.data.readers.folder import images_below
 from metaformer.data.splits import Split
-from metaformer.system.errors import ConfigError
+from metaformer.models.decoders import resized
+from metaformer.system.errors import ConfigError, tell
 from metaformer.system.files import as_csv, replacing, write
 from metaformer.tasks.classification import Classifier
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.segmentation import Segmenter
 from metaformer.training.restored import Trained, Transform, load_run
 from metaformer.training.trainer import NOISE, make_trainer
+from metaformer.training.whole_images import WholeSegmenter, WholeTransform, whole_transform, why_not_whole
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,20 @@ def predict(run: Path, config: Config, *, folder: bool) -> Predicted:
 class MaskWriter(BasePredictionWriter):
     """Writes the mask of each image as soon as its batch is done, as large as the image.
 
-    What of an image the network does not see, since the images of a run are cut about the middle, has no class.
+    Where images are not seen whole but cut about the middle, what of them the network does not see has no class.
     """
 
     def __init__(self, pictures: Pictures, files: Sequence[Path], data: Data) -> None:
         super().__init__("batch")
         self.pictures, self.files, self.data = pictures, files, data
+        self.whole = isinstance(pictures.transform, WholeTransform)
 
     def write_on_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, *where: Any
     ) -> None:
         first = where[2] * self.pictures.batch
+        if self.whole:
+            prediction = resized(prediction, self.pictures.sizes[first][::-1])
         for place, labels in enumerate(prediction.argmax(1).to(torch.uint8).cpu().numpy(), first):
             numbers = numbers_of(unfit(labels, self.pictures.sizes[place][::-1], IGNORED), self.data)
             with replacing(self.files[place]) as part:
@@ -125,13 +131,20 @@ def segment(run: Path, config: Config, out: Path, *, folder: bool) -> int:
     """
     trained = load_run(run)
     pictures, data = _pictures(config, trained, folder=folder), trained.config.data
+    kind = Segmenter
+    if trained.shape[0] in COLOURS:
+        seen = whole_transform(trained.net, trained.shape[1:], trained.transform.mean, trained.transform.std)
+        if reason := why_not_whole(trained.net, seen):
+            tell(f"{reason}: what is cut off of others has no class in their masks")
+        else:
+            pictures, kind = replace(pictures, transform=seen, batch=1), WholeSegmenter
     files: dict[Path, str] = {}
     for name in pictures.names:
         if (file := out / Path(name).with_suffix(".png")) in files:
             told = f"{files[file]} and {name} would have the same mask, {file}"
             raise ConfigError(f"data.root={config.data.root}: {told}")
         files[file] = name
-    module = Segmenter(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
+    module = kind(trained.net, config.recipe, classes=len(trained.classes), seed=config.seed)
     _run_over(pictures, module, config, callbacks=[MaskWriter(pictures, list(files), data)])
     numbers = numbers_of(np.arange(len(trained.classes), dtype=np.uint8), data).tolist()
     rows = [{"number": number, "class": name} for number, name in zip(numbers, trained.classes, strict=True)]
@@ -190,7 +203,14 @@ def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     """The test images of the run, by their places."""
     images = load_images(config.data, config.runtime.cache, training=False).test
     read = images.array if isinstance(images, Split) and trained.shape[0] not in COLOURS else images.read
+    if isinstance(images, Split) and images.sources is not None:
+        read = partial(_uncut, images)
     return Pictures([f"test/{row}" for row in range(len(images))], read, _of_decoded(trained), batch)
+
+
+def _uncut(images: Split, row: int) -> Image:
+    """An image with a mask before it was cut."""
+    return images.whole(row)[0]
 
 
 def _of_decoded(trained: Trained) -> Transform:

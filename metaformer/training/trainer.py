@@ -29,7 +29,7 @@ PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "1
 # What Lightning warns of and this package takes care of: batches are functions of their place.
 NOISE = (
     ".*(does not have many workers|LeafSpec|exists and is not empty|dataloader is not resumable|flops_per_batch|"
-    "in eval mode at the start of training)"
+    "in eval mode at the start of training|infer the batch indices)"
 )
 
 

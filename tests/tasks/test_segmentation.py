@@ -272,8 +272,7 @@ def test_the_commands_about_a_run_know_of_segmentation(cli):
         assert len(np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0)) == len(
             np.unique(values)
         )  # seen in colours
-        unseen = abs(size[0] - size[1]) // 2  # columns or rows on each side
-        assert (values == IGNORED).sum() == pytest.approx(2 * unseen * min(size), abs=2 * min(size))
+        assert (values != IGNORED).all()  # it was seen whole
     truth.read(0).save("photos/small.jpg")
     twice = cli("predict", f"run={folder}", "data.root=photos", "out=more")
     assert "data.root=photos: small.jpg and small.png would have the same mask, more/small.png" in twice.stderr
