@@ -27,13 +27,13 @@ OPTIONS = (
     "steps",
     "validate_steps",
 )
-LATER = ("task", "data.ignore", "data.mask_column", *(f"recipe.{key}" for key in OPTIONS))
+LATER = ("task", "data.ignore", "data.mask_column", "data.class_names", *(f"recipe.{key}" for key in OPTIONS))
 HASHED = ("mixer", "model", "data", "task", "recipe", "seed")  # the other nodes change no result beyond rounding
 DEFAULTS = plain(Config())
 FILES = ("recipe.initialize_from", "recipe.distill.weights")  # paths: their contents count
 # How images are found. Where they have a fingerprint, that tells which they are, and in what order of classes
 COLUMNS = ("image_column", "label_column", "mask_column", "split_column")  # a set that has splits has no last one
-WHERE = ("root", "dataset", "classes", "overlap", *COLUMNS, "_target_", "options")
+WHERE = ("root", "dataset", "classes", "class_names", "overlap", *COLUMNS, "_target_", "options")
 
 
 def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Data:
     split_column: str | None = None  # None: the first of split, subset, ..., if any
     mask_column: str | None = None  # of the masks, for task=segmentation
     ignore: int | None = number(255, at_least=0, at_most=255)  # the number of pixels of a mask that have no class
+    class_names: list[str] | None = None  # of masks, in the order of their numbers; None: the numbers
     _target_: str | None = None  # custom: the function that returns the data set
     options: dict[str, Any] = field(default_factory=dict)  # custom: its arguments
 

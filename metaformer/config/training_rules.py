@@ -23,8 +23,8 @@ def check_task(config: Config) -> None:
     if task.segments:
         _check_segmentation(config)
         return
-    own = ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore", "recipe.resize",
-           "recipe.decoder_lr")  # fmt: skip
+    own = ("task.decoder", "task.width", "task.dice", "data.mask_column", "data.ignore", "data.class_names",
+           "recipe.resize", "recipe.decoder_lr")  # fmt: skip
     for key in own:
         node, _, name = key.partition(".")
         if (value := getattr(getattr(config, node), name)) != getattr(getattr(Config(), node), name):

@@ -17,7 +17,7 @@ from metaformer.config.tasks import IGNORED
 from metaformer.data.listing import Contents, check_overlap, without_images
 from metaformer.data.registry import check_task, find
 from metaformer.data.splits import Photos, Split, balanced, stratified
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 from metaformer.system.files import cache_dir
 
 T = TypeVar("T")
@@ -230,15 +230,23 @@ def load(data: Data, cache: str | None = None, *, training: bool = True) -> Imag
 
 
 def check_masks(config: Config, images: Images) -> None:
-    """A ConfigError where the classes of the images are not what the task learns, or masks have too few."""
+    """A ConfigError where the classes of the images are not what the task learns, or masks have too few.
+
+    Those that the training masks have no pixel of are told.
+    """
     check_task(config.data, config.task, masked=images.masked)
     for split, part in images.splits().items():
         masks = part.masks if isinstance(part, Split) else None
         if masks is not None and masks.numel() and (masks == IGNORED).all():
             raise ConfigError(f"data={config.data.name}: no pixel of the {split} masks has a class{_ignored(config)}")
-    if images.masked and not images.only_test and (images.class_counts > 0).sum() < 2:
+    if not images.masked or images.only_test:
+        return
+    if ((counts := images.class_counts) > 0).sum() < 2:
         told = f"the training masks have pixels of one class alone{_ignored(config)}"
         raise ConfigError(f"data={config.data.name}: {told}; expected two")
+    if absent := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
+        more = f", ... ({len(absent)} classes)" if len(absent) > 5 else ""
+        tell(f"data={config.data.name}: the training masks have no pixel of {', '.join(absent[:5])}{more}")
 
 
 def _ignored(config: Config) -> str:

@@ -120,7 +120,7 @@ def _classes(found: Found, data: Data, source: str, training: bool) -> list[str]
         if data.classes is None or data.classes > MOST_CLASSES:
             raise ConfigError(f"data.classes={data.classes}: expected the number of classes in the masks of {source}, "
                               f"up to {MOST_CLASSES}")  # fmt: skip
-        return [str(i) for i in range(data.classes)]
+        return class_names(data, data.classes)
     classes = sorted({normal(label) for label in found.labels}, key=natural)
     if len(classes) < 2 and training:
         raise ConfigError(f"data.root={source}: the training images have the class {classes[0]} only, expected two")
@@ -133,6 +133,21 @@ def not_read(skipped: Counter[str]) -> str:
     """How many files there are of each kind that is not read, in words."""
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(skipped.items(), key=lambda k: (-k[1], k[0])))
     return f"{skipped.total()} file{'s' * (skipped.total() > 1)} of kinds that are not read: {kinds}"
+
+
+def class_names(data: Data, classes: int) -> list[str]:
+    """The names of the classes of masks: those that are given, or the numbers that the masks have.
+
+    Raises:
+        ConfigError: a name is there twice, or there are more or fewer names than classes.
+    """
+    if data.class_names is None:
+        return [str(i + (data.ignore is not None and i >= data.ignore)) for i in range(classes)]
+    names = [normal(name) for name in data.class_names]
+    if len(names) != classes or len(set(names)) != classes or not all(names):
+        told = f"{len(names)} names, {len(set(names))} of them different, for {classes} classes"
+        raise ConfigError(f"data.class_names: {told}; expected a name for each")
+    return names
 
 
 def _part(found: Found, classes: list[str], split: str) -> Part:

@@ -13,7 +13,7 @@ from metaformer.system.errors import ConfigError, by_closeness, tell
 
 READERS = "metaformer.data.readers"
 SPLITS = ("root", "train", "val", "test", "classes")
-PHOTOGRAPHS = (*SPLITS, "ignore", "size", "channels", "decode", "decoded_size", "range", "overlap")
+PHOTOGRAPHS = (*SPLITS, "ignore", "class_names", "size", "channels", "decode", "decoded_size", "range", "overlap")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ DATASETS = {
     "table": DataSet((*PHOTOGRAPHS, *COLUMNS), find=f"{READERS}.columns.find"),
     "hub": DataSet(("dataset", *PHOTOGRAPHS[1:], *COLUMNS[:-1]), find=f"{READERS}.columns.find_on_hub"),
     "npz": DataSet(
-        (*SPLITS, "ignore", "size", "channels", "range", "overlap"),
+        (*SPLITS, "ignore", "class_names", "size", "channels", "range", "overlap"),
         reader=f"{READERS}.in_memory.npz",
         contents=f"{READERS}.arrays.contents_of_file",
     ),
@@ -60,7 +60,7 @@ DATASETS = {
         ("dataset", *PHOTOGRAPHS[:-1]), reader=f"{READERS}.timm_sets.timm_set", contents=f"{READERS}.folder.contents"
     ),
     "custom": DataSet(
-        (*SPLITS, "ignore", "size", "channels", "range", "overlap", "_target_", "options"),
+        (*SPLITS, "ignore", "class_names", "size", "channels", "range", "overlap", "_target_", "options"),
         reader=f"{READERS}.in_memory.custom",
         contents=f"{READERS}.arrays.contents_of_custom",
     ),

@@ -52,6 +52,7 @@ DEFAULTS = """
     "split_column": null,
     "mask_column": null,
     "ignore": 255,
+    "class_names": null,
     "_target_": null,
     "options": {}
   },

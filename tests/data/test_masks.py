@@ -22,7 +22,7 @@ from metaformer.data.module import ImageData
 from metaformer.data.pixel_labels import labels_of, numbers_of, picture_of
 from metaformer.data.registry import fingerprint
 from metaformer.studies.points import resolve
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, tell
 
 SPLITS = {"train": 12, "test": 5}
 WORDS = ("task=segmentation", "data.size=[8,12]", "data.classes=3")
@@ -490,3 +490,44 @@ def test_masks_of_other_classes_than_those_of_weights_are_refused(tmp_path):
     assert found.named(found.classes, "w.pt") is found
     with pytest.raises(ConfigError, match=r"^data: its masks have 3 classes, those of w\.pt 4$"):
         found.named([*found.classes, "more"], "w.pt")
+
+
+def test_classes_of_masks_are_called_by_their_numbers_or_as_they_are_named(tmp_path, capsys):
+    root = scenes_of(tmp_path / "a", [1, 2, 3])
+    words = ("task=segmentation", "data=image_folder", f"data.root={root}", "data.size=[8,12]", "data.val=2")
+    for given, names in (
+        (["data.ignore=0", "data.classes=3"], ["1", "2", "3"]),
+        (["data.ignore=null", "data.classes=4"], ["0", "1", "2", "3"]),
+        (["data.classes=4"], ["0", "1", "2", "3"]),
+        (["data.ignore=2", "data.classes=3"], ["0", "1", "3"]),
+        (["data.ignore=0", "data.classes=3", "data.class_names=[wall,floor,sky]"], ["wall", "floor", "sky"]),
+    ):
+        config = compose(*words, *given)
+        images = load(config.data)
+        assert images.classes == names
+        capsys.readouterr()
+        tell.cache_clear()  # a note is told once in a process
+        check_masks(config, images)
+        told = "note: data=image_folder: the training masks have no pixel of 0\n" if "0" in names else ""
+        assert capsys.readouterr().err == told
+    named, numbered = (
+        resolve(compose(*words, "data.ignore=0", "data.classes=3", *more), {"mixer": "x", "model": "y"})[0].run_id
+        for more in (["data.class_names=[wall,floor,sky]"], [])
+    )
+    assert named != numbered
+    with pytest.raises(ConfigError, match=r"data.class_names: 2 names, 1 of them different, for 3 classes; expected a"):
+        load(compose(*words, "data.ignore=0", "data.classes=3", "data.class_names=[wall,wall]").data)
+    with pytest.raises(ConfigError, match=r"data.class_names=.*: belongs to task=segmentation"):
+        compose("data=image_folder", "data.class_names=[a,b]")
+
+
+def scenes_of(root: Path, numbers: list[int]) -> Path:
+    """Noise, and masks that have all of some numbers."""
+    random = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for place in range(count):
+            pixels = random.integers(0, 256, (8, 12, 3)).astype(np.uint8)
+            for kind, values in (("images", pixels), ("masks", np.resize(np.array(numbers, np.uint8), (8, 12)))):
+                (folder := root / split / kind).mkdir(parents=True, exist_ok=True)
+                (folder / f"{place:02}.png").write_bytes(encoded(Image.fromarray(values)))
+    return root

@@ -13,7 +13,7 @@ from metaformer.config.named_code import import_object
 from metaformer.config.schema import COLOURS, MOST_CHANNELS, Data
 from metaformer.data.decoding import scaled
 from metaformer.data.digests import changed, digest, digests_of
-from metaformer.data.listing import WORDS, once, root_of, split_of
+from metaformer.data.listing import WORDS, class_names, once, root_of, split_of
 from metaformer.data.readers.folder import Files
 from metaformer.system.errors import ConfigError, nearest, tell
 
@@ -107,7 +107,10 @@ def returned(data: Data) -> tuple[Arrays, list[str]]:
     names = found.get("classes", [])
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ConfigError(f"data._target_={data._target_}: classes is {names!r}; expected the names of the classes")
-    return arrays, [str(name) for name in names] or numbered(arrays, data)
+    given = [str(name) for name in names]
+    if given and data.class_names is not None:
+        raise ConfigError(f"data.class_names: data._target_={data._target_} has names of its own; expected null")
+    return arrays, given or numbered(arrays, data)
 
 
 def _splits(words: Sequence[str], where: str, told: str) -> list[tuple[str, str]]:
@@ -129,7 +132,7 @@ def numbered(arrays: Arrays, data: Data) -> list[str]:
     """
     masked = arrays["train"][1].ndim == 3
     if data.classes is not None and masked:
-        return [str(i) for i in range(data.classes)]
+        return class_names(data, data.classes)
     ignored = data.ignore if masked else None
     largest = {}
     for split, (_, labels) in arrays.items():
@@ -141,7 +144,9 @@ def numbered(arrays: Arrays, data: Data) -> list[str]:
                 told = f"{split} has the class {largest[split]}, and the last one of train is {last}"
                 raise ConfigError(f"data.classes: {told}; expected how many classes there are")
     classes = 1 + max(largest.values())
-    return [str(i) for i in range(classes - (ignored is not None and ignored < classes))]
+    if not masked:
+        return [str(i) for i in range(classes)]
+    return class_names(data, classes - (ignored is not None and ignored < classes))
 
 
 def _pair(pair: Any, name: str, data: Data) -> tuple[np.ndarray, np.ndarray]:
