@@ -50,6 +50,8 @@ def content_of(config: Config, fingerprint: str | None) -> dict[str, Any]:
         if own[key] == default[key]:
             del own[key]
     brought = counted(config)
+    if config.task.segments and config.recipe.class_weights != "none":
+        nodes["recipe"]["class_weights"] += ", of each pixel"  # earlier its smoothed label was weighed by other classes
     code = hashes_of_code({"mixer": config.mixer, "data": [config.data._target_, config.data.options], "more": brought})
     for key in ("name", *WHERE) if fingerprint else ("root",):
         nodes["data"].pop(key, None)

@@ -16,6 +16,7 @@ from trained import CHOICES, equal, metrics, stop_at
 
 from metaformer import cost, plan
 from metaformer.analysis.pixel_terms import terms_of_pixels
+from metaformer.config.identity import content_of
 from metaformer.config.schema import Recipe
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data import batches
@@ -310,3 +311,9 @@ def test_pictures_are_kept_of_images_of_several_batches(monkeypatch):
     shown = [np.load(outcome.folder / "predictions.npz")["shown"] for outcome in (whole, single)]
     assert len(shown[0]) == len(shown[1]) == 6
     assert (shown[0] == shown[1]).mean() > 0.99  # up to rounding
+
+
+def test_runs_that_weighed_smoothed_labels_by_other_classes_are_other_runs():
+    config = compose(*WORDS, "recipe.class_weights=balanced")
+    assert content_of(config, None)["recipe"]["class_weights"] == "balanced, of each pixel"
+    assert content_of(compose("recipe.class_weights=balanced"), None)["recipe"]["class_weights"] == "balanced"
