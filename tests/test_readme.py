@@ -124,7 +124,7 @@ def test_the_table_is_that_of_the_study():
     assert (repository() / "experiments" / "quickstart" / "tables" / "accuracy.md").read_text() in README
 
 
-OWN = {"check": ("dim", "resolution"), "dashboard": ("sync", "publish"), "evaluate": ("run", "weights"),
+OWN = {"check": ("dim", "resolution"), "dashboard": ("sync", "publish"), "evaluate": ("run", "weights", "whole"),
        "export": ("run", "format", "out"), "plan": ("sd", "from", "images", "throughput"), "predict": ("run", "out"),
        "probe": ("run", "publish"), "report": ("publish",)}  # fmt: skip
 

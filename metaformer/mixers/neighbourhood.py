@@ -91,10 +91,11 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 def _flexible(q: Tensor) -> bool:
     """Whether flex_attention's kernel is there for these: on CUDA, in 32 bits or less, from 16 channels.
 
-    Not where torch was asked for plain attention, as for second derivatives, which the kernel does not have.
+    Not where torch was asked for plain attention, as for second derivatives, which the kernel does not have; a
+    question that would cut a network to pieces while it is compiled.
     """
-    fits = q.dtype != torch.float64 and q.shape[-1] >= 16
-    return q.is_cuda and fits and torch.backends.cuda.flash_sdp_enabled()
+    fits = q.is_cuda and q.dtype != torch.float64 and q.shape[-1] >= 16
+    return fits and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

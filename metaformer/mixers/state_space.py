@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ class StateSpace(nn.Module):
 
     That is SS2D of VMamba (arXiv:2401.10166), as `v05_noz` of the official code, that of its published models.
     `state` and `expansion` are those of VMamba-T (Mamba has 16 and 2). Weights have the names and the initial values of
-    the official code. On CUDA mamba-ssm's kernel runs where it is installed, else a scan in chunks.
+    the official code. On CUDA mamba-ssm's kernel runs where it is installed and nothing is trained that has to be the
+    same twice, else a scan in chunks.
     """
 
     def __init__(self, dim: int, state: int = 1, expansion: int = 1, kernel_size: int = 3) -> None:
@@ -71,6 +71,10 @@ class SelectiveScan(nn.Module):
     In fp32 at least, with `dt = softplus(delta + bias)` and `A = -exp(log)`. K directions, C channels, N states.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = _kernel()  # not in `forward`: an import would cut a network to pieces while it is compiled
+
     def macs(self, u: Tensor, delta: Tensor, bias: Tensor, log: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> int:
         """Three of each state, for the step, what comes in and what goes out, and one for the skip."""
         return u.numel() * (3 * log.shape[1] + 1)
@@ -82,10 +86,9 @@ class SelectiveScan(nn.Module):
         kind = full(u.dtype)
         u, delta, bias, log, b, c, skip = (t.to(kind) for t in (u, delta, bias, log, b, c, skip))
         a = -log.exp()
-        kernel = _kernel() if _fits(u) else None
-        if kernel is not None:
+        if self.kernel is not None and _fits(u):
             flat = (t.flatten(1, 2).contiguous() for t in (u, delta))
-            y = kernel(*flat, a, b.contiguous(), c.contiguous(), skip, None, bias.flatten(), True)
+            y = self.kernel(*flat, a, b.contiguous(), c.contiguous(), skip, None, bias.flatten(), True)
             return y.view_as(u)
         dt = F.softplus(delta + bias[..., None])
         decay = torch.exp(dt.unsqueeze(3) * a.view(*bias.shape, -1, 1))  # [B, K, C, N, L]
@@ -130,11 +133,18 @@ def _in_chunks(decay: Tensor, update: Tensor) -> Tensor:
 
 
 def _fits(u: Tensor) -> bool:
-    """Not where torch was asked for plain operations, as for second derivatives, which the kernel does not have."""
-    return u.is_cuda and u.dtype == torch.float32 and torch.backends.cuda.flash_sdp_enabled()
+    """Whether mamba-ssm's kernel is for these.
+
+    Not to train where torch is to be deterministic, as in each run: the kernel adds up gradients in any order. Nor
+    where torch was asked for plain operations, as for second derivatives, which it does not have.
+    """
+    if not u.is_cuda or u.dtype != torch.float32:
+        return False
+    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
+        return False
+    return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
 
 
-@cache
 def _kernel() -> Callable[..., Tensor] | None:
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn

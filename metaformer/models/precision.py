@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # said in other errors
+# Said in other errors: of a processor, of cuBLAS, and outside of torch's allocator
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

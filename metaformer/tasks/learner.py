@@ -175,6 +175,10 @@ class Learner(L.LightningModule):
         for name, metric in self.running.items():
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name != "train_loss")
 
+    def on_train_end(self) -> None:
+        """A CUDA graph may have let go of the gradients while it validated; Lightning would carry them to the CPU."""
+        self.zero_grad()
+
     def on_validation_epoch_start(self) -> None:
         self.kept = []
 

@@ -72,7 +72,9 @@ def profile(config: Config, net: nn.Module, images: Images, steps: int = 10) -> 
     def step(batch: tuple[Tensor, Tensor]) -> None:
         with autocast(device, recipe.precision):
             ignore = IGNORED if images.masked else -100  # -100: torch's default, which no label is
-            loss = nn.functional.cross_entropy(net(batch[0]), batch[1].long(), ignore_index=ignore)
+            given = net(batch[0]), batch[1].long()
+            # A mean over pixels has no deterministic form on CUDA, and is refused
+            loss = nn.functional.cross_entropy(*given, ignore_index=ignore, reduction="none").mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MIXERS, TINY, compose
+from conftest import MIXERS, TINY, compose, configured
 from test_devices import compare
 from torch.optim.swa_utils import AveragedModel
 from trained import equal, go, steps_of, stop_at
@@ -200,6 +200,16 @@ def test_what_looks_at_a_trained_network_does_so_on_the_gpu():
 
 def test_a_profile_is_that_of_the_gpu():
     assert torch.cuda.get_device_name() in go(*GPU, "debug=profile").shown.title
+    assert torch.cuda.get_device_name() in go(*GPU, *MASKS, "debug=profile").shown.title  # whose loss is over pixels
+
+
+@pytest.mark.parametrize("mixer", ["neighbourhood_attention", "state_space"])
+def test_a_mixer_with_a_kernel_is_compiled_whole(mixer):
+    net = configured(mixer, 32, (14, 14)).cuda()
+    x = torch.randn(2, 32, 14, 14, device="cuda")
+    for train in (True, False):
+        with torch.set_grad_enabled(train):
+            assert torch._dynamo.explain(net.train(train))(x).graph_break_count == 0
 
 
 def test_costs_are_measured_on_the_gpu(cli):

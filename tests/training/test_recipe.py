@@ -14,6 +14,7 @@ from trained import CHOICES, equal, go, weights
 from metaformer.config.schema import Runtime
 from metaformer.data.images import load
 from metaformer.data.module import ImageData
+from metaformer.models.precision import out_of_memory
 from metaformer.studies.points import resolve
 from metaformer.system.errors import ConfigError
 from metaformer.tasks.classification import Classifier
@@ -106,6 +107,12 @@ def test_out_of_memory_splits_the_batch_or_says_how(monkeypatch, capfd):
     )
     monkeypatch.setattr(Classifier, "training_step", step)
     assert equal(folder, go("recipe.epochs=1", "runtime.accumulate=4", "runtime.runs=plain").folder)
+
+
+def test_memory_that_runs_out_has_many_names():
+    for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"):
+        assert out_of_memory(RuntimeError(words))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_out_of_memory_behind_a_checkpoint_is_not_tried_in_other_parts(monkeypatch):

@@ -109,13 +109,13 @@ def test_one_run_then_evaluate(cli, tmp_path):
     for bad, message in {
         "run=runs/nothing": f"no finished run there (weights.pt); finished beside it: {Path(folder).name}",
         "data=digits": "expected run=FOLDER",
-        "seed=1": "seed: not of this command; expected run, weights, data, runtime",
+        "seed=1": "seed: not of this command; expected run, weights, whole, data, runtime",
     }.items():
         done = cli("evaluate", bad)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
     done = cli("evaluate", f"run={folder}", "mixer=pooling")
-    assert "mixer: not of this command; expected run, weights, data, runtime" in done.stderr
+    assert "mixer: not of this command; expected run, weights, whole, data, runtime" in done.stderr
 
 
 @pytest.mark.processes
