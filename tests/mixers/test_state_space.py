@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaformer.mixers import StateSpace, state_space
 from metaformer.mixers.state_space import directions, linear_scan, merge
 from metaformer.models.cost import count
-from metaformer.models.precision import deterministic
 
 SIZES = [(1, 1), (7, 5), (4, 4), (2, 9)]
 
@@ -117,9 +116,11 @@ def test_the_kernel_of_mamba_gets_what_it_expects(monkeypatch):
 def test_the_kernel_is_not_for_trainings_that_have_to_be_the_same_twice(monkeypatch):
     """It adds up gradients in any order. And while a network is compiled, nothing is asked that would cut it."""
     there = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)  # a run leaves it on
     assert state_space._fits(there)
     assert not state_space._fits(SimpleNamespace(is_cuda=True, dtype=torch.float64))
-    with deterministic():
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         assert not state_space._fits(there)
         with torch.no_grad():
             assert state_space._fits(there)
