@@ -25,7 +25,6 @@ from metaformer.system.machine import places
 
 # Nodes that take any key without a `+`: somebody looks at each
 OPEN = ("trainer", "callbacks", "logger.lightning", "recipe.optimizer_options")
-NO_MIXER = "_none_"  # for a composition that any mixer goes into
 Choices = dict[str, str]  # what was chosen in each config group, by the word that the user typed
 
 
@@ -42,7 +41,6 @@ def register() -> None:
     for node in OPEN:
         OmegaConf.set_struct(OmegaConf.select(schema, node), False)
     ConfigStore.instance().store(name="metaformer_schema", node=schema)
-    ConfigStore.instance().store(group="mixer", name=NO_MIXER, node={})
     OmegaConf.register_new_resolver("experiments_root", lambda: str(conf_dir().parent), replace=True)
     OmegaConf.register_new_resolver("places", places, replace=True)
 

@@ -70,18 +70,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_augmentation(recipe)
     _check_loss(recipe)
     _check_distill(recipe.distill)
-    if recipe.power != Recipe().power and recipe.schedule != "poly":
-        raise ConfigError(f"recipe.power={recipe.power:g}: belongs to recipe.schedule=poly")
-    if recipe.decoder_lr != 1:
-        told = f"recipe.decoder_lr={recipe.decoder_lr:g}"
-        if recipe.schedule == "constant":
-            raise ConfigError(f"{told}: timm's schedule applies it, and recipe.schedule has none")
-        if own := sorted({"layer_decay", "filter_bias_and_bn"} & recipe.optimizer_options.keys()):
-            raise ConfigError(f"{told}: expected 1 with recipe.optimizer_options.{own[0]}, which has groups of its own")
-    if recipe.optimizer_options.get("layer_decay") is not None and recipe.schedule == "constant":
-        raise ConfigError(
-            "recipe.optimizer_options.layer_decay: timm's schedule applies it, and recipe.schedule has none"
-        )
+    _check_rates(recipe)
     if recipe.initialize_from is not None and not (source := Path(recipe.initialize_from)).is_file():
         expected = inside if (inside := source / "weights.pt").exists() else "a file of weights"
         told = f"is a folder; expected {expected}" if source.is_dir() else "no such file"
@@ -89,6 +78,21 @@ def check_recipe(recipe: Recipe) -> None:
     if (stages := recipe.initialize_stages) is not None and recipe.initialize_from is None:
         raise ConfigError(f"recipe.initialize_stages={stages}: belongs to recipe.initialize_from=FILE")
     frozen_stages(recipe.freeze)
+
+
+def _check_rates(recipe: Recipe) -> None:
+    """The schedule, and what has a rate of its own in it."""
+    if recipe.power != Recipe().power and recipe.schedule != "poly":
+        raise ConfigError(f"recipe.power={recipe.power:g}: belongs to recipe.schedule=poly")
+    options = recipe.optimizer_options
+    own = [f"recipe.decoder_lr={recipe.decoder_lr:g}"] if recipe.decoder_lr != 1 else []
+    if options.get("layer_decay") is not None:
+        own.append("recipe.optimizer_options.layer_decay")
+    if own and recipe.schedule == "constant":
+        raise ConfigError(f"{own[0]}: timm's schedule applies it, and recipe.schedule has none")
+    if recipe.decoder_lr != 1 and (grouped := sorted({"layer_decay", "filter_bias_and_bn"} & options.keys())):
+        told = f"expected 1 with recipe.optimizer_options.{grouped[0]}, which has groups of its own"
+        raise ConfigError(f"{own[0]}: {told}")
 
 
 def _check_loss(recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ from metaformer.config.tasks import IGNORED
 from metaformer.data.listing import Contents, check_overlap, without_images
 from metaformer.data.registry import check_task, find
 from metaformer.data.splits import Photos, Split, balanced, stratified
-from metaformer.system.errors import ConfigError, tell
+from metaformer.system.errors import ConfigError, few, tell
 from metaformer.system.files import cache_dir
 
 T = TypeVar("T")
@@ -245,8 +245,7 @@ def check_masks(config: Config, images: Images) -> None:
         told = f"the training masks have pixels of one class alone{_ignored(config)}"
         raise ConfigError(f"data={config.data.name}: {told}; expected two")
     if absent := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
-        more = f", ... ({len(absent)} classes)" if len(absent) > 5 else ""
-        tell(f"data={config.data.name}: the training masks have no pixel of {', '.join(absent[:5])}{more}")
+        tell(f"data={config.data.name}: the training masks have no pixel of {few(absent)}")
 
 
 def _ignored(config: Config) -> str:

@@ -21,7 +21,7 @@ from metaformer.config.schema import Data
 from metaformer.config.tasks import MOST_CLASSES
 from metaformer.data.decoding import SUFFIXES
 from metaformer.data.digests import Items, digests_of
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, few
 
 WORDS = {  # what a split may be called
     **dict.fromkeys(("train", "training"), "train"),
@@ -156,7 +156,7 @@ def _part(found: Found, classes: list[str], split: str) -> Part:
     labels = [normal(label) for label in found.labels]
     if unknown := sorted(set(labels) - index.keys(), key=natural):
         raise ConfigError(f"{split}: its class '{unknown[0]}' is none of the training images; they have "
-                          f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}")  # fmt: skip
+                          f"{few(classes)}")  # fmt: skip
     digests = digests_of(found.items)
     of_masks = digests_of(found.masks) if found.masks else [b""] * len(digests)
     numbers = [0] * len(digests) if found.masks else [index[label] for label in labels]
@@ -169,7 +169,7 @@ def without_images(split: str, classes: Sequence[str], labels: np.ndarray) -> li
     """A note where a split has no image of some classes."""
     there = set(np.unique(labels).tolist())
     empty = [name for i, name in enumerate(classes) if i not in there]
-    return [f"{split} has no image of {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"] if empty else []
+    return [f"{split} has no image of {few(empty)}"] if empty else []
 
 
 def _two_labels(split: str, part: Part) -> list[str]:

@@ -71,11 +71,10 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
     def kept(name: str, sides: tuple[int, int]) -> Split:
         part, shape = listing.parts[name], (*sides, channels)
         labels, rows = torch.from_numpy(part.labels), torch.arange(len(part.labels))
-        sources = Decoded(part, data), Masks(part, data, classes)
-        images, masks = (Photos(source, labels, rows) for source in sources)
+        images, masks = Photos(Decoded(part, data), labels, rows), Photos(Masks(part, data, classes), labels, rows)
         pixels = decoded(images, shape, cache / _file(listing.fingerprint, name, shape, data))
         file = f"{listing.fingerprint}-{name}-masks-{sides[0]}x{sides[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
-        return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST), sources=sources)
+        return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST), uncut=(images, masks))
 
     splits = {name: kept(name, size) for name in listing.parts}
     images = carved(splits, listing.classes, data, size, channels, _trained(listing))

@@ -51,7 +51,7 @@ class Split:
     labels: Tensor
     rows: Tensor | None = None  # None: all of them
     masks: Tensor | None = None
-    sources: tuple[Source, Source] | None = None  # of images and masks before they were cut, where they were
+    uncut: tuple[Photos, Photos] | None = None  # images and masks before they were cut, where they were
 
     def __post_init__(self) -> None:
         self.pixels = self.pixels.contiguous()  # a batch is picked pixel by pixel; a map is so already
@@ -60,7 +60,8 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "Split":
-        return Split(self.pixels, self.labels[rows], self.places(rows), self.masks, self.sources)
+        uncut = self.uncut and (self.uncut[0][rows], self.uncut[1][rows])
+        return Split(self.pixels, self.labels[rows], self.places(rows), self.masks, uncut)
 
     def places(self, rows: Tensor) -> Tensor:
         """Where some rows of the split are in `pixels`."""
@@ -75,13 +76,6 @@ class Split:
         rows = None if self.rows is None else self.rows.to(device)
         masks = None if self.masks is None else moved[id(self.masks)]
         return Split(moved[id(self.pixels)], self.labels.to(device), rows, masks)
-
-    def whole(self, row: int) -> tuple[Image, Image]:
-        """An image and its mask as they were before they were cut; an AssertionError where they were not."""
-        assert self.sources is not None
-        images, masks = self.sources
-        place = row if self.rows is None else int(self.rows[row])
-        return images[place], masks[place]
 
     def windows(self, rows: Tensor, corners: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
         """Windows of the size of an image [B, H, W, C] uint8, black where they lie beside it, and their targets.

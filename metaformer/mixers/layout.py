@@ -22,6 +22,15 @@ def full(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def may_fuse() -> bool:
+    """Whether a mixer may take a kernel of its own for CUDA.
+
+    Not where torch was asked for plain operations, as for second derivatives, which such kernels do not have. While a
+    network is compiled nobody asks: that would cut it to pieces.
+    """
+    return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
+
+
 def init_weights(layer: nn.Linear | nn.Conv2d) -> None:
     """The official initialisation of weights: normal with a deviation of 0.02, cut at 2; biases are zero."""
     if layer.weight.is_meta:  # a network that is only counted

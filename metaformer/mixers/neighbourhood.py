@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from metaformer.mixers.attention import Attention
-from metaformer.mixers.layout import odd, to_map, to_tokens
+from metaformer.mixers.layout import may_fuse, odd, to_map, to_tokens
 
 FEW = 256  # tokens: up to here one product of all pairs under a mask is faster than one for each row
 KERNELS = 64  # of flex_attention, one for each shape of a map and batch; after eight torch would keep all N x N scores
@@ -89,13 +89,8 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def _flexible(q: Tensor) -> bool:
-    """Whether flex_attention's kernel is there for these: on CUDA, in 32 bits or less, from 16 channels.
-
-    Not where torch was asked for plain attention, as for second derivatives, which the kernel does not have; a
-    question that would cut a network to pieces while it is compiled.
-    """
-    fits = q.is_cuda and q.dtype != torch.float64 and q.shape[-1] >= 16
-    return fits and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
+    """Whether flex_attention's kernel is there for these: on CUDA, in 32 bits or less, from 16 channels."""
+    return q.is_cuda and q.dtype != torch.float64 and q.shape[-1] >= 16 and may_fuse()
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

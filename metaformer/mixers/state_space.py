@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaformer.mixers.layout import full, init_weights, odd, positive
+from metaformer.mixers.layout import full, init_weights, may_fuse, odd, positive
 
 
 class StateSpace(nn.Module):
@@ -133,16 +133,13 @@ def _in_chunks(decay: Tensor, update: Tensor) -> Tensor:
 
 
 def _fits(u: Tensor) -> bool:
-    """Whether mamba-ssm's kernel is for these.
+    """Whether mamba-ssm's kernel is for these: on CUDA, in fp32.
 
-    Not to train where torch is to be deterministic, as in each run: the kernel adds up gradients in any order. Nor
-    where torch was asked for plain operations, as for second derivatives, which it does not have.
+    Not to train where torch is to be deterministic, as in each run: the kernel adds up gradients in any order.
     """
-    if not u.is_cuda or u.dtype != torch.float32:
+    if not (u.is_cuda and u.dtype == torch.float32):
         return False
-    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
-        return False
-    return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
+    return not (torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()) and may_fuse()
 
 
 def _kernel() -> Callable[..., Tensor] | None:

@@ -16,7 +16,7 @@ from metaformer.models.beside_weights import NO_CODE, why_unsafe, without_others
 from metaformer.models.ends import adapt_stem, classes_of
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.zoo import PUBLISHED, create, nearest_names
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, few
 from metaformer.system.files import replacing
 
 Weights = dict[str, Tensor]
@@ -89,7 +89,7 @@ def load_strictly(net: nn.Module, weights: Weights, origin: str) -> None:
         if own[key].shape != fitted[key].shape
     ]
     problems = [
-        f"{len(found)} {what}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+        f"{len(found)} {what}: {few(found, 3)}"
         for what, found in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
         if found
     ]

@@ -1,12 +1,11 @@
 """The result of a run, which is written last, and the reason why there is none."""
 
 import csv
-import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from io import StringIO
 from pathlib import Path
@@ -20,8 +19,6 @@ from metaformer.system.errors import ConfigError
 from metaformer.system.files import write
 
 IDLE_CORES = 0.2  # cores: what a machine does that has nothing to do
-
-
 # The columns of steps.csv, which is written where wandb gets single steps; the memory is that of a GPU, in GiB
 STEPS = ("step", "loss", "lr", "grad_norm", "images_per_second", "gpu_memory")
 
@@ -183,7 +180,7 @@ def read_curve(folder: Path) -> list[dict[str, str]]:
 
 def write_curve(folder: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write metrics.csv anew."""
-    write(folder / "metrics.csv", _lines([dict(zip(columns, columns, strict=True)), *rows], columns))
+    write(folder / "metrics.csv", _table(rows, columns))
 
 
 def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str]) -> None:
@@ -196,7 +193,7 @@ def add_to_curve(folder: Path, row: Mapping[str, Any], columns: Sequence[str]) -
 
 def write_steps(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write steps.csv anew."""
-    write(folder / "steps.csv", _lines([dict(zip(STEPS, STEPS, strict=True)), *rows], STEPS))
+    write(folder / "steps.csv", _table(rows, STEPS))
 
 
 def add_step(folder: Path, row: Mapping[str, float]) -> None:
@@ -209,21 +206,32 @@ def read_steps(folder: Path, until: float = math.inf) -> list[dict[str, str]]:
     """The rows of a run's steps.csv up to a step; none where it has no such file."""
     if not (folder / "steps.csv").exists():
         return []
-    whole, _, _ = (folder / "steps.csv").read_text().rpartition("\n")  # the last line is cut where a run was killed
-    return list(itertools.takewhile(lambda row: int(row["step"]) <= until, csv.DictReader(whole.splitlines())))
+    with (folder / "steps.csv").open(newline="") as file:
+        return [row for row in _whole(csv.DictReader(file)) if int(row["step"]) <= until]
 
 
 def history(folder: Path, until: float = math.inf) -> list[tuple[int, dict[str, float]]]:
-    """What the steps and the epochs of a run say up to a step, in their order, as wandb has it."""
+    """What the steps and the epochs of a run say up to a step, in their order, as wandb has it.
+
+    An OSError where it has no curve.
+    """
     told = [
         (int(row["step"]), {f"step/{name}": value for name, value in row.items() if name != "step"})
         for row in read_steps(folder, until)
     ]
-    if (folder / "metrics.csv").exists():
-        rows = [(int(row.get("step") or row["epoch"]), row) for row in read_curve(folder)]  # older ones have no steps
-        told += [(step, row) for step, row in rows if step <= until]
+    rows = [(int(row.get("step") or row["epoch"]), row) for row in _whole(read_curve(folder))]  # older: without steps
+    told += [(step, row) for step, row in rows if step <= until]
     told.sort(key=lambda at: at[0])
     return [(step, {name: float(value) for name, value in row.items() if value}) for step, row in told]
+
+
+def _whole(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Rows but for one that is cut, the last one of a run that was killed while it wrote."""
+    return (row for row in rows if None not in row.values())
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    return _lines([dict(zip(columns, columns, strict=True)), *rows], columns)
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from metaformer.config.schema import Logger
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, few
 from metaformer.system.files import write
 
 MARK = "wandb.json"
@@ -100,6 +100,6 @@ def tell_absent(folders: Sequence[Path], logger: Logger, study: str | None = Non
     words += [f"logger.{key}={getattr(logger, key)}" for key in ("project", "entity")
               if getattr(logger, key) != getattr(usual, key)]  # fmt: skip
     words += [f"runtime.runs={runs}" for runs in {folder.parent for folder in missing} if runs != Path("runs")]
-    names = ", ".join(folder.name for folder in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    names = few([folder.name for folder in missing])
     command = " ".join(["python -m metaformer.dashboard sync=true", *words])
     return f"not on wandb: {len(missing)} of {len(folders)} finished runs ({names}); {command} uploads them"

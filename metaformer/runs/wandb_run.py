@@ -180,7 +180,7 @@ def wandb_run(planned: Planned, begun: int) -> Iterator[Mirror | None]:
     try:
         discard(folder)
         run = start(config.logger, folder, {}, **identity)
-        for step, values in history(folder, until=begun):
+        for step, values in history(folder, until=begun) if begun else []:
             if step >= run.step:  # online the server has what came before
                 run.log(values, step=step)
     except Exception as error:  # whatever wandb or the network raises

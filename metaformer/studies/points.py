@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metaformer.config.compose import NO_MIXER, Choices, check_words, choices_of, config_of, given_words, key_of, loader
+from metaformer.config.compose import Choices, check_words, choices_of, config_of, given_words, key_of, loader
 from metaformer.config.hydra_internals import load, node_of, parsed, points_of, size_of, with_values
 from metaformer.config.identity import content_of
 from metaformer.config.schema import GROUPS, Config, Data
@@ -161,7 +161,7 @@ class Cells:
         if len(nodes) != 1:
             return None
         [(word, node)] = nodes
-        others = tuple(f"mixer={NO_MIXER}" if name == word.input_line else name for name in files)
+        others = tuple("~mixer" if name == word.input_line else name for name in files)
         if others not in self.without:
             self.without[others] = self._without_mixer(others)
         if (found := self.without[others]) is None:

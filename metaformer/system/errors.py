@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,11 @@ def tell(line: str) -> None:
 def in_a_line(error: BaseException, most: int | None = 200) -> str:
     """The kind of an error of some library, and so many characters of its message, which may have many lines."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first few of some names, with `, ...` where there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def install(extra: str) -> str:

@@ -65,8 +65,12 @@ class Segmenter(Learner):
         loss = losses.sum() / masks.numel()
         return (1 - self.dice) * loss + self.dice * dice_loss(logits, masks) if self.dice else loss
 
+    def judged(self, batch: Batch) -> PixelScores:
+        """What is kept of a batch of validation or test."""
+        return scores_of(self.net(batch[0]).float(), batch[1])
+
     def keep(self, batch: Batch) -> tuple[Tensor, ...]:
-        found = scores_of(self.net(batch[0]).float(), batch[1])
+        found = self.judged(batch)
         assert isinstance(self.confused, Tensor)
         if not self.kept:  # the first batch of a split
             self.shown = found.shown

@@ -97,20 +97,19 @@ def evaluate(config: Config, path: Path, *, whole: bool = False) -> Evaluated:
     """
     net, images = restore(config, path)
     if not whole:
-        return _evaluated(net, images, config, image_data(config, images))
+        return _evaluated(learner(config, net, images, trains=False), images, config, image_data(config, images))
     if not config.task.segments:
         raise ConfigError(f"whole=true: is for task=segmentation, and this run is one of task={config.task.name}")
     if config.runtime.processes > 1:
         raise ConfigError("whole=true: runtime.devices, runtime.nodes: expected 1 of each")
-    splits = images.splits()
-    if any(split.sources is None for split in splits.values() if isinstance(split, Split)):
+    splits = {name: split for name, split in images.splits().items() if isinstance(split, Split) and split.uncut}
+    if not splits:
         raise ConfigError(f"whole=true: data={config.data.name} has arrays, of which nothing is cut; leave it out")
     seen = whole_transform(net, images.shape[1:], images.mean, images.std)
     if reason := why_not_whole(net, seen):
         raise ConfigError(f"whole=true: {reason}")
     module = WholeSegmenter(net, config.recipe, classes=len(images.classes), seed=config.seed)
-    pairs = {name: WholePairs(split, seen) for name, split in splits.items() if isinstance(split, Split)}
-    return _measured(module, pairs, images, config)
+    return _evaluated(module, images, config, {name: WholePairs(split, seen) for name, split in splits.items()})
 
 
 def evaluate_weights(file: str, config: Config) -> Evaluated:
@@ -148,20 +147,14 @@ def evaluate_weights(file: str, config: Config) -> Evaluated:
     crop, interpolation = crop_of(config.model), str(seen["interpolation"])
     processes = workers(config.runtime, 1)
     data = ImageData(images, config.recipe, config.seed, crop_pct=crop, interpolation=interpolation, workers=processes)
-    return _evaluated(net, images, config, data, interpolation)
+    return _evaluated(learner(config, net, images, trains=False), images, config, data, interpolation)
 
 
 def _evaluated(
-    net: nn.Module, images: Images, config: Config, data: ImageData, interpolation: str = "bicubic"
-) -> Evaluated:
-    return _measured(learner(config, net, images, trains=False), data, images, config, interpolation)
-
-
-def _measured(
     module: Learner,
-    data: ImageData | Mapping[str, WholePairs],
     images: Images,
     config: Config,
+    data: ImageData | Mapping[str, WholePairs],
     interpolation: str = "bicubic",
 ) -> Evaluated:
     if config.runtime.threads:

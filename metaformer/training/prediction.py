@@ -4,9 +4,7 @@ import csv
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from metaformer.tasks.learner import Learner
 from metaformer.tasks.segmentation import Segmenter
 from metaformer.training.restored import Trained, Transform, load_run
 from metaformer.training.trainer import NOISE, make_trainer
-from metaformer.training.whole_images import WholeSegmenter, WholeTransform, whole_transform, why_not_whole
+from metaformer.training.whole_images import WholeSegmenter, WholeTransform, in_turn, whole_transform, why_not_whole
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,8 @@ class Pictures:
         return -(-len(self.names) // self.batch)
 
     def __iter__(self) -> Iterator[Tensor]:
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self.names), self.batch):
-                places = range(start, min(start + self.batch, len(self.names)))
-                yield torch.stack(list(pool.map(self._seen, places))).contiguous(memory_format=torch.channels_last)
+        for images in in_turn(self._seen, len(self.names), self.batch):
+            yield torch.stack(images).contiguous(memory_format=torch.channels_last)
 
     def _seen(self, place: int) -> Tensor:
         image = self.read(place)
@@ -203,14 +199,9 @@ def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     """The test images of the run, by their places."""
     images = load_images(config.data, config.runtime.cache, training=False).test
     read = images.array if isinstance(images, Split) and trained.shape[0] not in COLOURS else images.read
-    if isinstance(images, Split) and images.sources is not None:
-        read = partial(_uncut, images)
+    if isinstance(images, Split) and images.uncut is not None:
+        read = images.uncut[0].read
     return Pictures([f"test/{row}" for row in range(len(images))], read, _of_decoded(trained), batch)
-
-
-def _uncut(images: Split, row: int) -> Image:
-    """An image with a mask before it was cut."""
-    return images.whole(row)[0]
 
 
 def _of_decoded(trained: Trained) -> Transform:

@@ -54,16 +54,18 @@ class Transform:
             expected = (*self.size, len(self.mean))
             if image.shape != expected or image.dtype != np.uint8:
                 raise ConfigError(f"image: {image.dtype} {image.shape}; expected an array of uint8 {expected}")
-            return self._normalised(torch.from_numpy(image).permute(2, 0, 1))
+            return normalised(torch.from_numpy(image).permute(2, 0, 1), self.mean, self.std)
         if len(self.mean) not in COLOURS:
             raise ConfigError(f"image: {image.mode}; expected an array [H, W, {len(self.mean)}] uint8")
         whole = plain(ImageOps.exif_transpose(image), "image", self.data)
         if self.streamed is not None:
             return torch.as_tensor(self.streamed(fit(whole, self.decoded) if self.decoded else whole))
-        return self._normalised(pil_to_tensor(fit(whole, self.size)))
+        return normalised(pil_to_tensor(fit(whole, self.size)), self.mean, self.std)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() - self.mean[:, None, None]) / self.std[:, None, None]
+
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """[C, H, W] from 0 to 255 -> fp32, zero mean and unit variance per channel."""
+    return (pixels.float() - mean[:, None, None]) / std[:, None, None]
 
 
 @dataclass(frozen=True)

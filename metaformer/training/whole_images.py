@@ -4,9 +4,10 @@ Published results of segmentation are measured so.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,17 @@ from metaformer.models.encoder_decoder import EncoderDecoder
 from metaformer.system.errors import in_a_line
 from metaformer.tasks.pixels import PixelScores, scores_of
 from metaformer.tasks.segmentation import Segmenter
+from metaformer.training.restored import normalised
 
 AT_ONCE = 8  # images that are read ahead
+T = TypeVar("T")
+
+
+def in_turn(read: Callable[[int], T], count: int, at_once: int) -> Iterator[list[T]]:
+    """What `read` gives of each place, in their order: so many by threads, then the next."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, count, at_once):
+            yield list(pool.map(read, range(start, min(start + at_once, count))))
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,7 @@ class WholeTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         sides = self.sides(image.height, image.width)
         coloured = image.convert("L" if len(self.mean) == 1 else "RGB")
-        pixels: Tensor = pil_to_tensor(coloured.resize(sides[::-1], BICUBIC)).float()
-        return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        return normalised(pil_to_tensor(coloured.resize(sides[::-1], BICUBIC)), self.mean, self.std)
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which an image is seen."""
@@ -64,12 +73,12 @@ class WholePairs:
         return len(self.split)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for start in range(0, len(self), AT_ONCE):
-                yield from pool.map(self._pair, range(start, min(start + AT_ONCE, len(self))))
+        for pairs in in_turn(self._pair, len(self), AT_ONCE):
+            yield from pairs
 
     def _pair(self, row: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.split.whole(row)
+        assert self.split.uncut is not None
+        image, mask = (photos.read(row) for photos in self.split.uncut)
         return self.transform(image)[None], torch.from_numpy(np.array(mask))[None]
 
 
@@ -81,18 +90,9 @@ class WholeSegmenter(Segmenter):
         logits: Tensor = self.net(batch)
         return logits.float()
 
-    def keep(self, batch: Batch) -> tuple[Tensor, ...]:
-        found = scores_of(resized(self.net(batch[0]).float(), batch[1].shape[1:]), batch[1])
-        assert isinstance(self.confused, Tensor)
-        if not self.kept:
-            self.confused.zero_()
-        self.confused += found.confused
-        return found.counts, found.losses
-
-    def scored(self, *parts: Tensor) -> PixelScores:
-        counts, losses = (part.cpu() for part in parts)
-        assert isinstance(self.confused, Tensor)
-        return PixelScores(counts, losses, self.confused.cpu(), torch.empty(0))
+    def judged(self, batch: Batch) -> PixelScores:
+        logits = resized(self.net(batch[0]).float(), batch[1].shape[1:])
+        return replace(scores_of(logits, batch[1]), shown=torch.empty(0))  # pictures of several sizes are no tensor
 
 
 def why_not_whole(net: nn.Module, transform: WholeTransform) -> str:

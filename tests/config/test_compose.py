@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metaformer.config.compose import choices_of, config_of
+from metaformer.config.compose import choices_of, config_of, names_in
 from metaformer.config.explain import explain
 from metaformer.studies import points
 from metaformer.studies.points import expand
@@ -113,3 +113,8 @@ def test_an_interpolation_is_resolved_for_each_run():
         (1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0),
     ]  # fmt: skip
     assert [recipe.lr for recipe in recipes] == [1e-4, 1e-5, 1e-4, 1e-5]
+
+
+def test_a_choice_that_is_not_there_is_answered_with_all_that_are_and_no_other():
+    told = outcome_of(["mixer=polling", "seed=0,1"])
+    assert sorted(told.partition("expected one of ")[2].split(", ")) == names_in("mixer")

@@ -1,12 +1,9 @@
 """Neighbourhood attention against its definition, global attention, and itself by another way."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from conftest import configured
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaformer.mixers import NeighbourhoodAttention, neighbourhood
 from metaformer.mixers.layout import to_tokens
@@ -53,18 +50,6 @@ def test_a_window_that_covers_the_map_is_global_attention(size, window):
     attention = configured("attention", 8, size, "mixer.head_dim=4").double()
     attention.load_state_dict(mixer.state_dict())
     torch.testing.assert_close(mixer(x), attention(x), rtol=1e-10, atol=1e-10)
-
-
-def test_the_kernel_is_asked_for_without_cutting_a_network_that_is_compiled(monkeypatch):
-    there = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 1, 4, 4, 16))
-    assert neighbourhood._flexible(there)
-    with sdpa_kernel(SDPBackend.MATH):
-        assert not neighbourhood._flexible(there)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", None)  # it would fail
-    assert neighbourhood._flexible(there)
-    for other in ({"is_cuda": False}, {"dtype": torch.float64}, {"shape": (1, 1, 4, 4, 8)}):
-        assert not neighbourhood._flexible(SimpleNamespace(**vars(there) | other))
 
 
 @pytest.mark.parametrize("size", SIZES)

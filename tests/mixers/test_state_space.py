@@ -1,13 +1,10 @@
 """The state space against a plain recurrence, and its parts against the official code."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import configured
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaformer.mixers import StateSpace, state_space
 from metaformer.mixers.state_space import directions, linear_scan, merge
@@ -111,24 +108,6 @@ def test_the_kernel_of_mamba_gets_what_it_expects(monkeypatch):
     assert state_space._kernel() is None or torch.cuda.is_available()
     mixer.scan.kernel = recurrence
     torch.testing.assert_close(mixer(x), expected, rtol=1e-10, atol=1e-10)
-
-
-def test_the_kernel_is_not_for_trainings_that_have_to_be_the_same_twice(monkeypatch):
-    """It adds up gradients in any order. And while a network is compiled, nothing is asked that would cut it."""
-    there = SimpleNamespace(is_cuda=True, dtype=torch.float32)
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)  # a run leaves it on
-    assert state_space._fits(there)
-    assert not state_space._fits(SimpleNamespace(is_cuda=True, dtype=torch.float64))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-        assert not state_space._fits(there)
-        with torch.no_grad():
-            assert state_space._fits(there)
-    with sdpa_kernel(SDPBackend.MATH):
-        assert not state_space._fits(there)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", None)  # it would fail
-    assert state_space._fits(there)
 
 
 @pytest.mark.parametrize(("state", "expansion"), [(1, 1), (16, 2)])
