@@ -17,13 +17,13 @@ class Look:
 
 def spent(share: float, analysis: Analysis) -> float:
     """The alpha that is spent when this share of the planned seeds has been looked at."""
-    from scipy.stats import norm
+    from scipy import special
 
     if share >= 1:
         return analysis.alpha
     if analysis.spending == "pocock":
         return analysis.alpha * math.log(1 + (math.e - 1) * share)
-    return float(2 * norm.sf(norm.isf(analysis.alpha / 2) / math.sqrt(share)))
+    return float(2 * special.ndtr(special.ndtri(analysis.alpha / 2) / math.sqrt(share)))
 
 
 def looks_at(seeds: Sequence[int], analysis: Analysis) -> list[Look]:

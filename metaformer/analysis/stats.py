@@ -52,6 +52,7 @@ def holm_steps(p: Sequence[float], alpha: float) -> list[float]:
 
 
 MOST_SEEDS = 1000  # that are looked for
+POINTS, ROUGH = 4000, 200  # of the distribution of a sample SD: for what is said, and to come near to it
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Scatter:
     sd: float  # from seed to seed
     images: float = 0.0  # standard error from the choice of the test images, which no seed makes smaller
 
-    def powers(self, n: int, margin: float, alpha: float, difference: float = 0.0) -> tuple[float, float]:
+    def powers(
+        self, n: int, margin: float, alpha: float, difference: float = 0.0, points: int = POINTS
+    ) -> tuple[float, float]:
         """Chance that `n` seeds say equivalent (TOST), and that they say different, with their own variances.
 
         Given the sample SD s, a test has the half width sqrt((t s)^2 / n + (z images)^2): averaged over the
@@ -70,7 +73,7 @@ class Scatter:
         from scipy import special  # a fifth of the import of scipy.stats, and faster
 
         error = math.hypot(self.sd / math.sqrt(n), self.images)
-        sds = self.sd * _sample_sds(n) / math.sqrt(n)
+        sds = self.sd * _sample_sds(n, points) / math.sqrt(n)
         one, two = (
             np.hypot(special.stdtrit(n - 1, tail) * sds, special.ndtri(tail) * self.images)
             for tail in (alpha, alpha / 2)
@@ -88,27 +91,31 @@ class Scatter:
         Infinity: more than `limit`. None: no number of them, for the choice of the images alone is too uncertain.
         """
 
-        def enough(n: int) -> bool:
-            return max(self.powers(n, margin, alpha, difference)) >= power
+        def enough(n: int, points: int = POINTS) -> bool:
+            return max(self.powers(n, margin, alpha, difference, points)) >= power
 
         high = 3
-        while not enough(high):
-            if high >= limit:
-                return None if self.images and not enough(10**9) else math.inf
+        while high < limit and not enough(high, ROUGH):
             high = min(2 * high, limit)
         low = max(high // 2, 2)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle, high)
+            low, high = (low, middle) if enough(middle, ROUGH) else (middle, high)
+        while high > 3 and enough(high - 1):
+            high -= 1
+        while not enough(high):
+            if high >= limit:
+                return None if self.images and not enough(10**9) else math.inf
+            high += 1
         return high
 
 
 @cache
-def _sample_sds(n: int) -> np.ndarray:
+def _sample_sds(n: int, points: int) -> np.ndarray:
     """Quantiles of the sample SD of `n` values with SD 1, equally likely."""
     from scipy import special
 
-    chi2 = 2 * special.gammaincinv((n - 1) / 2, (np.arange(4000) + 0.5) / 4000)  # its quantiles, n - 1 degrees
+    chi2 = 2 * special.gammaincinv((n - 1) / 2, (np.arange(points) + 0.5) / points)  # its quantiles, n - 1 degrees
     sds: np.ndarray = np.sqrt(chi2 / (n - 1))
     return sds
 

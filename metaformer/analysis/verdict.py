@@ -186,11 +186,11 @@ def first_step(analysis: Analysis, comparisons: int, seeds: int | None = None) -
 
 def _needed(t: Tested, analysis: Analysis, family: int) -> tuple[float | None, float | None]:
     """The range of numbers of seeds that would tell with 80%, for the scatter that these few seeds allow."""
-    from scipy import stats
+    from scipy import special
 
     own, tail = t.fixed, (1 - SD_CONFIDENCE) / 2
     n, variance = own.seeds, own.by_seed * own.seeds
-    least, most = (variance * (n - 1) / float(stats.chi2.ppf(q, n - 1)) for q in (1 - tail, tail))
+    least, most = (variance * (n - 1) / (2 * float(special.gammaincinv((n - 1) / 2, q))) for q in (1 - tail, tail))
     alpha, distance = first_step(analysis, family), abs(t.crossed.mean)
     low, high = (
         Scatter(v**0.5, t.crossed.by_image**0.5).seeds_needed(analysis.margin, alpha, distance) for v in (least, most)

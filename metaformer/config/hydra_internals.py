@@ -38,11 +38,22 @@ def load(loader: ConfigLoader, overrides: Sequence[str], *, multirun: bool = Fal
     return loader.load_configuration("train", list(overrides), run_mode=mode)
 
 
-def with_values(composed: DictConfig, values: Sequence[Override]) -> DictConfig:
-    """A composed configuration with values over it: what composing it with them gives, but for Hydra's own node."""
-    changed = copy.deepcopy(composed)
-    ConfigLoaderImpl._apply_overrides_to_config(list(values), changed)
-    return changed
+@contextlib.contextmanager
+def with_values(composed: DictConfig, values: Sequence[Override]) -> Iterator[DictConfig]:
+    """A composed configuration with values over it: what composing it with them gives, but for Hydra's own node.
+
+    It is as it was afterwards. Only the nodes that the values change are copied: to copy all of it takes 10 ms.
+    """
+    content = composed.__dict__["_content"]
+    before = dict(content)
+    try:
+        for name in {str(value.key_or_group).partition(".")[0] for value in values} & set(content):
+            content[name] = copy.deepcopy(content[name])
+        ConfigLoaderImpl._apply_overrides_to_config(list(values), composed)
+        yield composed
+    finally:
+        content.clear()
+        content.update(before)
 
 
 def node_of(loader: ConfigLoader, group: str, word: Override) -> Container | None:

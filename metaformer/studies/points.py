@@ -1,9 +1,10 @@
 """The points of a grid: every run that a command line describes, composed, validated and resolved, none launched."""
 
+import contextlib
 import copy
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,25 +136,28 @@ class Cells:
             _check_point(config)
             content = {**content, "seed": config.seed}
             return planned(config, run.choices, run.fingerprint, self.folders, content), match
-        composed, choices = self.compose(point)
-        config = config_of(composed)
+        with self.compose(point) as (composed, choices):
+            config, interpolated = config_of(composed), _interpolated(composed)
         _check_point(config)
         run, match = resolve(config, choices, self.folders, self._identified)
-        if not _interpolated(composed):  # what is may depend on the seed
+        if not interpolated:  # what is may depend on the seed
             self.known[cell] = run, match, content_of(run.config, run.fingerprint)
         return run, match
 
-    def compose(self, point: Sequence[str]) -> tuple[DictConfig, Choices]:
-        """What Hydra composes of a point, but for its own node, and what is chosen in the groups."""
+    @contextlib.contextmanager
+    def compose(self, point: Sequence[str]) -> Iterator[tuple[DictConfig, Choices]]:
+        """What Hydra composes of a point, but for its own node, and what is chosen in the groups; to be looked at."""
         words = parsed(self.loader, point)
         values = [word for word in words if _is_value(word)]
         files = tuple(str(word.input_line) for word in words if word not in values)
         if any(isinstance(word.value(), dict) for word in words if word not in values):
-            return self._whole(point)  # a node for a group: its place counts
+            yield self._whole(point)  # a node for a group: its place counts
+            return
         if files not in self.composed:
             self.composed[files] = self._with_mixer(words, files) or self._whole(files)
         composed, choices = self.composed[files]
-        return with_values(composed, values), choices
+        with with_values(composed, values) as changed:
+            yield changed, choices
 
     def _with_mixer(self, words: Sequence[Override], files: tuple[str, ...]) -> tuple[DictConfig, Choices] | None:
         """What is composed of files, by what they are without a mixer; None where others look at it or change it."""

@@ -1,10 +1,12 @@
 """Shares of the variance: unbiased, tested as repeated measures, with intervals that hold."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kendalltau
 from statsmodels.stats.anova import AnovaRM
 
 from metaformer.analysis.shares import rank_stability, reliability, variance_shares
@@ -146,6 +148,14 @@ def test_a_ranking_that_holds_and_one_that_does_not():
     assert reliability(opposite) == 0
     assert rank_stability(opposite)[1] == pytest.approx(-1)
     assert math.isnan(rank_stability(sure[0])[1])
+
+
+def test_rankings_with_ties_agree_as_scipy_says():
+    values = np.random.default_rng(7).integers(4, size=(1, 6, 3)).astype(float)
+    pairs = combinations(values[0].T, 2)
+    assert rank_stability(values)[0] == pytest.approx(np.mean([kendalltau(a, b).statistic for a, b in pairs]))
+    values[0, :, 1] = 2.0  # a seed that ranks nothing
+    assert math.isnan(rank_stability(values)[0])
 
 
 def test_reliability_knows_of_levels_that_change_with_the_seed_in_all_settings():

@@ -229,7 +229,8 @@ def test_points_are_what_hydra_composes_of_each(grid):
     cells = Cells(loader(), cfg, unread)
     for point in points_of(loader(), given_words(cfg)):
         whole = loader().load_sweep_config(cfg, point)
-        assert cells.compose(point) == (without_hydra(whole), choices_of(whole.hydra))
+        with cells.compose(point) as composed:
+            assert composed == (without_hydra(whole), choices_of(whole.hydra))
         run, _ = cells.run_of(point)
         alone, _ = resolve(config_of(whole), choices_of(whole.hydra), {}, unread)
         assert run == alone
