@@ -54,6 +54,7 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
     words, validated = in_words(metric), in_words(selecting(metric))
     again = " They start again after ten." if len({c.levels[factor] for c in verdicts.cells}) > len(LEVELS) else ""
     colours = f"One colour for each {factor} in all figures.{again}"
+    judged = "pixels" if any(c.first.config.task.segments for c in verdicts.cells if c.runs) else "images"
     shown = f"each of the first {PICTURED} cells" if len(verdicts.cells) > PICTURED else "each cell"
     return {
         "differences": Caption(f"Differences to {study.reference} with their intervals", _differences(study, verdicts)),
@@ -93,7 +94,7 @@ def captions(study: Study, verdicts: Verdicts) -> dict[str, Caption]:
         ),
         "confusion": Caption(
             "Confusion matrix of each cell",
-            "Of the test images of each class (row), the share that was taken for each class (column), all seeds "
+            f"Of the test {judged} of each class (row), the share that was taken for each class (column), all seeds "
             "together.",
         ),
     }

@@ -48,7 +48,7 @@ def photographs(data: Data, cache: Path, training: bool = True) -> Images:
     if any(part.masks for part in listing.parts.values()):
         return _masked(listing, data, cache)
     splits = {
-        name: Photos(Decoded(part, data), torch.from_numpy(part.labels), torch.arange(len(part.labels)))
+        name: Photos(Decoded(part, data), torch.from_numpy(part.labels), torch.arange(len(part.labels)), part.name)
         for name, part in listing.parts.items()
     }
     return seen(splits, listing.fingerprint, listing.classes, data, cache, _trained(listing))
@@ -74,7 +74,8 @@ def _masked(listing: Listing, data: Data, cache: Path) -> Images:
         images, masks = Photos(Decoded(part, data), labels, rows), Photos(Masks(part, data, classes), labels, rows)
         pixels = decoded(images, shape, cache / _file(listing.fingerprint, name, shape, data))
         file = f"{listing.fingerprint}-{name}-masks-{sides[0]}x{sides[1]}-{classes}-{data.ignore}-v{VERSION}m.npy"
-        return Split(pixels, labels, masks=decoded(masks, sides, cache / file, NEAREST), uncut=(images, masks))
+        found = decoded(masks, sides, cache / file, NEAREST)
+        return Split(pixels, labels, masks=found, uncut=(images, masks), named=part.name)
 
     splits = {name: kept(name, size) for name in listing.parts}
     images = carved(splits, listing.classes, data, size, channels, _trained(listing))
@@ -111,7 +112,8 @@ def seen(
     if data.decode == "once":
         for name, photos in splits.items():
             file = _file(fingerprint, name, (*size, channels), data)
-            kept[name] = Split(decoded(photos, (*size, channels), cache / file), photos.labels)
+            pixels = decoded(photos, (*size, channels), cache / file)
+            kept[name] = Split(pixels, photos.labels, named=photos.named)
     return carved(kept, classes, data, size_of(data.size), channels, contents)
 
 

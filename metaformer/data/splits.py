@@ -1,6 +1,6 @@
 """The images of one split, held as one uint8 tensor or read one at a time, and parts that are taken out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,9 @@ class Source(Protocol):
     def __getitem__(self, place: int, /) -> Image: ...
 
 
+Named = Callable[[int], str]  # what an image is called, by its place
+
+
 @dataclass
 class Photos:
     """A split that is read image by image: `source[rows[i]]` is a PIL image in RGB, `labels[i]` (int64) its class."""
@@ -28,12 +31,17 @@ class Photos:
     source: Source
     labels: Tensor
     rows: Tensor
+    named: Named | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "Photos":
-        return Photos(self.source, self.labels[rows], self.rows[rows])
+        return Photos(self.source, self.labels[rows], self.rows[rows], self.named)
+
+    def name(self, row: int) -> str | None:
+        """Of one image: its file, or its place in one; None where it has no name."""
+        return self.named and self.named(int(self.rows[row]))
 
     def read(self, row: int) -> Image:
         """One image for a transform of PIL's images."""
@@ -52,6 +60,7 @@ class Split:
     rows: Tensor | None = None  # None: all of them
     masks: Tensor | None = None
     uncut: tuple[Photos, Photos] | None = None  # images and masks before they were cut, where they were
+    named: Named | None = None
 
     def __post_init__(self) -> None:
         self.pixels = self.pixels.contiguous()  # a batch is picked pixel by pixel; a map is so already
@@ -61,7 +70,11 @@ class Split:
 
     def __getitem__(self, rows: Tensor) -> "Split":
         uncut = self.uncut and (self.uncut[0][rows], self.uncut[1][rows])
-        return Split(self.pixels, self.labels[rows], self.places(rows), self.masks, uncut)
+        return Split(self.pixels, self.labels[rows], self.places(rows), self.masks, uncut, self.named)
+
+    def name(self, row: int) -> str | None:
+        """Of one image: its file, or its place in one; None where it has no name."""
+        return self.named and self.named(row if self.rows is None else int(self.rows[row]))
 
     def places(self, rows: Tensor) -> Tensor:
         """Where some rows of the split are in `pixels`."""

@@ -53,9 +53,9 @@ def picture(recipe: Recipe, seed: int, images: Images, folder: Path, most: int =
 
 
 def _with_mask(image: Tensor, mask: Tensor) -> Tensor:
-    """An image [C, H, W] from 0 to 1 with the classes of its pixels in colour."""
+    """An image [C, H, W] from 0 to 1, classes but the first in colour, pixels without a class in black."""
     masks = mask == torch.arange(1, int(mask.where(mask != IGNORED, 0).max()) + 1)[:, None, None]
-    grey = (255 * image.expand(3, -1, -1)).byte()
+    grey = (255 * image.expand(3, -1, -1)).byte() * (mask != IGNORED)
     return draw_segmentation_masks(grey, masks, 0.5) / 255 if len(masks) else grey / 255
 
 

@@ -180,9 +180,7 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
         raise ConfigError(f"data.root={config.data.root}: {told}; leave it out for the test images")
     files = images_below(config.data)
     data = replace(trained.transform.data, range=config.data.range)
-    root = Path(str(config.data.root)).expanduser()
-    inside = [path.relative_to(root if root.is_dir() else root.parent) for path in map(Path, files.names)]
-    names = [path.as_posix().encode(errors="replace").decode() for path in inside]  # not all of them can be written
+    names = [_inside(config.data, name) or name for name in files.names]
     grey = trained.shape[0] == 1 and trained.config.data.channels is None  # as they were, not as somebody wanted them
     decoded = replace(data, channels=3) if grey else data
 
@@ -196,12 +194,22 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
 
 
 def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
-    """The test images of the run, by their places."""
+    """The test images of the run, by their files below `data.root`, or else by their places."""
     images = load_images(config.data, config.runtime.cache, training=False).test
     read = images.array if isinstance(images, Split) and trained.shape[0] not in COLOURS else images.read
     if isinstance(images, Split) and images.uncut is not None:
         read = images.uncut[0].read
-    return Pictures([f"test/{row}" for row in range(len(images))], read, _of_decoded(trained), batch)
+    names = [_inside(config.data, images.name(row)) or f"test/{row}" for row in range(len(images))]
+    return Pictures(names, read, _of_decoded(trained), batch)
+
+
+def _inside(data: Data, file: str | None) -> str | None:
+    """The path of a file in `data.root`; None where it is none that can be found there."""
+    root = Path(str(data.root)).expanduser()
+    folder = root if root.is_dir() else root.parent
+    if data.root is None or file is None or not Path(file).is_relative_to(folder) or not Path(file).exists():
+        return None
+    return Path(file).relative_to(folder).as_posix().encode(errors="replace").decode()  # not all can be written
 
 
 def _of_decoded(trained: Trained) -> Transform:

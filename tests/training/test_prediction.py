@@ -1,6 +1,7 @@
 """The table of predictions says of test images what the test said, from folders and from the run's own data set."""
 
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -117,6 +118,25 @@ def test_the_test_images_of_a_run_on_more_than_eight_bits(tmp_path):
     deep = go(*words, "recipe.epochs=1")
     predicted = predict(deep.folder, deep.result.config, folder=False)
     assert predicted.probabilities.argmax(1).tolist() == read_answers(deep.folder).predictions.tolist()
+
+
+@pytest.mark.parametrize("decode", ["once", "always"])
+def test_test_images_have_the_names_of_their_files(tmp_path, decode):
+    """Though they are in the order of their contents, and may be taken out of those to train on."""
+    random = np.random.default_rng(0)
+    for label, name in itertools.product(("cat", "dog"), map("{}.png".format, range(20))):
+        (file := tmp_path / "data" / "train" / label / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    words = ("data=image_folder", f"data.root={tmp_path / 'data'}", "data.size=8", f"data.decode={decode}")
+    done = go(*words, "data.test=10", "data.val=10", "recipe.batch=10", "recipe.epochs=1", "recipe.scale=[0.5,1]")
+    tested = predict(done.folder, done.result.config, folder=False)
+    assert [name.split("/")[:2] for name in tested.names] == [
+        ["train", ("cat", "dog")[label]] for label in read_answers(done.folder).labels
+    ]
+    below = predict(done.folder, done.result.config, folder=True)
+    places = [below.names.index(name) for name in tested.names]
+    assert len(set(places)) == 10
+    assert torch.allclose(tested.probabilities, below.probabilities[places], atol=1e-5)
 
 
 def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypatch):

@@ -78,17 +78,16 @@ def test_every_pixel_is_judged_at_the_size_of_its_mask(tmp_path, monkeypatch, ca
     told = capsys.readouterr().out
     assert f"mean IoU {whole.metrics['test_mean_iou']:.2%}" in told
     assert "recorded" not in told
-    for words, names in (([f"data.root={root}/images/validation"], "{:02}"), ([], "test/{}")):
+    for words, names in (([f"data.root={root}/images/validation"], "{:02}"), ([], "images/validation/{:02}")):
         out = Path("masks" if words else "of_the_test")
         monkeypatch.setattr(sys, "argv", ["predict", f"run={done.folder}", f"out={out}", *words])
         predict.main()
         found = {name.relative_to(out).as_posix() for name in out.rglob("*.png")}
         assert found == {names.format(place) + ".png" for place in range(6)}
         scorer.reset()
-        for place, (_, mask) in enumerate(pairs):
-            if words:  # in the order of their names, that of the split is another
-                mask = torch.from_numpy(np.array(Image.open(root / f"annotations/validation/{place:02}.png")))[None]
-                mask = torch.where(mask == 0, IGNORED, mask - 1)
+        for place in range(6):
+            mask = torch.from_numpy(np.array(Image.open(root / f"annotations/validation/{place:02}.png")))[None]
+            mask = torch.where(mask == 0, IGNORED, mask - 1)
             numbers = np.array(Image.open(out / f"{names.format(place)}.png"))
             assert set(np.unique(numbers)) <= {1, 2}  # nothing is left without a class
             scorer.update(torch.from_numpy(numbers).long()[None] - 1, mask.long())
@@ -113,7 +112,7 @@ def test_what_cannot_be_seen_whole_is_refused_in_a_line(tmp_path, refusal, monke
     monkeypatch.setattr(sys, "argv", ["predict", f"run={bound}"])
     predict.main()
     assert "what is cut off of others has no class in their masks" in capsys.readouterr().err
-    cut = np.array(Image.open("masks/test/0.png")), *(np.array(Image.open(f"masks/test/{i}.png")) for i in range(1, 6))
+    cut = [np.array(Image.open(f"masks/images/validation/{i:02}.png")) for i in range(6)]
     assert any((mask == 0).any() for mask in cut)
     assert sorted(mask.shape for mask in cut) == sorted([*SHAPES, SHAPES[0]])
     assert "expected true or false" in refusal(verb, f"run={bound}", "whole=1")
