@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,7 +15,7 @@ import yaml
 
 import metaformer
 from metaformer.config import schema
-from metaformer.config.compose import group_dir, names_in
+from metaformer.config.compose import compose, group_dir, names_in
 from metaformer.config.help import COMMENTS
 from metaformer.data.registry import DATASETS
 from metaformer.models.zoo import PUBLISHED
@@ -68,13 +69,16 @@ def _signature(found: Any) -> str:
 
 def _keys() -> Iterator[str]:
     yield "## Keys of the configuration"
-    yield "Defaults are those of the schema; a file of `conf` may set others."
+    yield (
+        "Defaults are those of the schema, which `Recipe()` in Python has too. A run without words has some others, by "
+        "its files of `conf` (`model=tiny`, `recipe=short`, ...): these stand behind them."
+    )
     yield from _node(schema.Config, "")
 
 
 def _node(kind: Any, path: str) -> Iterator[str]:
     """A table for a dataclass, and then those of the nodes in it."""
-    hints = get_type_hints(kind)
+    hints, composed = get_type_hints(kind), compose([])
     rows, inner = [], []
     for field in fields(kind):
         if hasattr(hints[field.name], "__dataclass_fields__"):
@@ -84,8 +88,9 @@ def _node(kind: Any, path: str) -> Iterator[str]:
         choices, bounds = field.metadata.get("choices"), field.metadata.get("bounds")
         allowed = ", ".join(f"`{c}`" for c in choices) if choices else str(bounds or "")
         owner = next(base for base in kind.__mro__ if (base.__name__, field.name) in COMMENTS)
-        cells = (f"`{path}{field.name}`", f"`{_type(hints[field.name])}`",
-                 f"`{yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}`", allowed,
+        own = attrgetter(f"{path}{field.name}")(composed)
+        shown = _value(default) + (f"; {_value(own)}" if own != default else "")
+        cells = (f"`{path}{field.name}`", f"`{_type(hints[field.name])}`", shown, allowed,
                  COMMENTS[owner.__name__, field.name])  # fmt: skip
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if rows:
@@ -96,6 +101,10 @@ def _node(kind: Any, path: str) -> Iterator[str]:
         yield "\n".join(["| key | type | default | allowed | what for |", "| --- | --- | --- | --- | --- |", *rows])
     for kind, path in inner:
         yield from _node(kind, path)
+
+
+def _value(default: Any) -> str:
+    return f"`{yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}`"
 
 
 def _type(hint: Any) -> str:

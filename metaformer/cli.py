@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from metaformer.config.compose import check_local_files
 from metaformer.config.explain import USER_ERRORS, choice_called, explain, keys_of, whole_key
+from metaformer.config.schema import GROUPS, Config
 from metaformer.system.errors import ConfigError, nearest
 
 RUN_ERRORS = (FloatingPointError, MemoryError)  # a run that diverges or does not fit; its failed.json has the traceback
@@ -53,9 +54,19 @@ def words(
             known = [*own, *groups]
             hint = whole_key(key, keys_of(groups)) or nearest(group, known)
             raise ConfigError(f"{group}: not of this command{hint}; expected {', '.join(known)}")
+        elif groups is None and (hint := _own_meant(key, own)):
+            raise ConfigError(f"{key}: no such key{hint}")
         else:
             found.overrides.append(word)
     return found
+
+
+def _own_meant(key: str, own: Collection[str]) -> str:
+    """`; did you mean 'sd'?` where an unknown key is nearest to one of the command."""
+    if not key.isidentifier() or key in (nodes := {*GROUPS, *Config.__dataclass_fields__}):
+        return ""
+    hint = nearest(key, [*own, *nodes])
+    return hint if any(f"'{name}'" in hint for name in own) and not whole_key(key, keys_of(nodes)) else ""
 
 
 def flag(own: Mapping[str, str], key: str) -> bool:

@@ -6,8 +6,8 @@
     python -m metaformer.dashboard sync=true experiments=NAME  # those of one study
 
 logger.mode=offline needs no network: runs are written into their folders, where they wait for sync=true with a network
-(or `wandb sync`); the summary, workspace and report of a study into runs/reports/NAME/wandb. A command that is issued
-again sends nothing twice. Workspace and report need the extra: pip install -e '.[dashboard]'.
+(or `wandb sync`); summary, workspace and report of a study into runs/reports/NAME/wandb. Nothing is sent twice. Runs
+that were trained without wandb have no example images and single steps there. The extra: pip install -e '.[dashboard]'.
 """
 
 from collections.abc import Sequence

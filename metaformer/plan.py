@@ -52,19 +52,19 @@ def plan(arguments: Sequence[str], console: Console) -> None:
     packed = config.study.name if config.runtime.packed else None  # those of runs.npz count too
     runs = gather(packed, entries, folder, config.runtime.packed)
     study = effective(planned, runs)
+    seeds, comparisons = size(study, runs)
+    if other := given.own.get("from"):
+        spread, source = scatter_of(other, folder, unit)
+    else:
+        spread, source = scatter(study, runs, config.data, sd, images)
     counts = Counter(run.problem.partition(":")[0] or "finished" for run in runs)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"[bold]{study.name or 'sweep'}[/]: {len(runs)} runs: {states}", highlight=False)
     for line in estimate(points, runs, folder, throughput):
         console.print(line, highlight=False)
-    seeds, comparisons = size(study, runs)
     if not comparisons:
         console.print("nothing is compared with a reference: there is no power to speak of")
         return
-    if other := given.own.get("from"):
-        spread, source = scatter_of(other, folder, unit)
-    else:
-        spread, source = scatter(study, runs, config.data, sd, images)
     tell_power(study, seeds, comparisons, spread, source, console)
 
 

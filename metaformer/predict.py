@@ -8,9 +8,9 @@ The table has a row for each image: `file`, `class`, and in `p_CLASS` the probab
 size of the image, with the numbers that the masks of the run have, as classes.csv beside them says. Images are seen
 whole, or cut about the middle where the network is for one size, as with mixer=spatial_mlp.
 
-All images in FOLDER and below are taken, in the order of their paths and whatever the folders are called; one image may
-stand in its place. Images are brought to the size and the channels of the run, but colours are refused where its own
-images had none; 32 bits need data.range=[low,high]. Without a FOLDER: the test images, in the order of predictions.npz.
+All images in FOLDER and below are taken, in the order of their paths, or the one image that it is. They are brought to
+size and channels of the run, but colours are refused where its own images had none; 32 bits need data.range=[low,high].
+Without a FOLDER: the test images, in the order of predictions.npz, by their files, or test/0, test/1, ... without such.
 """
 
 from collections.abc import Sequence

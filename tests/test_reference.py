@@ -22,5 +22,5 @@ def test_it_has_every_name_and_every_choice():
     for group in ("mixer", "model", "data", "recipe"):
         for file in (repository() / "conf" / group).glob("*.yaml"):
             assert f"[`{file.stem}`](../conf/{group}/{file.name})" in text
-    assert "| `recipe.lr` | `float` | `0.002` | at least 0 |" in text
+    assert "| `recipe.lr` | `float` | `0.002`; `0.008` | at least 0 |" in text
     assert "| `runtime.per_gpu` | `int` | `1` | at least 1 and at most 1024 | runs at once on each GPU" in text

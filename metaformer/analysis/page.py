@@ -135,6 +135,7 @@ def write_files(
         counts=f"{rows} of {len(runs)} runs",
         written=files.now()[:10],
         answer=answer(verdicts, study),
+        compared=len(verdicts.confirmatory),
         facts=facts(study, verdicts.cells),
         drawings=drawings(study, trained),
         headline=headline(verdicts, study),

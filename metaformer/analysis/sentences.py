@@ -99,12 +99,18 @@ def _largest(verdicts: Verdicts, study: Study) -> str:
     effects = [c for c in verdicts.shares.everything if c.name != SEED]
     if len(effects) > 1:
         ordered = sorted(effects, key=lambda c: -c.share)
-        return "of the variance come " + ", ".join(f"{100 * c.share:.0f}% from {c.name}" for c in ordered)
+        named = [c for c in ordered if c.share >= 0.005] or ordered[:1]
+        others = f", less than 1% from {_others(len(ordered) - len(named))}" if len(named) < len(ordered) else ""
+        return "of the variance come " + ", ".join(f"{100 * c.share:.0f}% from {c.name}" for c in named) + others
     tested = [c for c in verdicts.confirmatory if c.crossed.seeds]
     if not tested:
         return "no difference is known yet"
     c, metric = max(tested, key=lambda c: abs(c.crossed.mean)), metric_of(study.analysis.metric)
     return f"the largest difference is {c.name} {c.crossed.mean:+.{metric.digits - 1}f} {metric.unit}, {c.verdict}"
+
+
+def _others(count: int) -> str:
+    return "the other" if count == 1 else f"each of the {count} others"
 
 
 def _level(c: Comparison, places: int) -> str:

@@ -1,7 +1,7 @@
 """From words like `mixer=attention` to a validated configuration. Imports no torch."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, cast, get_origin
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Transformer
+from hydra.core.override_parser.types import Override, Transformer
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -120,16 +120,6 @@ def check_flags(words: Sequence[str]) -> None:
 def check_words(words: Sequence[str]) -> None:
     """Refuse a key that is deleted and a choice that is no name, where Hydra says nothing or has a traceback."""
     overrides = parsed(loader(), words)
-    keys = {str(override.key_or_group): override for override in overrides}
-    if {"recipe.steps", "recipe.epochs"} <= keys.keys() and keys["recipe.steps"].value() is not None:
-        raise ConfigError("recipe.steps: takes the place of recipe.epochs; expected one of them")
-    if "recipe.epochs" in keys and "recipe.steps" not in keys:
-        chosen = [keys[key] for key in ("experiments", "recipe") if key in keys]
-        files = [str(override.input_line) for override in chosen if not override.is_sweep_override()]
-        steps = load(loader(), files).recipe.steps if files else None
-        if steps is not None:
-            told = f"recipe.steps={steps} of {' and '.join(files)} takes its place"
-            raise ConfigError(f"recipe.epochs: {told}; expected recipe.steps=NUMBER, or recipe.steps=null beside it")
     for override in overrides:
         key, word = str(override.key_or_group), str(override.input_line)
         if not key:
@@ -141,10 +131,15 @@ def check_words(words: Sequence[str]) -> None:
             raise ConfigError(f"{word}: it cannot be deleted; expected {key}=VALUE, or nothing for the default")
         if key == "hydra.sweep.dir":
             _check_folder(word, override.value())
-        if override.is_delete() or not (key in GROUPS or "/" in key):
+        if override.is_delete():
             continue
         sweep = override.is_discrete_sweep()
-        for value in override.sweep_iterator(Transformer.identity) if sweep else [override.value()]:
+        values = override.sweep_iterator(Transformer.identity) if sweep else [override.value()]  # may be a billion
+        if hint_of(key) is bool and any(type(value) is int and value not in (0, 1) for value in values):
+            raise ConfigError(f"{word}: expected true or false")  # OmegaConf takes any number for true
+        if not (key in GROUPS or "/" in key):
+            continue
+        for value in values:
             if key == "hydra/sweeper" and value == "basic":
                 raise ConfigError(f"{word}: expected study, which is what -m has, or search")
             names = value if key in SEVERAL and isinstance(value, list) else [value]
@@ -153,6 +148,20 @@ def check_words(words: Sequence[str]) -> None:
             ):
                 known = ", ".join(names_in(key)) or "the files of its folder"
                 raise ConfigError(f"{word}: expected the name of a choice, one of {known}")
+    _check_epochs({str(override.key_or_group): override for override in overrides})
+
+
+def _check_epochs(keys: Mapping[str, Override]) -> None:
+    """Refuse epochs where steps count, of a file that is chosen or beside them."""
+    if {"recipe.steps", "recipe.epochs"} <= keys.keys() and keys["recipe.steps"].value() is not None:
+        raise ConfigError("recipe.steps: takes the place of recipe.epochs; expected one of them")
+    if "recipe.epochs" in keys and "recipe.steps" not in keys:
+        chosen = [keys[key] for key in ("experiments", "recipe") if key in keys]
+        files = [str(override.input_line) for override in chosen if not override.is_sweep_override()]
+        steps = load(loader(), files).recipe.steps if files else None
+        if steps is not None:
+            told = f"recipe.steps={steps} of {' and '.join(files)} takes its place"
+            raise ConfigError(f"recipe.epochs: {told}; expected recipe.steps=NUMBER, or recipe.steps=null beside it")
 
 
 def _check_below(key: str) -> None:

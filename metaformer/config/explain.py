@@ -60,6 +60,10 @@ def explain(error: Exception) -> str:
         return f"{sweep[1]}: several values are a sweep, which needs -m; a list stands in brackets"
     if "Key '_target_' not in 'Logger'" in str(error):
         return "logger._target_: expected it below a name, as in `lightning: {mine: {_target_: my_module.MyLogger}}`"
+    if absent := re.search(r"Could not load '([^']+)/([^/']+)'", str(error)):
+        return _no_such_choice(f"{absent[1]}/{absent[2]}", names_in(absent[1]))
+    if there := re.search(r"Could not append to config. An item is already at '([^']+)'", str(error)):
+        return f"+{there[1]}: there is such a key; expected {there[1]}=VALUE, without the +"
     if unknown := re.search(r"Could not override '([^']+)'", str(error)):
         return _no_such_key(unknown[1], causes)
     for cause in causes:
@@ -103,7 +107,7 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
     known, node = [*(path for path, _, _ in leaves(Config())), *of_mixer], key.partition(".")[0]
     if key in known:  # a mapping, in which it is another key that is not there
         return f"{key}: its keys are new ones; expected +{key}=..."
-    if "." in key and node not in Config.__dataclass_fields__ and (hint := nearest(key, known)):
+    if "." in key and node not in (*Config.__dataclass_fields__, "hydra") and (hint := nearest(key, known)):
         return f"{key}: no such key{hint}"
     if hint := whole_key(key, known):
         return f"{key}: no such key{hint}"
@@ -113,7 +117,8 @@ def _no_such_key(key: str, causes: list[Exception]) -> str:
         close = get_close_matches(key, [*siblings, *(path.rpartition(".")[2] for path in known)], n=1)
         if close and close[0] not in siblings:
             return f"{key}: no such key{whole_key(close[0], known)}"
-    hint = nearest(key.rpartition(".")[2], siblings) or f"; there are {', '.join(siblings) or 'none'}"
+    parent, dot, last = key.rpartition(".")
+    hint = nearest(last, siblings, f"{parent}{dot}") or f"; there are {', '.join(siblings) or 'none'}"
     targets = [parent.get("_target_") for parent in parents if node == "mixer"]
     if any(isinstance(target, str) and not target.startswith("metaformer.") for target in targets):
         hint += f"; an option of a class of yours is new: +{key}=..."

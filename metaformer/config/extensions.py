@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from metaformer.config.metrics import metrics_of
+from metaformer.config.metrics import SPLITS, metrics_of
 from metaformer.config.schema import Config, Logger
 from metaformer.system.errors import ConfigError, by_closeness, nearest
 
@@ -106,6 +106,11 @@ def check_extensions(config: Config) -> None:
         raise ConfigError("trainer.sync_batchnorm=True: is for several devices (runtime.devices)")
     if config.trainer.get("sync_batchnorm") and config.runtime.strategy == "fsdp":  # Lightning would leave it out
         raise ConfigError("trainer.sync_batchnorm=True: is not for runtime.strategy=fsdp; expected ddp")
+    recipe = config.recipe
+    most = {"min_epochs": None if recipe.steps else recipe.epochs + recipe.cooldown_epochs, "min_steps": recipe.steps}
+    for flag, end in most.items():
+        if end is not None and (least := config.trainer.get(flag)) is not None and least > end:
+            raise ConfigError(f"trainer.{flag}={least}: the recipe ends before; expected at most {end}")
     steps = config.trainer.get("log_every_n_steps", 1)
     if not steps or steps < 1:
         raise ConfigError(f"trainer.log_every_n_steps={steps}: expected at least 1")
@@ -124,6 +129,14 @@ def _check_nodes(path: str, nodes: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{path}.{name}: expected _target_, the dotted path of a class, from a file ({chosen}) or by hand{hint}"
             )
+
+
+def metrics_asked_for(config: Config) -> dict[str, str]:
+    """By their keys: the metric of the study, and those that callbacks look at."""
+    monitors = {f"callbacks.{name}.monitor": str(node.get("monitor")) for name, node in config.callbacks.items()}
+    known = [name for split in SPLITS for name in metrics_of(split)]
+    found = {key: metric for key, metric in monitors.items() if metric in known}
+    return {"study.analysis.metric": config.study.analysis.metric, **found}
 
 
 def _check_callback(key: str, node: Mapping[str, Any], config: Config) -> None:

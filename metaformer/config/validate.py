@@ -33,7 +33,7 @@ def structure(kind: type[T], node: Mapping[str, Any], path: str = "") -> T:
     hints, values = _hints(cast(Hashable, kind)), {}
     for key, value in node.items():
         if key not in hints:
-            hint = nearest(key, hints) or f"; there are {', '.join(hints)}"
+            hint = nearest(key, hints, path) or f"; there are {', '.join(hints)}"
             raise ConfigError(f"{path}{key}: no such key{hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):

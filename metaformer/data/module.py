@@ -1,6 +1,6 @@
 """The LightningDataModule, and timm's transforms for images that are read one at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -89,10 +89,36 @@ def check_reading(data: Images, recipe: Recipe) -> None:
         )
 
 
+class EachEpoch:
+    """Training batches for a loop that has the loader and not the module: another epoch each time.
+
+    A Trainer tells the epoch to what a loader has as its sampler; without that they follow each other.
+    """
+
+    def __init__(self, batches_of: Callable[[int], "Batches | Stream"]) -> None:
+        self.batches_of, self.epoch = batches_of, 0
+
+    @property
+    def sampler(self) -> "EachEpoch":
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches_of(self.epoch))
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch  # when the first batch is asked for: a Trainer makes the iterator before it tells the epoch
+        self.epoch += 1
+        yield from self.batches_of(epoch)
+
+
 class ImageData(L.LightningDataModule):
     """Batches of images [B, C, H, W] in fp32, normalised, and labels [B] int64 or masks [B, H, W] uint8.
 
-    The training batches are a function of the seed and the epoch: the Trainer has to ask for them at every epoch.
+    The training batches are a function of the seed and the epoch: the Trainer has to ask for them at every epoch. A
+    loader that is taken out of the module has another epoch each time.
 
     Args:
         data: what `metaformer.data.images.load` returns.
@@ -187,8 +213,11 @@ class ImageData(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
-    def train_dataloader(self) -> "Batches | Stream":
-        epoch = self.trainer.current_epoch if self.trainer else 0
+    def train_dataloader(self) -> "Batches | Stream | EachEpoch":
+        return self.batches_of(self.trainer.current_epoch) if self.trainer else EachEpoch(self.batches_of)
+
+    def batches_of(self, epoch: int) -> Batches | Stream:
+        """The batches to train on in an epoch."""
         batch, share, images = self.recipe.batch, self.share, len(self.data.train)
         passes, trainer = self.recipe.passes_of(epoch, images), self.trainer
 

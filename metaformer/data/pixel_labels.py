@@ -36,6 +36,8 @@ def labels_of(values: np.ndarray, name: str, data: Data, classes: int) -> np.nda
     classed = values[~ignored]
     wrong = classed[(classed < 0) | (classed > largest)]
     if wrong.size:
+        if values.ndim == 3:
+            name += f", row {int((values == wrong[0]).any((1, 2)).argmax())}"
         kept = "" if ignore is None else f", or data.ignore={ignore} for none"
         raise ConfigError(f"{name}: has the number {wrong[0]}; expected 0 to {largest} for {classes} classes{kept}")
     labels = values.astype(np.int16)

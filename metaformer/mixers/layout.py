@@ -52,7 +52,8 @@ def odd(**options: int) -> None:
     positive(**options)
     for name, value in options.items():
         if value % 2 == 0:
-            raise ValueError(f"{name}={value} is even: only an odd window keeps the resolution")
+            near = f"expected {value - 1} or {value + 1}"
+            raise ValueError(f"{name}={value} is even: only an odd window keeps the resolution; {near}")
 
 
 def heads_of(dim: int, head_dim: int, name: str = "head_dim") -> int:

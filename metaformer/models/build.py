@@ -19,7 +19,7 @@ from metaformer.config.tasks import Task
 from metaformer.config.validate import plain, structure
 from metaformer.mixers.factory import from_config
 from metaformer.models.block import MetaFormerBlock
-from metaformer.models.encoder_decoder import over_metaformer, over_timm
+from metaformer.models.encoder_decoder import EncoderDecoder, check_norms, over_metaformer, over_timm
 from metaformer.models.metaformer import MetaFormer
 from metaformer.models.zoo import CROP_PCT, create, find
 from metaformer.system.errors import ConfigError, by_closeness
@@ -39,10 +39,11 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int, ta
         ConfigError: model, mixer and images do not fit together.
     """
     if task.segments:
-        net = _segmenter(model, mixer, seed, shape, classes, task)
+        segmenter = _segmenter(model, mixer, seed, shape, classes, task)
+        check_norms(segmenter, task, shape[1:])
         told = {"model": plain(model), "mixer": mixer, "seed": seed, "shape": list(shape), "task": plain(task)}
-        net.made_of = told  # type: ignore[assignment]
-        return net
+        segmenter.made_of = told  # type: ignore[assignment]
+        return segmenter
     own: dict[str, Any] = {"in_chans": shape[0], "num_classes": classes}
     rates = {key: rate for key in ("drop_path", "head_dropout") if (rate := getattr(model, key)) is not None}
     try:
@@ -66,7 +67,7 @@ def build(model: Model, mixer: Any, seed: int, *, shape: Shape, classes: int, ta
         raise ConfigError(f"model or mixer cannot be made: {what}; HYDRA_FULL_ERROR=1 shows the traceback") from error
 
 
-def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, task: Task) -> nn.Module:
+def _segmenter(model: Model, mixer: Any, seed: int, shape: Shape, classes: int, task: Task) -> EncoderDecoder:
     if model.source == "timm":
         name = _known_to_timm(str(model.name))
         rates = {} if model.drop_path is None else {"drop_path_rate": model.drop_path}

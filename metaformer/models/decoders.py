@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GROUPS = 32  # of a norm, where so many divide its channels
+
 
 def convolution(dim: int, out: int, kernel: int) -> nn.Sequential:
     """A convolution that keeps the size, group norm and ReLU."""
     conv = nn.Conv2d(dim, out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return nn.Sequential(conv, nn.GroupNorm(math.gcd(32, out), out), nn.ReLU())
+    return nn.Sequential(conv, nn.GroupNorm(math.gcd(GROUPS, out), out), nn.ReLU())
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:

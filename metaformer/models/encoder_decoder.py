@@ -1,12 +1,13 @@
 """An encoder and a decoder: the class of each pixel."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from metaformer.config.tasks import Task
-from metaformer.models.decoders import DECODERS, resized
+from metaformer.models.decoders import DECODERS, GROUPS, resized
 from metaformer.models.ends import first_convs
 from metaformer.models.metaformer import MetaFormer, undecayed
 from metaformer.system.errors import ConfigError
@@ -101,6 +102,18 @@ class EncoderDecoder(nn.Module):
     def body(self) -> Any:
         """The encoder's model, whose weights may come from classification."""
         return self.encoder.net if isinstance(self.encoder, Pyramid) else self.encoder
+
+
+def check_norms(net: EncoderDecoder, task: Task, size: Sequence[int]) -> None:
+    """A ConfigError where a norm of the decoder would see a single number of an image, and make nothing of it.
+
+    Args:
+        size: height and width of an image.
+    """
+    single = math.gcd(GROUPS, task.width) == task.width and all(side <= net.stride for side in size)
+    if task.decoder == "fpn" and single:
+        told = f"the coarsest map of {size[0]} x {size[1]} pixels is one token, and a norm has one channel"
+        raise ConfigError(f"task.width={task.width}: {told}; expected {2 * GROUPS}, or task.decoder=mlp")
 
 
 def over_metaformer(net: MetaFormer, task: Task, classes: int, seed: int) -> EncoderDecoder:

@@ -42,7 +42,7 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     return _taken(net, weights, source, None)
 
 
-def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None) -> Initialized:
+def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None, key: str = "") -> Initialized:
     own = {key: value.clone() for key, value in net.state_dict().items()}
     weights = to_ours(weights) if isinstance(net, MetaFormer) else weights
     if stages is None:
@@ -55,7 +55,8 @@ def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None) ->
                 raise
             raise ConfigError(f"{error}; recipe.initialize_stages=N takes what fits of the first N stages") from error
         return _told(own, weights, set(own) - set(kept), weights)
-    found = _fitting(net, weights, stages, source)
+    key = key or f"recipe.initialize_stages={stages}: nothing in {source} fits"
+    found = _fitting(net, weights, stages, key)
     net.load_state_dict(own | found)
     parts = _parts(net, stages)
     return _told(own, weights, set(found), [key for key in weights if key.startswith(parts)])
@@ -65,7 +66,8 @@ def _taken_by_encoder(net: EncoderDecoder, weights: Weights, source: str, stages
     """The weights of a classifier for the stem and the stages of an encoder; what is behind them is new."""
     if isinstance(net.body, MetaFormer):
         count = len(net.body.stages) if stages is None else stages
-        found, behind = _taken(net.body, weights, source, count), ["encoder.norms"]
+        key = f"recipe.initialize_from={source}: nothing in it fits" if stages is None else ""
+        found, behind = _taken(net.body, weights, source, count, key), ["encoder.norms"]
     else:
         own, behind = net.encoder.state_dict(), []
         theirs = in_features(weights, net.encoder)
@@ -110,8 +112,12 @@ def _parts(net: nn.Module, stages: int) -> tuple[str, ...]:
     return ("stem.", *(f"stages.{i}." for i in range(stages)))
 
 
-def _fitting(net: nn.Module, weights: Weights, stages: int, source: str) -> Weights:
-    """The weights of the file that find a place in the stem and the first stages, in the shape that they have there."""
+def _fitting(net: nn.Module, weights: Weights, stages: int, none: str) -> Weights:
+    """The weights of the file that find a place in the stem and the first stages, in the shape that they have there.
+
+    Args:
+        none: what is said where nothing does.
+    """
     parts, own, weights = _parts(net, stages), net.state_dict(), adapt_stem(weights, net)
     found: Weights = {}
     for part in parts:
@@ -126,7 +132,7 @@ def _fitting(net: nn.Module, weights: Weights, stages: int, source: str) -> Weig
             usable = {key: value for key, value in fitted.items() if value is not None}
             if usable.keys() == set(theirs) == set(keys):
                 found |= usable
-        _refuse_none(part, found, own, weights, f"recipe.initialize_stages={stages}: nothing in {source} fits")
+        _refuse_none(part, found, own, weights, none)
     return found
 
 

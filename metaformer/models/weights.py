@@ -152,10 +152,12 @@ def to_timm(weights: Weights) -> Weights:
     In stages of attention timm's channel MLPs are linear layers, not 1x1 convolutions.
     """
     linear = tuple({f"{key.split('.blocks.')[0]}." for key in weights if key.endswith(".mixer.qkv.weight")})
-    return {
-        rename(key, OURS_TO_TIMM): value.flatten(1) if ".mlp.fc" in key and key.startswith(linear) else value
-        for key, value in weights.items()
-    }
+
+    def theirs(key: str, value: Tensor) -> Tensor:
+        matrix = ".mlp.fc" in key and key.endswith(".weight") and key.startswith(linear)
+        return value.flatten(1) if matrix else value
+
+    return {rename(key, OURS_TO_TIMM): theirs(key, value) for key, value in weights.items()}
 
 
 def to_ours(weights: Weights) -> Weights:

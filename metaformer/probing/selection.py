@@ -12,10 +12,10 @@ from metaformer.config.identity import flat
 from metaformer.config.schema import Data
 from metaformer.probing.kept import Probed, key_of, read, write
 from metaformer.runs.finished import Finished, finished
-from metaformer.runs.launch import collect, read_launch, setting_of
+from metaformer.runs.launch import collect, not_launched, read_launch, setting_of
 from metaformer.runs.result import Result
 from metaformer.system import machine
-from metaformer.system.errors import ConfigError, nearest
+from metaformer.system.errors import ConfigError
 from metaformer.system.files import output_to
 from metaformer.system.orphans import first_of_workers
 
@@ -56,9 +56,7 @@ def of_study(name: str, overrides: Sequence[str], console: Console) -> list[Aske
     """Every finished run of a study that was launched from this folder."""
     launched = read_launch(name)
     if launched is None:
-        known = sorted(path.parent.name for path in Path("experiments").glob("*/launch.json"))
-        hint = nearest(name, known)
-        raise ConfigError(f"experiments={name}: no study of that name was launched from this folder{hint}")
+        raise ConfigError(f"experiments={name}: {not_launched(name)}")
     runs = collect(launched.runs, Path(compose(overrides).runtime.runs))
     analysis = launched.analyses[-1].study(name).analysis
     factor, baselines = analysis.factor, analysis.baselines

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from metaformer.config.compose import group_dir
+from metaformer.config.compose import group_dir, names_in
 from metaformer.config.metrics import metric_of
 from metaformer.config.study_nodes import Analysis, Study
 from metaformer.config.validate import plain, structure
@@ -19,7 +19,7 @@ from metaformer.runs.answers import Answers, PixelAnswers, read_answers
 from metaformer.runs.folder import folders_by_id, is_held
 from metaformer.runs.ledger import known
 from metaformer.runs.result import Result, failure_of, read_curve, read_result, reported
-from metaformer.system.errors import ConfigError
+from metaformer.system.errors import ConfigError, nearest
 from metaformer.system.files import now, write
 
 
@@ -135,6 +135,13 @@ def source_of(name: str) -> str:
 def save(launched: Launch) -> None:
     """Write launch.json."""
     write(study_folder(launched.study) / "launch.json", json.dumps(asdict(launched), indent=1) + "\n")
+
+
+def not_launched(name: str) -> str:
+    """What is said of a study that `read_launch` does not find."""
+    known = {*names_in("experiments"), *(path.parent.name for path in Path("experiments").glob("*/launch.json"))}
+    hint = "" if name in known else nearest(name, known)
+    return f"no study of that name was launched from this folder{hint}"
 
 
 def read_launch(name: str) -> Launch | None:

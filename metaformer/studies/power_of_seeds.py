@@ -15,7 +15,7 @@ from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Data
 from metaformer.config.study_nodes import Study
 from metaformer.data.registry import tested_images
-from metaformer.runs.launch import Run, read_launch, setting_of
+from metaformer.runs.launch import Run, not_launched, read_launch, setting_of
 from metaformer.runs.packed import gather
 from metaformer.system.errors import ConfigError
 
@@ -75,7 +75,7 @@ def scatter_of(name: str, folder: Path, unit: str) -> tuple[Scatter, str]:
     """The same from another study, whose metric has this unit; `folder` holds its runs."""
     launched = read_launch(name)
     if launched is None:
-        raise ConfigError(f"from={name}: no study of that name was launched from this folder")
+        raise ConfigError(f"from={name}: {not_launched(name)}")
     other = launched.analyses[-1].study(name)
     if metric_of(other.analysis.metric).unit != unit:
         raise ConfigError(f"from={name}: its metric is {other.analysis.metric}; expected one in {unit}")

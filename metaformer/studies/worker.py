@@ -60,7 +60,7 @@ def job(cfg: DictConfig) -> Outcome:
         if hydra.sweeper.params:
             raise ConfigError("hydra.sweeper.params: a grid needs -m, or hydra.mode: MULTIRUN in its file")
         planned = _planned(cfg)
-        if planned.config.runtime.force or found(planned) is None:
+        if planned.config.runtime.force or planned.config.debug.mode != "none" or found(planned) is None:
             take_place(planned.config)
         try:
             outcome, logger = run(planned), planned.config.logger

@@ -35,10 +35,10 @@ def install(extra: str) -> str:
     return f"pip install 'metaformer-bench[{extra}]'"
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest of `words`, or nothing."""
+def nearest(word: str, words: Iterable[str], before: str = "") -> str:
+    """`; did you mean 'x'?` for the closest of `words`, with what stands before each of them, or nothing."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{before}{close[0]}'?" if close else ""
 
 
 def by_closeness(word: str, words: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Optimizer and schedule of a recipe, by timm."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from metaformer.system.errors import ConfigError, in_a_line, nearest
 from metaformer.system.seeds import seeded
 
 GROUPING = ("layer_decay", "layer_decay_min_scale", "layer_decay_no_opt_scale", "filter_bias_and_bn")  # of timm
+SHARES = {"layer_decay": 0.75, "layer_decay_min_scale": 0.0}  # examples of timm's own
 OWN = ("self", "params", "lr", "weight_decay", "fused")  # recipe.lr, recipe.weight_decay; the rest by the bench
 
 
@@ -46,7 +48,8 @@ def try_optimizer(net: nn.Module, recipe: Recipe, *, on_cpu: bool) -> None:
         if on_cpu:
             with seeded(0, "small"):
                 small = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Flatten(), nn.Linear(1, 1))
-            optimizer = make_optimizer(small, recipe, on_gpu=False)
+            own = {name: value for name, value in recipe.optimizer_options.items() if name not in GROUPING}  # by layers
+            optimizer = make_optimizer(small, replace(recipe, optimizer_options=own), on_gpu=False)
             small(torch.ones(1, 1, 2, 2)).sum().backward()
             optimizer.step()
     except ConfigError:
@@ -54,7 +57,12 @@ def try_optimizer(net: nn.Module, recipe: Recipe, *, on_cpu: bool) -> None:
     except Exception as error:  # whatever an optimizer raises
         told = f"recipe.optimizer={recipe.optimizer}"
         told += f", recipe.optimizer_options={recipe.optimizer_options}" if recipe.optimizer_options else ""
-        raise ConfigError(f"{told}: {in_a_line(error, None)}") from error
+        takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
+        usual = SHARES | {name: parameter.default for name, parameter in takes.items()}
+        given = [name for name in recipe.optimizer_options if name in usual]
+        like = [f"{name}={list(v) if isinstance(v := usual[name], tuple) else v}" for name in given]
+        hint = f"; expected values like {', '.join(like)}" if like else ""
+        raise ConfigError(f"{told}: {in_a_line(error, None)}{hint}") from error
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe, *, on_gpu: bool) -> Optimizer:

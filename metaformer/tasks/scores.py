@@ -11,9 +11,10 @@ import torchmetrics
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_recall
 
-from metaformer.config.metrics import METRICS, Metric
+from metaformer.config.metrics import METRICS, Metric, metric_of
 from metaformer.config.named_code import import_object
 from metaformer.data.images import Images
+from metaformer.system.errors import ConfigError
 
 
 class Mean(torchmetrics.Metric):
@@ -139,6 +140,15 @@ class Scores:
         """The share of the images whose label is among the k classes of the largest logits."""
         best = self.logits.topk(min(k, self.classes)).indices
         return (best == self.labels[:, None]).any(1).float().mean().item()
+
+
+def check_metric(key: str, name: str, images: Images) -> None:
+    """A ConfigError where a metric, like `val_auroc`, cannot be had of the classes of the images."""
+    metric, classes = metric_of(name), len(images.classes)
+    if metric.of_class is not None and classes != 2:
+        raise ConfigError(f"{key}={name}: is for two classes, and there are {classes}")
+    if metric.ranks and (alone := [n for n, part in images.splits().items() if len(part.labels.unique()) < 2]):
+        raise ConfigError(f"{key}={name}: is of two classes or more, and {alone[0]} has one alone")
 
 
 def of_all_devices(own: dict[str, Tensor], devices: int) -> list[dict[str, Tensor]]:

@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
+from metaformer.config.extensions import metrics_asked_for
 from metaformer.config.identity import flat
-from metaformer.config.metrics import metric_of
 from metaformer.config.schema import Config
 from metaformer.config.validate import plain
 from metaformer.data.images import Images, check_masks, load
@@ -38,7 +38,7 @@ from metaformer.tasks.classification import Classifier, build_teacher
 from metaformer.tasks.learner import Learner
 from metaformer.tasks.optimization import check_optimizer, try_optimizer
 from metaformer.tasks.pixels import PixelScores
-from metaformer.tasks.scores import Scores
+from metaformer.tasks.scores import Scores, check_metric
 from metaformer.training import stop_and_resume
 from metaformer.training.best import Best
 from metaformer.training.callbacks import brought_callbacks, callbacks_of
@@ -97,11 +97,8 @@ def prepare(config: Config, images: Images | None = None, *, here: bool = True) 
         has = f"an epoch, at whose end it is validated, has {whole} steps"
         expected = f"expected at least {whole}, or recipe.steps=NUMBER, whose epochs follow recipe.validate_steps"
         raise ConfigError(f"recipe.validate_steps={recipe.validate_steps}: {has}; {expected}")
-    metric, known = config.study.analysis.metric, metric_of(config.study.analysis.metric)
-    if known.of_class is not None and len(images.classes) != 2:
-        raise ConfigError(f"study.analysis.metric={metric}: is for two classes, and there are {len(images.classes)}")
-    if known.ranks and (alone := [n for n, part in images.splits().items() if len(part.labels.unique()) < 2]):
-        raise ConfigError(f"study.analysis.metric={metric}: is of two classes or more, and {alone[0]} has one alone")
+    for key, metric in metrics_asked_for(config).items():
+        check_metric(key, metric, images)
     net = build(
         config.model, config.mixer, config.seed, shape=images.shape, classes=len(images.classes), task=config.task
     )

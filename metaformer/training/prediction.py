@@ -187,7 +187,8 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
     def read(place: int) -> Image:
         image = decode(files.read(place), files.names[place], decoded)
         if grey and any(ImageChops.difference(image.getchannel(0), image.getchannel(i)).getbbox() for i in (1, 2)):
-            raise ConfigError(f"{files.names[place]}: has colours; this run was trained on grey images")
+            told = "has colours; this run was trained on grey images, and sees only such"
+            raise ConfigError(f"{files.names[place]}: {told}")
         return image
 
     return Pictures(names, read, _of_decoded(trained), batch)

@@ -114,6 +114,26 @@ def test_one_sentence_answers():
     assert said.endswith("the largest difference is identity - pooling -19.8 points, different.")
 
 
+def test_the_first_figure_fits_a_screen_unless_its_rows_would_be_too_small_to_read(tmp_path):
+    for mixers, fits in ((25, True), (26, False)):
+        own = study()
+        runs = runs_of(pooling=[0.7, 0.72, 0.71], **{f"m{i}": [0.7, 0.71, 0.73 + i / 1000] for i in range(1, mixers)})
+        written = page.write_files(own, judge(own, runs), runs, Console(), tmp_path, whole=False).read_text()
+        assert ('<div class="wide narrow first"' in written) is fits
+
+
+def test_effects_that_are_nothing_are_counted_and_not_listed():
+    runs = many_runs()
+    verdicts = judge(study(), runs)
+    shares = [
+        replace(c, share=share) for c, share in zip(verdicts.shares.everything, (0.9, 0.004, 0.001, 0.1), strict=True)
+    ]
+    changed = replace(verdicts, shares=replace(verdicts.shares, everything=shares))
+    names = [c.name for c in shares]
+    told = sentences.answer(changed, study())
+    assert told.endswith(f"; of the variance come 90% from {names[0]}, less than 1% from each of the 2 others.")
+
+
 def test_an_interval_is_drawn_as_its_verdict_was_reached():
     """The 95% interval of `b` leaves zero out, Holm's correction does not: its line has zero in it."""
     runs = runs_of(

@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, changes, message):
 def test_a_file_that_is_no_such_file(tmp_path):
     arrays = medmnist()
     del arrays["train_labels"]
-    with pytest.raises(ConfigError, match="has train_images and no train_labels; it holds train_images, val_images"):
+    with pytest.raises(ConfigError, match="has train_images and neither train_labels nor train_masks; it holds"):
         load(data_of(npz(arrays, tmp_path / "a")))
     with pytest.raises(ConfigError, match=r"has x; expected a file .npz with train_images, train_labels"):
         load(data_of(npz({"x": np.zeros(3)}, tmp_path / "b")))

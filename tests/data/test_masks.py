@@ -404,7 +404,7 @@ def test_draws_depend_on_seed_epoch_and_image_alone(tmp_path):
     jittered, plain = first[0][0], next(iter(scaled(found, color_jitter=None).train_dataloader()))
     assert not torch.equal(jittered, plain[0])
     assert not [key for key in ("val", "test") if key in here.streams]  # evaluated as they are kept
-    assert isinstance(scaled(found, scale=None).train_dataloader(), Batches)
+    assert isinstance(scaled(found, scale=None).batches_of(0), Batches)
 
 
 def test_without_ignore_a_number_below_0_is_no_class(tmp_path):

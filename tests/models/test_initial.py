@@ -201,7 +201,8 @@ def test_stages_need_a_file_and_a_model_of_this_package(tmp_path):
 
 def segmenter(model: Model, seed: int, *, channels: int = 3, classes: int = 5) -> nn.Module:
     mixer = {"_target_": "builtin" if model.source == "timm" else "metaformer.mixers.Pooling"}
-    return build(model, mixer, seed, shape=(channels, 64, 64), classes=classes, task=Task("segmentation", width=8))
+    task = Task("segmentation", "mlp", width=8)
+    return build(model, mixer, seed, shape=(channels, 64, 64), classes=classes, task=task)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "levit_128s", "fastvit_t8"])

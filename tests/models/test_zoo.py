@@ -155,6 +155,22 @@ def test_ours_to_timm_and_back_is_bit_equal(name):
         assert len(theirs) == 132
 
 
+def test_stages_of_attention_with_biases_go_to_timm():
+    """Its channel MLPs are linear layers there."""
+    sizes = {"depths": (1, 1, 1, 1), "dims": (32, 32, 64, 64)}
+    ours = metaformer.MetaFormer("ppaa", **sizes, num_classes=3, head="pool_norm").state_dict()
+    their = timm.models.metaformer
+    theirs = their.MetaFormer(
+        num_classes=3, token_mixers=[their.Pooling] * 2 + [their.Attention] * 2, mlp_act=nn.GELU, mlp_bias=True,
+        norm_layers=their.GroupNorm1, downsample_norm=None, layer_scale_init_values=1e-5, res_scale_init_values=None,
+        use_mlp_head=False, **sizes,
+    )  # fmt: skip
+    found = weights.to_timm(ours)
+    kept = {key: value for key, value in theirs.state_dict().items() if ".blocks." in key}
+    assert {key: value.shape for key, value in found.items() if key in kept} == {k: v.shape for k, v in kept.items()}
+    assert torch.equal(found["stages.3.blocks.0.mlp.fc1.bias"], ours["stages.3.blocks.0.mlp.fc1.bias"])
+
+
 @pytest.mark.parametrize(
     "name", ["poolformer_s12", "metaformer_ppaa_s12", "metaformer_pppa_s12", "metaformer_ppff_s12"]
 )

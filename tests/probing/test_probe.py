@@ -162,7 +162,7 @@ def test_a_study_has_a_page_for_each_setting_and_its_report_shows_them(here, cli
         ("RUN out=", "out: expected one value"),
         ("RUN data=fashion_small", "data: its class 0 of 10 is 'T-shirt/top', that of "),
         ("RUN data.val=3", "its 3 validation images are too few; expected 4 at least"),
-        ("RUN runtime.acelerator=cpu", "runtime.acelerator: no such key; did you mean 'accelerator'?"),
+        ("RUN runtime.acelerator=cpu", "runtime.acelerator: no such key; did you mean 'runtime.accelerator'?"),
     ],
 )
 def test_a_bad_request_gets_one_line(words, message, here, refusal):

@@ -74,7 +74,7 @@ def test_the_cost_command(cli, tmp_path):
         ("mixer=custom", "mixer._target_=sorting.Sorting"): "uses aten.sort: no formula",
         ("cost.out=x.txt",): "cost.out=x.txt: expected a file that ends in .csv or .json",
         ("mixer=poling",): "mixer=poling: no such choice; expected one of pooling",
-        ("cost.module=true",): "cost.module: no such key; did you mean 'modules'?",
+        ("cost.module=true",): "cost.module: no such key; did you mean 'cost.modules'?",
     }.items():
         done = cli("cost", *arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -286,6 +286,7 @@ def test_debug_fast_and_overfit_leave_no_run_that_could_be_mistaken_for_one():
     assert not list(Path("runs").glob("*-digits-*"))
     assert not Path("runs/ledger.jsonl").exists()  # which tells what was known before a study
     assert go("debug=fast").status == "finished"  # never found
+    assert go("debug=fast", "mixer=identity").status == "finished"  # as another configuration in that folder
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])

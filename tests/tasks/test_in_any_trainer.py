@@ -155,6 +155,31 @@ def test_image_data_refuses_a_trainer_that_keeps_its_batches():
     assert not torch.equal(*drawn)
 
 
+def test_a_loader_without_its_module_has_another_epoch_each_time(tmp_path):
+    """Those of the seed and the epoch, in a loop and in a Trainer, which goes on with the next from a checkpoint."""
+    config = compose("data=digits")
+    data = ImageData(load(config.data), config.recipe, seed=0)
+    expected = [next(iter(data.batches_of(epoch)))[0] for epoch in range(4)]
+    loader = data.train_dataloader()
+    assert all(torch.equal(next(iter(loader))[0], batch) for batch in expected)
+    drawn: list[torch.Tensor] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == 0:
+                drawn.append(batch[0])
+
+    file = tmp_path / "two.ckpt"
+    options = {**QUIET, "callbacks": [Watch()], "limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "cpu"}
+    for epochs, kept in ((2, None), (4, file)):
+        module = Classifier(net(1, 10), config.recipe, classes=10)
+        trainer = L.Trainer(max_epochs=epochs, **options)
+        trainer.fit(module, data.train_dataloader(), data.val_dataloader(), ckpt_path=kept)
+        trainer.save_checkpoint(file)
+    assert len(drawn) == 4
+    assert all(map(torch.equal, drawn, expected))
+
+
 def test_the_schedule_is_that_of_the_last_step_where_the_trainer_has_one():
     images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8).float()
     loader = DataLoader(TensorDataset(images, torch.arange(32) % 4), 8)
@@ -282,7 +307,7 @@ def test_a_network_of_other_classes_and_weights_for_another_loss_are_refused():
 def test_a_data_module_takes_a_recipe_as_plain_data():
     images = load(compose("data=digits").data)
     assert ImageData(images, {"batch": 64, "crop": 0}, 0).recipe.batch == 64
-    with pytest.raises(ConfigError, match=r"recipe.bach: no such key; did you mean 'batch'?"):
+    with pytest.raises(ConfigError, match=r"recipe.bach: no such key; did you mean 'recipe.batch'?"):
         ImageData(images, {"bach": 64}, 0)
 
 

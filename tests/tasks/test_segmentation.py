@@ -21,6 +21,7 @@ from metaformer.config.schema import Recipe
 from metaformer.config.tasks import FILLED, IGNORED
 from metaformer.data import batches
 from metaformer.data.images import load
+from metaformer.models.build import build
 from metaformer.runs.answers import PixelAnswers, read_answers
 from metaformer.runs.result import read_result
 from metaformer.studies.points import resolve
@@ -278,6 +279,27 @@ def test_the_commands_about_a_run_know_of_segmentation(cli):
     twice = cli("predict", f"run={folder}", "data.root=photos", "out=more")
     assert "data.root=photos: small.jpg and small.png would have the same mask, more/small.png" in twice.stderr
     assert not Path("more").exists()
+
+
+def test_a_norm_that_would_see_one_number_is_refused():
+    """In the coarsest map, of one token, where each of its groups has one channel."""
+    words = ("task=segmentation", "data=fashion_mosaics", "data.size=64", "model=s12", "task.decoder=fpn")
+    task = compose(*words, "task.width=32").task
+    net = build(compose(*words).model, compose(*words).mixer, 0, shape=(1, 64, 64), classes=3, task=task)
+    assert net(torch.rand(1, 1, 64, 64)).shape == (1, 3, 64, 64)
+    told = "^task.width=32: the coarsest map of 32 x 32 pixels is one token, and a norm has one channel; expected 64"
+    for side, message in ((32, told), (16, told.replace("32 x 32", "16 x 16"))):
+        with pytest.raises(ConfigError, match=message):
+            build(compose(*words).model, compose(*words).mixer, 0, shape=(1, side, side), classes=3, task=task)
+
+
+def test_a_file_that_does_not_fit_an_encoder_is_told_by_its_key(tmp_path):
+    other = compose("model=tiny", "data=fashion_small")
+    net = build(other.model, other.mixer, 0, shape=(1, 28, 28), classes=10)
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    message = r"^recipe.initialize_from=.*w.pt: nothing in it fits stem: stem.conv.weight is "
+    with pytest.raises(ConfigError, match=message):
+        go(f"recipe.initialize_from={tmp_path}/w.pt")
 
 
 def test_debug_modes_with_masks():

@@ -150,7 +150,7 @@ def test_what_is_refused_is_named_and_nothing_is_written(run, refusal, monkeypat
     before = sorted(Path().rglob("*"))
     lines = {
         ("data.root=photos",): "photos/b.png: cannot be read as an image (it is no image)",
-        ("data.root=coloured",): "coloured/c.png: has colours; this run was trained on grey images",
+        ("data.root=coloured",): "coloured/c.png: has colours; this run was trained on grey images, and sees only such",
         ("data.root=empty",): "data.root=empty: no images in it; expected a folder of images",
         ("data.root=nowhere",): "data.root=nowhere: no such file or folder; expected a folder of images",
         ("data.size=9",): "data.size: the images are seen as the run saw its own; did you mean 'data.range'?",

@@ -100,7 +100,7 @@ def test_a_repeated_image_is_drawn_anew_each_time_and_the_first_time_as_ever():
 def test_an_epoch_of_repeated_augmentation_has_as_many_batches_of_fewer_images():
     config = compose(*SMALL, *SCALED, "recipe.repeated_augmentation=3")
     images = prepare(config).images
-    stream = ImageData(images, config.recipe, 0).train_dataloader()
+    stream = ImageData(images, config.recipe, 0).batches_of(0)
     rows = torch.cat([places for _, places in stream.batches]) % len(images.train)
     assert (len(stream), len(rows), len(rows.unique())) == (3, 192, 64)
     assert isinstance(stream.places, Places)
@@ -129,6 +129,10 @@ def test_all_of_them_train_and_are_in_the_id_and_defaults_are_not():
         (["recipe.optimizer_options.momentum=0.9"], "recipe.optimizer_options.momentum: adamw has no such option"),
         (["recipe.optimizer_options.lr=0.9"], "recipe.optimizer_options.lr: adamw has no such option"),
         (["recipe.optimizer_options.betas=0.9"], "adamw, recipe.optimizer_options={'betas': 0.9}: TypeError: "),
+        (["recipe.optimizer_options.betas=0.9"], "; expected values like betas=[0.9, 0.999]"),
+        (["recipe.optimizer_options.layer_decay=abc"], "; expected values like layer_decay=0.75"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_sensitivity"],
+         "callbacks.early_stopping.monitor=val_sensitivity: is for two classes, and there are 10"),
         (["recipe.optimizer_options.betas=[2,0.9]"], "ValueError: Invalid beta parameter at index 0: 2"),
         (["recipe.optimizer=admw"], "recipe.optimizer=admw: not one of timm's; did you mean 'adamw'?"),
         (

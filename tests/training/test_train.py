@@ -56,7 +56,7 @@ def test_help_and_errors_answer_at_once(cli, tmp_path):
     cli("train", "--help")  # the first one starts the process that answers the others
     for arguments, code, text in (
         (["--help"], 0, "mixer: afno, attention"),
-        (["recipe.lrr=1"], 2, "did you mean 'lr'"),
+        (["recipe.lrr=1"], 2, "did you mean 'recipe.lr'"),
         (["--mixer=pooling"], 2, "error: --mixer=pooling: no such flag; expected key=value; did you mean 'mixer=pool"),
     ):
         started = time.perf_counter()

@@ -175,7 +175,7 @@ def read(data: Data) -> Arrays:
     for split, word in _splits(words, str(path), "has {}_images"):
         name, own = f"{word}_images", [key for key in (f"{word}_labels", f"{word}_masks") if key in arrays]
         if len(own) != 1:
-            there = " and ".join(own) or f"no {word}_labels"
+            there = " and ".join(own) or f"neither {word}_labels nor {word}_masks"
             raise ConfigError(f"{path}: has {name} and {there}; it holds {', '.join(arrays)}")
         if foreign := [key for key in (name, own[0]) if not isinstance(arrays[key], np.ndarray)]:
             raise ConfigError(f"{path}: {foreign[0]}: is no array")  # but another file in the zip

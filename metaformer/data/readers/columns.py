@@ -117,7 +117,9 @@ def _column(columns: dict[str, Any], kind: str, data: Data, where: str, needed: 
     lower = {name.lower(): name for name in columns}
     found = next((lower[name] for name in USUAL[kind] if name in lower), "")
     if needed and not found:
-        raise ConfigError(f"data.{kind}_column: {where} has {', '.join(columns)}; set the one that holds the {kind}")
+        masks = ", or data.mask_column for task=segmentation" if kind == "label" else ""
+        told = f"{where} has {', '.join(columns)}; set the one that holds the {kind}{masks}"
+        raise ConfigError(f"data.{kind}_column: {told}")
     return found
 
 
