@@ -7,7 +7,6 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -73,22 +72,26 @@ def _keys() -> Iterator[str]:
         "Defaults are those of the schema, which `Recipe()` in Python has too. A run without words has some others, by "
         "its files of `conf` (`model=tiny`, `recipe=short`, ...): these stand behind them."
     )
-    yield from _node(schema.Config, "")
+    yield from _node(schema.Config, "", compose([]))
 
 
-def _node(kind: Any, path: str) -> Iterator[str]:
-    """A table for a dataclass, and then those of the nodes in it."""
-    hints, composed = get_type_hints(kind), compose([])
+def _node(kind: Any, path: str, composed: Any) -> Iterator[str]:
+    """A table for a dataclass, and then those of the nodes in it.
+
+    Args:
+        composed: the node as a run without words has it.
+    """
+    hints = get_type_hints(kind)
     rows, inner = [], []
     for field in fields(kind):
+        own = getattr(composed, field.name)
         if hasattr(hints[field.name], "__dataclass_fields__"):
-            inner.append((hints[field.name], f"{path}{field.name}."))
+            inner.append((hints[field.name], f"{path}{field.name}.", own))
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
         choices, bounds = field.metadata.get("choices"), field.metadata.get("bounds")
         allowed = ", ".join(f"`{c}`" for c in choices) if choices else str(bounds or "")
         owner = next(base for base in kind.__mro__ if (base.__name__, field.name) in COMMENTS)
-        own = attrgetter(f"{path}{field.name}")(composed)
         shown = _value(default) + (f"; {_value(own)}" if own != default else "")
         cells = (f"`{path}{field.name}`", f"`{_type(hints[field.name])}`", shown, allowed,
                  COMMENTS[owner.__name__, field.name])  # fmt: skip
@@ -99,8 +102,8 @@ def _node(kind: Any, path: str) -> Iterator[str]:
         if not text.startswith(f"{kind.__name__}("):  # what Python says of a dataclass without a docstring
             yield text
         yield "\n".join(["| key | type | default | allowed | what for |", "| --- | --- | --- | --- | --- |", *rows])
-    for kind, path in inner:
-        yield from _node(kind, path)
+    for node in inner:
+        yield from _node(*node)
 
 
 def _value(default: Any) -> str:

@@ -63,10 +63,11 @@ def words(
 
 def _own_meant(key: str, own: Collection[str]) -> str:
     """`; did you mean 'sd'?` where an unknown key is nearest to one of the command."""
-    if not key.isidentifier() or key in (nodes := {*GROUPS, *Config.__dataclass_fields__}):
+    nodes = {*GROUPS, *Config.__dataclass_fields__}
+    if not key.isidentifier() or key in nodes or whole_key(key, keys_of(nodes)):
         return ""
     hint = nearest(key, [*own, *nodes])
-    return hint if any(f"'{name}'" in hint for name in own) and not whole_key(key, keys_of(nodes)) else ""
+    return "" if hint == nearest(key, nodes) else hint
 
 
 def flag(own: Mapping[str, str], key: str) -> bool:

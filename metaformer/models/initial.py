@@ -42,7 +42,8 @@ def initialize(net: nn.Module, source: str, stages: int | None = None) -> Initia
     return _taken(net, weights, source, None)
 
 
-def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None, key: str = "") -> Initialized:
+def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None, none: str = "") -> Initialized:
+    """With `none` it is what is said where nothing fits; otherwise that names the stages."""
     own = {key: value.clone() for key, value in net.state_dict().items()}
     weights = to_ours(weights) if isinstance(net, MetaFormer) else weights
     if stages is None:
@@ -55,8 +56,7 @@ def _taken(net: nn.Module, weights: Weights, source: str, stages: int | None, ke
                 raise
             raise ConfigError(f"{error}; recipe.initialize_stages=N takes what fits of the first N stages") from error
         return _told(own, weights, set(own) - set(kept), weights)
-    key = key or f"recipe.initialize_stages={stages}: nothing in {source} fits"
-    found = _fitting(net, weights, stages, key)
+    found = _fitting(net, weights, stages, none or f"recipe.initialize_stages={stages}: nothing in {source} fits")
     net.load_state_dict(own | found)
     parts = _parts(net, stages)
     return _told(own, weights, set(found), [key for key in weights if key.startswith(parts)])
@@ -66,8 +66,8 @@ def _taken_by_encoder(net: EncoderDecoder, weights: Weights, source: str, stages
     """The weights of a classifier for the stem and the stages of an encoder; what is behind them is new."""
     if isinstance(net.body, MetaFormer):
         count = len(net.body.stages) if stages is None else stages
-        key = f"recipe.initialize_from={source}: nothing in it fits" if stages is None else ""
-        found, behind = _taken(net.body, weights, source, count, key), ["encoder.norms"]
+        none = f"recipe.initialize_from={source}: nothing in it fits" if stages is None else ""
+        found, behind = _taken(net.body, weights, source, count, none), ["encoder.norms"]
     else:
         own, behind = net.encoder.state_dict(), []
         theirs = in_features(weights, net.encoder)

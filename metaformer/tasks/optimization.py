@@ -26,12 +26,17 @@ def check_optimizer(recipe: Recipe) -> None:
     name = recipe.optimizer
     if name not in (known := [str(found) for found in list_optimizers()]):
         raise ConfigError(f"recipe.optimizer={name}: not one of timm's{nearest(name, known)}")
-    takes = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
-    options = [*(option for option in takes if option not in OWN), *GROUPING]
+    options = [*(option for option in _defaults(name) if option not in OWN), *GROUPING]
     for option in recipe.optimizer_options:
         if option not in options:
             hint = nearest(option, options) or f"; it has {', '.join(options)}"
             raise ConfigError(f"recipe.optimizer_options.{option}: {name} has no such option{hint}")
+
+
+def _defaults(optimizer: str) -> dict[str, Any]:
+    """What an optimizer of timm takes, with its defaults."""
+    takes = inspect.signature(get_optimizer_class(optimizer, bind_defaults=False)).parameters
+    return {name: parameter.default for name, parameter in takes.items()}
 
 
 def try_optimizer(net: nn.Module, recipe: Recipe, *, on_cpu: bool) -> None:
@@ -57,8 +62,7 @@ def try_optimizer(net: nn.Module, recipe: Recipe, *, on_cpu: bool) -> None:
     except Exception as error:  # whatever an optimizer raises
         told = f"recipe.optimizer={recipe.optimizer}"
         told += f", recipe.optimizer_options={recipe.optimizer_options}" if recipe.optimizer_options else ""
-        takes = inspect.signature(get_optimizer_class(recipe.optimizer, bind_defaults=False)).parameters
-        usual = SHARES | {name: parameter.default for name, parameter in takes.items()}
+        usual = SHARES | _defaults(recipe.optimizer)
         given = [name for name in recipe.optimizer_options if name in usual]
         like = [f"{name}={list(v) if isinstance(v := usual[name], tuple) else v}" for name in given]
         hint = f"; expected values like {', '.join(like)}" if like else ""

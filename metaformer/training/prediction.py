@@ -3,7 +3,7 @@
 import csv
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def _below(config: Config, trained: Trained, batch: int) -> Pictures:
         raise ConfigError(f"data.root={config.data.root}: {told}; leave it out for the test images")
     files = images_below(config.data)
     data = replace(trained.transform.data, range=config.data.range)
-    names = [_inside(config.data, name) or name for name in files.names]
+    names = [inside or name for inside, name in zip(_inside(config.data, files.names), files.names, strict=True)]
     grey = trained.shape[0] == 1 and trained.config.data.channels is None  # as they were, not as somebody wanted them
     decoded = replace(data, channels=3) if grey else data
 
@@ -200,17 +200,20 @@ def _tested(config: Config, trained: Trained, batch: int) -> Pictures:
     read = images.array if isinstance(images, Split) and trained.shape[0] not in COLOURS else images.read
     if isinstance(images, Split) and images.uncut is not None:
         read = images.uncut[0].read
-    names = [_inside(config.data, images.name(row)) or f"test/{row}" for row in range(len(images))]
+    found = _inside(config.data, map(images.name, range(len(images))))
+    names = [name or f"test/{row}" for row, name in enumerate(found)]
     return Pictures(names, read, _of_decoded(trained), batch)
 
 
-def _inside(data: Data, file: str | None) -> str | None:
-    """The path of a file in `data.root`; None where it is none that can be found there."""
+def _inside(data: Data, files: Iterable[str | None]) -> Iterator[str | None]:
+    """The path of each file in `data.root`; None where it is none that can be found there."""
     root = Path(str(data.root)).expanduser()
     folder = root if root.is_dir() else root.parent
-    if data.root is None or file is None or not Path(file).is_relative_to(folder) or not Path(file).exists():
-        return None
-    return Path(file).relative_to(folder).as_posix().encode(errors="replace").decode()  # not all can be written
+    for file in files:
+        if data.root is None or file is None or not Path(file).is_relative_to(folder) or not Path(file).exists():
+            yield None
+        else:  # not all of them can be written
+            yield Path(file).relative_to(folder).as_posix().encode(errors="replace").decode()
 
 
 def _of_decoded(trained: Trained) -> Transform:
